@@ -1,0 +1,265 @@
+"""`OPEFOConfig`: TRL's `GRPOConfig` and the fields of entropy-flow control, refused early where they cannot be right."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from opefo_trl.controls import Control, control_options, make_control
+from opefo_trl.flow import ESTIMATORS
+
+SCOPES = ("batch", "running", "micro")
+NONFINITE = ("stop", "skip")
+# Fields that a control may declare as options; the rest of its options come from `control_kwargs`.
+CONTROL_FIELDS = ("flow_lambda_max", "flow_target", "flow_schedule", "flow_shape")
+
+
+@dataclass
+class OPEFOConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`OPEFOTrainer`].
+
+    This class includes only the parameters that are specific to entropy-flow control. For the others please refer to
+    [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`]; their defaults are unchanged.
+
+    Parameters:
+        > Parameters that control the entropy
+
+        control (`str`, *optional*, defaults to `"opefo"`):
+            Entropy control: any name in `opefo_trl.controls.CONTROLS`. `"none"` is plain GRPO, with the flows measured
+            and logged.
+        control_kwargs (`dict[str, Any]` or `str`, *optional*):
+            The control's own options, as a YAML map or as JSON on the command line. For `"opefo"`: `sides` (`"both"`,
+            `"increase"` or `"decrease"`) and `static_lambda` (a fixed lambda instead of the balancing one).
+        flow_estimator (`str`, *optional*, defaults to `"sampled"`):
+            How a token's entropy change is estimated: `"sampled"` (the paper), `"exact"` (the first-order truth of a
+            softmax step), `"steer"`, `"own_logit"`, `"covariance"`, or `"expected"` (an ablation). `"exact"` and
+            `"expected"` sum over the vocabulary, in a scoring pass in every `flow_scope`.
+        flow_scope (`str`, *optional*, defaults to `"batch"`):
+            Whose flows fix lambda: `"batch"` (the paper) measures the whole generation batch over all ranks before it
+            is trained on, in the scoring pass that vLLM's importance sampling runs anyway, and otherwise in one more
+            forward; `"running"` takes the totals of the previous optimizer step, for free; `"micro"` the live
+            micro-batch of this rank, for ablation.
+        flow_lambda_max (`float`, *optional*, defaults to `0.1`):
+            Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays under 0.002
+            and never meets it; on short completions lambda reaches 0.5 and destroys the reward. `1.0` is the literal
+            paper.
+        flow_shape (`str`, *optional*, defaults to `"sign"`):
+            Shape of the correction. `"sign"` is the paper's 1 + lambda and 1 - lambda.
+        flow_target (`float` or `str`, *optional*):
+            Entropy to hold. `None` balances always, as in the paper; a number is in nats; `"0.4x"` is a fraction of
+            the first step's entropy. Lambda then acts, bounded by 1 only, while entropy is below the target.
+        flow_schedule (`str`, *optional*, defaults to `"constant"`):
+            How the target moves over the run.
+
+        > Parameters that keep a run right
+
+        strict_on_policy (`bool`, *optional*, defaults to `True`):
+            Whether to insist on one optimizer step per generation batch: `num_iterations=1` and
+            `steps_per_generation` equal to `gradient_accumulation_steps`.
+        nonfinite (`str`, *optional*, defaults to `"stop"`):
+            What a NaN or infinite loss, gradient or reward does: `"stop"` before the update, with a dump of the rows,
+            or `"skip"` the step and count it (ten in a row stop the run).
+    """
+
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["control_kwargs"]
+
+    control: str = field(
+        default="opefo",
+        metadata={
+            "help": "Entropy control: any name in `opefo_trl.controls.CONTROLS`. 'none' is plain GRPO, with the flows "
+            "measured and logged."
+        },
+    )
+    control_kwargs: dict[str, Any] | str | None = field(
+        default_factory=dict,
+        metadata={
+            "help": "The control's own options, as a YAML map or as JSON on the command line. For 'opefo': `sides` "
+            "('both', 'increase' or 'decrease') and `static_lambda` (a fixed lambda instead of the balancing one)."
+        },
+    )
+    flow_estimator: str = field(
+        default="sampled",
+        metadata={
+            "help": "How a token's entropy change is estimated: 'sampled' (the paper), 'exact' (the first-order truth "
+            "of a softmax step), 'steer', 'own_logit', 'covariance', or 'expected' (an ablation). 'exact' and "
+            "'expected' sum over the vocabulary, in a scoring pass in every `flow_scope`.",
+        },
+    )
+    flow_scope: str = field(
+        default="batch",
+        metadata={
+            "help": "Whose flows fix lambda: 'batch' (the paper) measures the whole generation batch over all ranks "
+            "before it is trained on, in the scoring pass that vLLM's importance sampling runs anyway, and otherwise "
+            "in one more forward; 'running' takes the totals of the previous optimizer step, for free; 'micro' the "
+            "live micro-batch of this rank, for ablation.",
+        },
+    )
+    flow_lambda_max: float = field(
+        default=0.1,
+        metadata={
+            "help": "Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays "
+            "under 0.002 and never meets it; on short completions lambda reaches 0.5 and destroys the reward. 1.0 is "
+            "the literal paper."
+        },
+    )
+    flow_shape: str = field(
+        default="sign",
+        metadata={"help": "Shape of the correction. 'sign' is the paper's 1 + lambda and 1 - lambda."},
+    )
+    flow_target: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "Entropy to hold. None balances always, as in the paper; a number is in nats; '0.4x' is a fraction "
+            "of the first step's entropy. Lambda then acts, bounded by 1 only, while entropy is below the target."
+        },
+    )
+    flow_schedule: str = field(
+        default="constant",
+        metadata={"help": "How the target moves over the run."},
+    )
+    strict_on_policy: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to insist on one optimizer step per generation batch: `num_iterations=1` and "
+            "`steps_per_generation` equal to `gradient_accumulation_steps`."
+        },
+    )
+    nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "What a NaN or infinite loss, gradient or reward does: 'stop' before the update, with a dump of "
+            "the rows, or 'skip' the step and count it (ten in a row stop the run)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.control_kwargs = _as_options(self.control_kwargs)
+        _require("flow_estimator", self.flow_estimator, ESTIMATORS)
+        _require("flow_scope", self.flow_scope, SCOPES)
+        _require("nonfinite", self.nonfinite, NONFINITE)
+        control = self.make_control()
+        shapes_tokens = type(control).advantages is not Control.advantages
+        self._check_on_policy()
+        self._check_loss(shapes_tokens)
+        self._check_guards()
+        if shapes_tokens:
+            self._warn_of_rivals()
+        self._warn_of_unused_fields()
+        self._warn_of_checkpoints_inside_a_window()
+
+    def make_control(self) -> Control:
+        """A fresh control with the options of this configuration."""
+        options = control_options(self.control)
+        for name in self.control_kwargs:  # type: ignore[union-attr]
+            if name in CONTROL_FIELDS and name in options:
+                raise ValueError(f"`control_kwargs` sets {name!r}, which has a field of its own: set `{name}` instead.")
+        fields = {name: getattr(self, name) for name in CONTROL_FIELDS if name in options}
+        return make_control(self.control, **fields, **self.control_kwargs)  # type: ignore[arg-type]
+
+    @property
+    def updates_per_rollout(self) -> float:
+        """Optimizer steps taken on one generation batch; 1 is strictly on-policy."""
+        return self._micro_batches_per_rollout / self.gradient_accumulation_steps
+
+    @property
+    def _micro_batches_per_rollout(self) -> int:
+        return self.steps_per_generation * self.num_iterations  # type: ignore[operator]
+
+    def _check_on_policy(self) -> None:
+        if not self.strict_on_policy:
+            return
+        way_out = "or pass `strict_on_policy=False`."
+        if self.num_iterations != 1:
+            raise ValueError(
+                f"`num_iterations={self.num_iterations}` trains {self.num_iterations} times on one rollout; OPEFO is "
+                f"strictly on-policy. Set `num_iterations=1`, {way_out}"
+            )
+        if self.steps_per_generation != self.gradient_accumulation_steps:
+            raise ValueError(
+                f"`steps_per_generation={self.steps_per_generation}` with `gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps}` takes {self.updates_per_rollout:g} optimizer steps per rollout; "
+                f"OPEFO is strictly on-policy and takes 1. Set them equal, {way_out}"
+            )
+
+    def _check_loss(self, shapes_tokens: bool) -> None:
+        if shapes_tokens and self.importance_sampling_level == "sequence":
+            raise ValueError(
+                "`importance_sampling_level='sequence'` gives every token of a completion the same gradient, so the "
+                f"token weights of `control={self.control!r}` would be averaged away. Use "
+                "`importance_sampling_level='token'`, or `control='none'`."
+            )
+        if shapes_tokens and self.loss_type == "luspo":
+            self._warn(
+                "`loss_type='luspo'` is a sequence-level objective. With `importance_sampling_level='token'`, which "
+                f"token weights such as those of `control={self.control!r}` need, it is a plain sum over tokens and no "
+                "longer LUSPO. `loss_type='dapo'` says the same with a better normaliser."
+            )
+        if (self.liger_kernel_config or {}).get("fused_linear_cross_entropy"):  # type: ignore[union-attr]
+            raise ValueError(
+                "`liger_kernel_config={'fused_linear_cross_entropy': True}` replaces the forward that log-probabilities "
+                "and entropies come from. Drop that key; Liger's other kernels are fine."
+            )
+
+    def _check_guards(self) -> None:
+        if self.nonfinite == "skip" and self.deepspeed_plugin is not None:
+            raise ValueError(
+                "`nonfinite='skip'` cannot be kept under DeepSpeed, which updates the parameters inside the backward "
+                "pass. Use `nonfinite='stop'`, which checks the loss before it."
+            )
+
+    def _warn_of_rivals(self) -> None:
+        """Settings of TRL that work against a control, or behind its back."""
+        if self.entropy_coef != 0 or self.use_adaptive_entropy:
+            name = "use_adaptive_entropy=True" if self.use_adaptive_entropy else f"entropy_coef={self.entropy_coef}"
+            self._warn(
+                f"`{name}` pushes entropy at the same time as `control={self.control!r}`: the flows do not see the "
+                "bonus, and the two fight. Keep one of them."
+            )
+        if self.top_entropy_quantile < 1:
+            self._warn(
+                f"`top_entropy_quantile={self.top_entropy_quantile}` drops tokens from the loss after "
+                f"`control={self.control!r}` has counted their flow, so lambda balances tokens that do not train."
+            )
+
+    def _warn_of_unused_fields(self) -> None:
+        options = control_options(self.control)
+        defaults = {name: type(self).__dataclass_fields__[name].default for name in CONTROL_FIELDS}
+        unused = [name for name in CONTROL_FIELDS if name not in options and getattr(self, name) != defaults[name]]
+        if unused:
+            self._warn(f"`control={self.control!r}` does not use {', '.join(f'`{name}`' for name in unused)}.")
+
+    def _warn_of_checkpoints_inside_a_window(self) -> None:
+        window = self._micro_batches_per_rollout
+        period = math.lcm(window, self.gradient_accumulation_steps) // self.gradient_accumulation_steps
+        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % period:
+            self._warn(
+                f"`save_steps={self.save_steps:g}` places checkpoints inside a rollout of {period} optimizer steps. "
+                "Resuming from one of them generates anew and does not continue bit for bit. Use a multiple of "
+                f"{period}."
+            )
+
+    def _warn(self, message: str) -> None:
+        if self.process_index == 0:
+            warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _as_options(value: Any) -> dict[str, Any]:
+    if value is None or value == "":
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"`control_kwargs={value!r}` is not a map. Give a YAML map in a config file, a dict in Python, or JSON on "
+            """the command line: --control_kwargs '{"sides": "increase"}'."""
+        )
+    return value
+
+
+def _require(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"`{name}={value!r}` is unknown. Choose one of {', '.join(map(repr, known))}.")

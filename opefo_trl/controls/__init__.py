@@ -1,0 +1,45 @@
+"""Every entropy control, by name. A new one is a file here, a line in `CONTROLS`, and a row in docs/controls.md."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+from opefo_trl.controls.base import Control, Tokens
+from opefo_trl.controls.none import NoControl
+from opefo_trl.controls.opefo import OPEFO
+
+__all__ = ["CONTROLS", "Control", "Tokens", "control_options", "make_control"]
+
+CONTROLS: dict[str, type[Control]] = {
+    "none": NoControl,
+    "opefo": OPEFO,
+}
+
+
+def control_options(name: str) -> list[str]:
+    """The keyword arguments that a control takes."""
+    if name not in CONTROLS:
+        raise ValueError(f"`control={name!r}` is unknown.{_nearest(name, CONTROLS)} Choose one of {_listed(CONTROLS)}.")
+    constructor = CONTROLS[name].__init__
+    return [] if constructor is object.__init__ else list(inspect.signature(constructor).parameters)[1:]
+
+
+def make_control(name: str, **kwargs: Any) -> Control:
+    """Build a control; an unknown name or option raises and lists the known ones."""
+    options = control_options(name)
+    for key in kwargs:
+        if key not in options:
+            known = f"It takes {_listed(options)}." if options else "It takes no options."
+            raise ValueError(f"`control={name!r}` has no option {key!r}.{_nearest(key, options)} {known}")
+    return CONTROLS[name](**kwargs)
+
+
+def _nearest(name: Any, known: Any) -> str:
+    matches = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(name) for name in names)

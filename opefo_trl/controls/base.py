@@ -1,0 +1,73 @@
+"""What an entropy control is: something that looks at a batch's flow totals once per optimizer step, and then shapes
+what TRL's own loss sees. It never computes a loss of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from opefo_trl.flow import FlowTotals
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """
+    One micro-batch as a control sees it.
+
+    Attributes:
+        logps (`Tensor`): log-probabilities of the sampled tokens under the live policy, with gradient, (B, T).
+        entropies (`Tensor`): entropies of the live policy, with gradient, (B, T).
+        advantages (`Tensor`): (B, 1).
+        mask (`Tensor`): 1 on the tokens that train, (B, T).
+        old_logps (`Tensor`): log-probabilities when the batch was generated, (B, T).
+        flow (`Tensor`): `flow.token_flow` of each token, detached, (B, T).
+    """
+
+    logps: Tensor
+    entropies: Tensor
+    advantages: Tensor
+    mask: Tensor
+    old_logps: Tensor
+    flow: Tensor
+
+
+class Control:
+    """
+    Base of every entropy control; by itself it changes nothing.
+
+    Keyword arguments of a subclass' constructor are its options: those named like an `OPEFOConfig` field
+    (`flow_target`, ...) are filled from it, all others from `control_kwargs`.
+    """
+
+    @property
+    def needs_totals(self) -> bool:
+        """Whether `observe` must see the totals of a batch before that batch is trained on."""
+        return False
+
+    def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
+        """Fix what holds for the coming optimizer step, from totals over all ranks. Keep tensors on the device."""
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        """The advantages that the loss shall use, (B, 1) or (B, T)."""
+        return tokens.advantages
+
+    def clip_range(self, tokens: Tokens) -> tuple[Tensor | float, Tensor | float] | None:
+        """(epsilon_low, epsilon_high) for this micro-batch, numbers or (B, T); None keeps TRL's."""
+        return None
+
+    def penalty(self, tokens: Tokens) -> Tensor | None:
+        """A term added to the loss, already a mean over tokens; None adds nothing."""
+        return None
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        """What to log of the last step. Names without a slash are logged under `control/`."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""

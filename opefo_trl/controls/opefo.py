@@ -1,0 +1,105 @@
+"""OPEFO, On-Policy Entropy Flow Optimization (arXiv 2605.11491): balance what raises entropy and what lowers it.
+
+    w_t = 1 + lambda where d_t > 0,  1 - lambda where d_t < 0,   lambda* = (E- - E+) / (E- + E+)
+
+over the whole batch and all ranks, weights detached, the loss' denominator unchanged. Since sign(d_t) =
+-sign(A_t) sign(log p_t + H_t), the weighted advantage is A_t - lambda |A_t| sign(log p_t + H_t): an entropy push in
+sign form, whose coefficient is solved for.
+
+It acts strictly on-policy, which is what it was made for. Ours, not the paper's: the bound `flow_lambda_max`
+(lambda* reaches 0.5 on short completions, where the unbounded rule destroys the reward; 1 is the literal paper), and
+`flow_target`: lambda acts, bounded by 1 only, while the last measured entropy is below the target, and is 0 above it.
+Below a target lambda is never negative: it does not hold back an entropy that is already on its way up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opefo_trl.controls.base import Control, Tokens
+from opefo_trl.controls.target import EntropyTarget
+from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights
+
+# `sign` is the paper's 1 +- lambda.
+SHAPES = ("sign",)
+
+
+class OPEFO(Control):
+    """
+    Args:
+        sides (`str`): rescale `both` groups (the paper), or only the tokens that `increase` or `decrease` entropy.
+        static_lambda (`float`, *optional*): a fixed lambda in [-1, 1] instead of lambda*, the paper's ablation.
+        flow_lambda_max, flow_target, flow_schedule, flow_shape: see `OPEFOConfig`.
+    """
+
+    def __init__(
+        self,
+        *,
+        sides: str = "both",
+        static_lambda: float | None = None,
+        flow_lambda_max: float = 0.1,
+        flow_target: float | str | None = None,
+        flow_schedule: str = "constant",
+        flow_shape: str = "sign",
+    ):
+        if sides not in SIDES:
+            raise ValueError(f"`sides={sides!r}` is unknown. Choose one of {', '.join(map(repr, SIDES))}.")
+        if static_lambda is not None and not (_is_number(static_lambda) and -1 <= static_lambda <= 1):
+            raise ValueError(f"`static_lambda={static_lambda!r}` must be a number in [-1, 1].")
+        if static_lambda is not None and flow_target is not None:
+            raise ValueError(
+                f"`static_lambda={static_lambda}` fixes lambda for the whole run and `flow_target={flow_target!r}` "
+                "moves it. Drop one of them."
+            )
+        if not (_is_number(flow_lambda_max) and 0 < flow_lambda_max <= 1):
+            raise ValueError(
+                f"`flow_lambda_max={flow_lambda_max!r}` must be in (0, 1]: the weights are 1 +- lambda and must not "
+                "change sign. 1.0 is the paper's unbounded rule."
+            )
+        if flow_shape not in SHAPES:
+            raise ValueError(f"`flow_shape={flow_shape!r}` is unknown. Choose one of {', '.join(map(repr, SHAPES))}.")
+        if flow_target is None and flow_schedule != "constant":
+            raise ValueError(f"`flow_schedule={flow_schedule!r}` moves a target; set `flow_target` too.")
+        self.sides = sides
+        self.static_lambda = static_lambda
+        self.target = None if flow_target is None else EntropyTarget(flow_target, flow_schedule)
+        self.bound = flow_lambda_max if self.target is None else 1.0
+        self.lam: Tensor | float = 0.0 if static_lambda is None else float(static_lambda)
+        self.target_now: Tensor | None = None
+
+    @property
+    def needs_totals(self) -> bool:
+        return self.static_lambda is None
+
+    def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
+        if self.static_lambda is not None:
+            return
+        self.lam = balance(totals).clamp(-self.bound, self.bound)
+        if self.target is not None:
+            self.target_now = self.target.at(totals.entropy, step, max_steps)
+            self.lam = torch.where(totals.entropy < self.target_now, self.lam.clamp(min=0), torch.zeros_like(self.lam))
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        if self.static_lambda == 0:
+            return tokens.advantages
+        return tokens.advantages * flow_weights(tokens.flow, self.lam, self.sides)
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        metrics: dict[str, Tensor | float] = {"flow/lambda": self.lam}
+        if self.target_now is not None:
+            metrics["flow/target"] = self.target_now
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.target is None else self.target.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.target is not None:
+            self.target.load_state_dict(state)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

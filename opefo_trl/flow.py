@@ -1,0 +1,236 @@
+"""Entropy flow: how much each token's update is about to change the policy's entropy.
+
+OPEFO (arXiv 2605.11491) estimates, for every generated token t with advantage A_t, probability p_t and conditional
+entropy H_t, the first-order change that one policy-gradient step makes to the entropy at that position:
+
+    d_t = -A_t (1 - p_t)^2 (log p_t + H_t)                   in units of the step size
+
+It sums the raising and the lowering part over the batch, E+ and E-, and rescales the two groups by 1 + lambda and
+1 - lambda so that they cancel:
+
+    (1 + lambda) E+ = (1 - lambda) E-      =>      lambda* = (E- - E+) / (E- + E+)
+
+Everything here is a pure function of tensors: fp32, detached, and free of host synchronisation. A token whose numbers
+are not finite has an unknown flow: it is left out of the sums, counted, and keeps weight 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+ESTIMATORS = ("sampled", "steer", "own_logit", "covariance", "expected", "exact")
+# These need a sum over the whole vocabulary at every position, see `vocabulary_score`.
+VOCABULARY_ESTIMATORS = ("expected", "exact")
+SIDES = ("both", "increase", "decrease")
+
+
+@torch.no_grad()
+def token_flow(
+    logps: Tensor,
+    entropies: Tensor,
+    advantages: Tensor,
+    estimator: str = "sampled",
+    *,
+    mask: Tensor | None = None,
+    vocabulary: Tensor | None = None,
+) -> Tensor:
+    """
+    First-order entropy change of each token's update, per unit step.
+
+    Args:
+        logps (`Tensor`): log-probability of each sampled token, (B, T).
+        entropies (`Tensor`): entropy of the distribution that it was sampled from, in nats, (B, T).
+        advantages (`Tensor`): (B,), (B, 1) or (B, T).
+        estimator (`str`): one of `ESTIMATORS`.
+        mask (`Tensor`, *optional*): 1 on the tokens that train, (B, T). `covariance` takes its means over them.
+        vocabulary (`Tensor`, *optional*): `vocabulary_score` of the same estimator, (B, T); needed by `exact` and
+            `expected`.
+
+    Returns:
+        `Tensor`: (B, T), positive where the update raises entropy; not finite where an input was not.
+    """
+    logps, entropies, advantages = logps.float(), entropies.float(), advantages.float()
+    if advantages.dim() == logps.dim() - 1:
+        advantages = advantages.unsqueeze(-1)
+    if estimator == "covariance":
+        weights = torch.ones_like(logps) if mask is None else mask.float()
+        return -_centred(advantages.expand_as(logps), weights) * _centred(logps, weights)
+    return -advantages * flow_score(logps, entropies, estimator, vocabulary)
+
+
+def flow_score(logps: Tensor, entropies: Tensor, estimator: str, vocabulary: Tensor | None = None) -> Tensor:
+    """The factor S_t in d_t = -A_t S_t, (B, T): positive on tokens that are more likely than is typical."""
+    if estimator in VOCABULARY_ESTIMATORS and vocabulary is None:
+        raise ValueError(
+            f"The {estimator!r} estimator sums over the vocabulary: pass `vocabulary=vocabulary_score(hidden, weight, "
+            f"estimator={estimator!r})`, or use one of "
+            f"{', '.join(repr(name) for name in ESTIMATORS if name not in VOCABULARY_ESTIMATORS)}."
+        )
+    logps = logps.clamp(max=0)  # rounding can lift a certain token a hair above probability 1
+    likely = logps + entropies  # log p + H, above 0 for tokens more likely than exp(-H)
+    p, rest = logps.exp(), -torch.expm1(logps)  # rest = 1 - p, without cancellation near 1
+    if estimator == "sampled":
+        return rest.square() * likely
+    if estimator == "steer":
+        return rest * likely
+    if estimator == "own_logit":
+        return p * rest * likely
+    if estimator == "exact":
+        return p * likely - vocabulary
+    if estimator == "expected":
+        return vocabulary  # type: ignore[return-value]
+    raise ValueError(f"Unknown flow estimator {estimator!r}. Choose one of {', '.join(map(repr, ESTIMATORS))}.")
+
+
+@torch.no_grad()
+def vocabulary_score(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    estimator: str = "exact",
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    budget: int = 2**24,
+) -> Tensor:
+    """
+    The vocabulary sums of the `exact` and `expected` estimators, from hidden states and the LM head.
+
+        exact:     sum_j p_j^2 (log p_j + H)
+        expected:  sum_j p_j (1 - p_j)^2 (log p_j + H)
+
+    The logits live for `budget // V` positions at a time and are never whole.
+
+    Args:
+        hidden (`Tensor`): last hidden states, (..., D).
+        weight, bias (`Tensor`): the LM head, (V, D) and (V,).
+        temperature, logit_scale, softcap (`float`): logits = softcap tanh(scale z / softcap) / temperature.
+        budget (`int`): logits held at once; 2**24 are 64 MiB in fp32.
+
+    Returns:
+        `Tensor`: fp32, (...).
+    """
+    if estimator not in VOCABULARY_ESTIMATORS:
+        raise ValueError(f"{estimator!r} has no vocabulary sum; only {' and '.join(VOCABULARY_ESTIMATORS)} have.")
+    scores = []
+    for rows in hidden.reshape(-1, hidden.size(-1)).split(max(1, budget // weight.size(0))):
+        logits = F.linear(rows, weight, bias).float() * logit_scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        logp = F.log_softmax(logits / temperature, dim=-1)
+        p = logp.exp()
+        likely = logp - (p * logp).sum(-1, keepdim=True)  # log p_j + H; p log p is 0 where p underflows
+        # (1 - p)^2 = 1 + p (p - 2), and the 1 adds up to nothing: sum_j p_j (log p_j + H) = 0
+        spread = p * p if estimator == "exact" else p * p * (p - 2)
+        scores.append((spread * likely).sum(-1))
+    return torch.cat(scores).view(hidden.shape[:-1])
+
+
+@dataclass(frozen=True)
+class FlowTotals:
+    """
+    Both flows of a set of tokens. Totals of micro-batches and of ranks add; all sums travel as one stacked tensor.
+
+    Attributes:
+        sums (`Tensor`): [E+, E-, summed entropy, tokens, tokens with unknown flow], fp32, (5,).
+    """
+
+    sums: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, flow: Tensor, mask: Tensor, entropies: Tensor) -> FlowTotals:
+        """Totals of the tokens where `mask` is 1; `flow`, `mask` and `entropies` are (B, T)."""
+        trained = mask.bool()
+        known = trained & flow.isfinite() & entropies.isfinite()
+        flow = flow.float().masked_fill(~known, 0)
+        entropies = entropies.float().masked_fill(~known, 0)
+        return cls(
+            torch.stack(
+                [
+                    flow.clamp(min=0).sum(),
+                    flow.neg().clamp(min=0).sum(),
+                    entropies.sum(),
+                    known.sum().float(),
+                    (trained & ~known).sum().float(),
+                ]
+            )
+        )
+
+    def __add__(self, other: FlowTotals) -> FlowTotals:
+        return FlowTotals(self.sums + other.sums)
+
+    def reduce(self, accelerator: Accelerator) -> FlowTotals:
+        """Totals over all ranks: one all-reduce of five numbers."""
+        return FlowTotals(accelerator.reduce(self.sums, reduction="sum"))
+
+    def with_entropy(self, entropy: Tensor) -> FlowTotals:
+        """The same flows beside another mean entropy."""
+        sums = self.sums.clone()
+        sums[2] = entropy * self.tokens
+        return FlowTotals(sums)
+
+    @property
+    def increase(self) -> Tensor:
+        """E+, the flow of the tokens whose update raises entropy."""
+        return self.sums[0]
+
+    @property
+    def decrease(self) -> Tensor:
+        """E-, the size of the flow of the tokens whose update lowers entropy; positive."""
+        return self.sums[1]
+
+    @property
+    def net(self) -> Tensor:
+        """E+ - E-, the predicted change of entropy."""
+        return self.increase - self.decrease
+
+    @property
+    def tokens(self) -> Tensor:
+        """Tokens in the sums."""
+        return self.sums[3]
+
+    @property
+    def unknown(self) -> Tensor:
+        """Tokens left out because a number was not finite."""
+        return self.sums[4]
+
+    @property
+    def entropy(self) -> Tensor:
+        """Mean entropy of the tokens, in nats."""
+        return self.sums[2] / self.tokens.clamp(min=1)
+
+
+def balance(totals: FlowTotals) -> Tensor:
+    """lambda* = (E- - E+) / (E- + E+), a 0-d tensor in (-1, 1); 0 when either side is empty, since 1 or -1 would
+    switch the whole update off."""
+    both = (totals.increase > 0) & (totals.decrease > 0)
+    lambda_star = (totals.decrease - totals.increase) / (totals.decrease + totals.increase)
+    return torch.where(both, lambda_star, torch.zeros_like(lambda_star))
+
+
+def flow_weights(flow: Tensor, lam: Tensor | float, sides: str = "both") -> Tensor:
+    """1 + lam where flow > 0, 1 - lam where flow < 0, 1 elsewhere, (B, T). `sides` keeps only one of the groups."""
+    if sides not in SIDES:
+        raise ValueError(f"Unknown sides {sides!r}. Choose one of {', '.join(map(repr, SIDES))}.")
+    weights = torch.ones_like(flow, dtype=torch.float32)
+    if sides != "decrease":
+        weights = torch.where(flow > 0, 1 + lam, weights)
+    if sides != "increase":
+        weights = torch.where(flow < 0, 1 - lam, weights)
+    return weights
+
+
+def _centred(values: Tensor, weights: Tensor) -> Tensor:
+    known = weights * values.isfinite()
+    mean = torch.where(known > 0, values, 0).sum() / known.sum().clamp(min=1)
+    return values - mean

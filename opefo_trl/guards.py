@@ -1,0 +1,206 @@
+"""Numbers that must not reach the optimizer: NaN and infinity in losses, gradients and rewards.
+
+`watch_reward` marks bad rewards where they arise; `StepGuard` decides, once per optimizer step, whether to stop, to
+skip, or to go on. Both only look: the trainer carries the verdict to all ranks and acts on it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+SKIPS_IN_A_ROW = 10
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, gradient or reward is NaN or infinite, and the update was not taken."""
+
+
+# ---- rewards
+
+
+@dataclass(frozen=True)
+class BadReward:
+    """A reward that is no finite number: whose, of which completion of this rank, and what it was."""
+
+    function: str
+    index: int
+    value: float
+    completion: Any
+
+    def __str__(self) -> str:
+        return f"reward function {self.function!r} returned {self.value} for completion {self.index}: {self.completion!r}"
+
+
+def watch_reward(function: Callable, name: str, found: list[BadReward], is_async: bool) -> Callable:
+    """
+    Wrap a reward function so that its faults get a name.
+
+    NaN and infinity are noted in `found` and handed on as `inf`, which, unlike NaN, TRL does not take for "no reward":
+    so every rank sees them in the gathered rewards. An exception is raised again with the function's name.
+    """
+
+    def check(rewards: Any, completions: list) -> Any:
+        if len(rewards) != len(completions):
+            return rewards  # TRL's own error names the function and both lengths
+        return [_checked(reward, index, completions[index]) for index, reward in enumerate(rewards)]
+
+    def _checked(reward: Any, index: int, completion: Any) -> Any:
+        if reward is None:
+            return None
+        try:
+            value = float(reward)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"The reward function {name!r} returned {reward!r} ({type(reward).__name__}) for completion {index}; "
+                "a reward is a number, or None for a completion that it does not judge."
+            ) from error
+        if math.isfinite(value):
+            return reward
+        found.append(BadReward(name, index, value, completion))
+        return math.inf
+
+    def failed(error: Exception) -> RuntimeError:
+        return RuntimeError(f"The reward function {name!r} raised {type(error).__name__}: {error}")
+
+    if is_async:
+
+        @functools.wraps(function)
+        async def watched(**kwargs: Any) -> Any:
+            try:
+                rewards = await function(**kwargs)
+            except Exception as error:
+                raise failed(error) from error
+            return check(rewards, kwargs["completions"])
+
+        return watched
+
+    @functools.wraps(function)
+    def watched_sync(**kwargs: Any) -> Any:
+        try:
+            rewards = function(**kwargs)
+        except Exception as error:
+            raise failed(error) from error
+        return check(rewards, kwargs["completions"])
+
+    return watched_sync
+
+
+# ---- losses and gradients
+
+
+@dataclass
+class MicroBatch:
+    """What a guard needs of one micro-batch to tell, after the fact, what went wrong in it. Tensors are detached."""
+
+    inputs: dict[str, Any]
+    tensors: dict[str, Tensor]  # name -> (B, T) or (B, 1)
+    mask: Tensor  # (B, T)
+    loss: Tensor
+
+    def culprits(self) -> dict[str, Tensor]:
+        """The tensors with a non-finite number on a token that trains, each with its rows, (rows,)."""
+        found = {}
+        for name, tensor in self.tensors.items():
+            bad = (~tensor.isfinite() & self.mask.bool()).any(dim=1)
+            if bad.any():
+                found[name] = bad.nonzero().squeeze(1)
+        return found
+
+
+@dataclass
+class StepGuard:
+    """
+    Counts skipped steps and knows when they are too many.
+
+    Args:
+        policy (`str`): `"stop"` or `"skip"`.
+    """
+
+    policy: str
+    skipped: int = 0
+    in_a_row: int = 0
+    losses: list[float] = field(default_factory=list)  # of the steps taken since the last log
+    skipped_since_log: int = 0
+
+    def passed(self, loss: float) -> None:
+        self.in_a_row = 0
+        self.losses.append(loss)
+
+    def failed(self, message: str) -> None:
+        """Stop, or count a skip."""
+        if self.policy == "stop":
+            raise NonFiniteError(f"{message} Set `nonfinite='skip'` to leave such steps out and go on.")
+        self.skipped += 1
+        self.skipped_since_log += 1
+        self.in_a_row += 1
+        if self.in_a_row >= SKIPS_IN_A_ROW:
+            raise NonFiniteError(f"{message} It is the {self.in_a_row}th step in a row that had to be skipped.")
+
+    def logged_loss(self, loss: float) -> float:
+        """The mean loss of the steps taken since the last log; NaN when none was. `loss` stands if none was skipped."""
+        if self.skipped_since_log:
+            loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
+        self.losses.clear()
+        self.skipped_since_log = 0
+        return loss
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+def describe(window: list[MicroBatch]) -> str:
+    """Which tensors of a window are not finite, and where; empty when all are finite."""
+    places = []
+    for number, micro_batch in enumerate(window):
+        culprits = micro_batch.culprits()
+        places += [f"{name} of rows {rows.tolist()} in micro-batch {number}" for name, rows in culprits.items()]
+        if not culprits and not micro_batch.loss.isfinite():
+            places.append(f"loss of micro-batch {number}")
+    return "; ".join(places)
+
+
+def dump_rows(path: Path, window: list[MicroBatch], decode: Callable[[Tensor], str], **context: Any) -> Path:
+    """Write the offending rows of a window, or all rows where no single one is to blame, as JSON that a person reads."""
+    blamed = [micro_batch.culprits() for micro_batch in window]
+    nobody = not any(blamed)
+    rows = []
+    for number, (micro_batch, culprits) in enumerate(zip(window, blamed, strict=True)):
+        guilty = {row for found in culprits.values() for row in found.tolist()}
+        for row in range(micro_batch.mask.size(0)) if nobody else sorted(guilty):
+            rows.append({"micro_batch": number, "row": row, **_row(micro_batch, row, decode)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**context, "rows": rows}, indent=2, ensure_ascii=False, default=str))
+    return path
+
+
+def _row(micro_batch: MicroBatch, row: int, decode: Callable[[Tensor], str]) -> dict[str, Any]:
+    inputs, mask = micro_batch.inputs, micro_batch.mask[row].bool()
+    prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
+    completion = inputs["completion_ids"][row][mask]
+    numbers = {
+        name: [_readable(value) for value in tensor[row].expand(mask.shape)[mask].tolist()]
+        for name, tensor in micro_batch.tensors.items()
+    }
+    return {
+        "prompt": decode(prompt),
+        "completion": decode(completion),
+        "prompt_ids": prompt.tolist(),
+        "completion_ids": completion.tolist(),
+        "loss": _readable(micro_batch.loss.item()),
+        **numbers,
+    }
+
+
+def _readable(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON has no NaN

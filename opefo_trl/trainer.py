@@ -1,0 +1,432 @@
+"""`OPEFOTrainer`: TRL's `GRPOTrainer` with an entropy control between the log-probabilities and the loss.
+
+TRL keeps generation, rewards, losses and everything around them. This file is the only one that knows its private
+hooks, each held in place by a test in tests/test_trl_contract.py:
+
+    _generate_and_score_completions          the whole generation batch: measure its flow, all-reduce, fix lambda
+    _get_per_token_logps_and_entropies       called by TRL's loss before it reads the advantages: shape them here
+    compute_loss, training_step              open and close the window of micro-batches of one optimizer step
+    _calculate_rewards, _get_grad_norm       the last places where a NaN can be caught
+    _save_checkpoint, _load_optimizer_and_scheduler
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import textwrap
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import get_config_model_id, is_async_callable
+
+from opefo_trl.config import OPEFOConfig
+from opefo_trl.controls import Tokens
+from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, balance, token_flow
+from opefo_trl.guards import BadReward, MicroBatch, NonFiniteError, StepGuard, describe, dump_rows, watch_reward
+from opefo_trl.vocabulary import vocabulary_scores
+
+logger = get_logger(__name__)
+
+STATE_FILE = "control_state.json"
+
+
+class OPEFOTrainer(GRPOTrainer):
+    """
+    Trainer for GRPO with entropy-flow control: On-Policy Entropy Flow Optimization (OPEFO) and its kin.
+
+    Takes the arguments of [`~trl.GRPOTrainer`], with an [`OPEFOConfig`] as `args`.
+
+    Example:
+
+    ```python
+    from opefo_trl import OPEFOConfig, OPEFOTrainer
+
+    trainer = OPEFOTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        reward_funcs=my_reward,
+        args=OPEFOConfig("out", control="opefo", flow_target="0.4x"),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "grpo", "opefo"]
+    _name = "OPEFO"
+    _paper = {
+        "title": "On-Policy Entropy Flow Optimization",
+        "id": "2605.11491",
+        "citation": textwrap.dedent("""\
+            @article{opefo2026,
+                title  = {{On-Policy Entropy Flow Optimization}},
+                year   = 2026,
+                eprint = {arXiv:2605.11491},
+            }"""),
+    }
+
+    args: OPEFOConfig
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: OPEFOConfig | None = None,
+        *positional: Any,
+        **keywords: Any,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = OPEFOConfig(f"{name.split('/')[-1]}-OPEFO")
+        if not isinstance(args, OPEFOConfig):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}; OPEFOTrainer needs an OPEFOConfig. It takes every argument of "
+                "GRPOConfig: replace the name."
+            )
+        super().__init__(model, reward_funcs, args, *positional, **keywords)
+        self.entropy_control = args.make_control()
+        self._needs_vocabulary = args.flow_estimator in VOCABULARY_ESTIMATORS
+        # In the `batch` scope the flow is measured before training on it, and so it is where it needs the vocabulary.
+        self._measures_batch = self._needs_vocabulary or (
+            args.flow_scope == "batch" and self.entropy_control.needs_totals
+        )
+        self._batch_totals: FlowTotals | None = None  # of the generation batch, over all ranks
+        self._last_totals: FlowTotals | None = None  # of the last optimizer step, over all ranks
+        self._entropy_before: Tensor | None = None  # of the step before that
+        self._window: list[MicroBatch] = []  # micro-batches of the optimizer step under way
+        self._window_totals: FlowTotals | None = None  # their totals, this rank's
+        self._window_lambdas: list[Tensor | float] = []
+        self._scored: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
+        self._live: dict[str, Any] | None = None  # inputs of the loss under way
+        self._tokens: Tokens | None = None
+
+        self.guard = StepGuard(args.nonfinite)
+        self._bad_rewards: list[BadReward] = []
+        self._rollout_is_bad = False
+        self.reward_funcs = [
+            function
+            if isinstance(function, nn.Module)
+            else watch_reward(function, name, self._bad_rewards, is_async_callable(function))
+            for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+        ]
+
+    # ---- the generation batch: measure its flow before anything is trained on it
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not (self.model.training and self._measures_batch):
+            return super()._generate_and_score_completions(inputs)
+        self._scored = []
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+            # Strictly on-policy without vLLM, TRL has no use for a scoring pass: then it is ours to run.
+            logps = batch["old_per_token_logps"] if "old_per_token_logps" in batch else self._score(batch)
+            # With a PEFT adapter the reference pass is scored as well; the policy's is the one that was kept.
+            logps, entropies, vocabulary = next(scores for scores in self._scored if scores[0] is logps)
+        finally:
+            self._scored = None
+        mask = _trained(batch)
+        batch["token_flow"] = self._flow(batch, mask, logps, entropies, vocabulary)
+        self._batch_totals = FlowTotals.of(batch["token_flow"], mask, entropies).reduce(self.accelerator)
+        return batch
+
+    def _score(self, batch: dict[str, Any]) -> Tensor:
+        """Log-probabilities of the generation batch, as TRL's own scoring pass computes them, (B, T)."""
+        accepted = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+        multimodal = {name: value for name, value in batch.items() if name in accepted}
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            logps, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                batch["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+                **multimodal,
+            )
+        return logps
+
+    def _get_per_token_logps_and_entropies(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        score = super()._get_per_token_logps_and_entropies
+        if self._scored is not None and model is self.model:
+            with self._vocabulary_scores(logits_to_keep) as vocabulary:
+                logps, entropies, aux_loss = score(
+                    model, input_ids, attention_mask, logits_to_keep, **{**kwargs, "compute_entropy": True}
+                )
+            self._scored.append((logps, entropies, torch.cat(vocabulary) if vocabulary else None))
+        else:
+            logps, entropies, aux_loss = score(model, input_ids, attention_mask, logits_to_keep, **kwargs)
+            if self._live is not None:
+                self._shape(self._live, logps, entropies)
+        return logps, entropies, aux_loss
+
+    def _vocabulary_scores(self, logits_to_keep: int) -> Any:
+        if not self._needs_vocabulary:
+            return nullcontext([])
+        model = self.accelerator.unwrap_model(self.model)
+        return vocabulary_scores(
+            model.get_base_model() if hasattr(model, "get_base_model") else model,
+            estimator=self.args.flow_estimator,
+            temperature=self.temperature,
+            keep=logits_to_keep,
+            head_in_fp32=self.args.cast_lm_head_to_fp32,
+        )
+
+    def _flow(
+        self, batch: dict[str, Any], mask: Tensor, logps: Tensor, entropies: Tensor, vocabulary: Tensor | None = None
+    ) -> Tensor:
+        """`token_flow` of the update that the loss will make, without the control, (B, T)."""
+        flow = token_flow(
+            logps,
+            entropies,
+            batch["advantages"],
+            self.args.flow_estimator,
+            mask=mask,
+            vocabulary=vocabulary,
+        )
+        # TRL multiplies the loss by vLLM's importance-sampling ratio: a token it masks out moves nothing.
+        ratio = batch.get("importance_sampling_ratio")
+        return flow if ratio is None or self.loss_type == "vespo" else flow * ratio
+
+    # ---- the window: the micro-batches of one optimizer step
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        if not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self._window:
+            self._open_window()
+        epsilons = self.epsilon_low, self.epsilon_high
+        self._live = {**inputs}
+        try:
+            loss = super().compute_loss(model, self._live, return_outputs, num_items_in_batch)
+            assert self._tokens is not None, "TRL's loss no longer asks for log-probabilities"
+            penalty = self.entropy_control.penalty(self._tokens)
+            if penalty is not None:
+                loss = loss + penalty / self.current_gradient_accumulation_steps
+            self._record(inputs, self._tokens, loss)
+        finally:
+            self._live = self._tokens = None
+            self.epsilon_low, self.epsilon_high = epsilons
+        if self.is_deepspeed_enabled:  # which updates inside backward
+            self._check_step(loss.detach(), None)
+        return loss
+
+    def _shape(self, live: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+        """Let the control write its advantages and clip range where TRL's loss is about to read them."""
+        mask = _trained(live)
+        flow = live.get("token_flow")
+        if flow is None:
+            flow = self._flow(live, mask, logps.detach(), entropies.detach())
+        old_logps = live.get("old_per_token_logps")
+        self._tokens = tokens = Tokens(
+            logps=logps,
+            entropies=entropies,
+            advantages=live["advantages"].unsqueeze(1),
+            mask=mask,
+            old_logps=logps.detach() if old_logps is None else old_logps,
+            flow=flow,
+        )
+        totals = FlowTotals.of(flow, mask, entropies.detach())
+        self._window_totals = totals if self._window_totals is None else self._window_totals + totals
+        if self.args.flow_scope == "micro":
+            # Lambda follows the micro-batch; the entropy that a target looks at stays that of the last whole step.
+            before = torch.full_like(totals.entropy, torch.nan) if self._last_totals is None else self._last_totals.entropy
+            self._observe(totals.with_entropy(before))
+        live["advantages"] = self.entropy_control.advantages(tokens)
+        clip_range = self.entropy_control.clip_range(tokens)
+        if clip_range is not None:
+            self.epsilon_low, self.epsilon_high = clip_range
+
+    def _open_window(self) -> None:
+        totals = self._last_totals
+        if self.args.flow_scope == "batch" and self._batch_totals is not None:
+            totals = self._batch_totals
+        if totals is not None and self.args.flow_scope != "micro":
+            self._observe(totals)
+
+    def _observe(self, totals: FlowTotals) -> None:
+        self.entropy_control.observe(totals, self.state.global_step, self.state.max_steps)
+
+    def _record(self, inputs: dict[str, Any], tokens: Tokens, loss: Tensor) -> None:
+        tensors = {
+            "log-probabilities": tokens.logps.detach(),
+            "entropies": tokens.entropies.detach(),
+            "advantages": tokens.advantages,
+        }
+        self._window.append(MicroBatch(inputs, tensors, tokens.mask, loss.detach()))
+        self._window_lambdas.append(self.entropy_control.metrics().get("flow/lambda", 0.0))
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._close_window()
+        if self.args.nonfinite == "skip":
+            loss = torch.where(loss.isfinite(), loss, torch.zeros_like(loss))  # or it would taint every later log
+        return loss
+
+    def _close_window(self) -> None:
+        """Reduce the window's totals over ranks, unless the batch that they are of is measured already; log the step."""
+        assert self._window_totals is not None
+        if self._batch_totals is not None and self.args.updates_per_rollout == 1:
+            totals = self._batch_totals
+        else:
+            totals = self._window_totals.reduce(self.accelerator)
+        self._log_flow(totals)
+        self._entropy_before = totals.entropy
+        self._last_totals = totals
+        self._window_totals = None
+        self._window_lambdas = []
+
+    def _log_flow(self, totals: FlowTotals) -> None:
+        tokens = totals.tokens.clamp(min=1)
+        metrics: dict[str, Tensor | float] = {
+            "flow/increase": totals.increase / tokens,
+            "flow/decrease": totals.decrease / tokens,
+            "flow/net": totals.net / tokens,
+            "flow/increase_share": totals.increase / (totals.increase + totals.decrease).clamp(min=1e-30),
+            "flow/lambda_star": balance(totals),
+            "flow/lambda": sum(self._window_lambdas) / len(self._window_lambdas),
+            "guard/unknown_tokens": totals.unknown,
+            "guard/skipped_steps": float(self.guard.skipped),
+        }
+        if self._entropy_before is not None:
+            metrics["entropy/delta"] = totals.entropy - self._entropy_before
+        for name, value in self.entropy_control.metrics().items():
+            metrics.setdefault(name if "/" in name else f"control/{name}", value)
+        values = torch.stack([torch.as_tensor(value, device=totals.sums.device).float() for value in metrics.values()])
+        for name, value in zip(metrics, values.tolist(), strict=True):  # the one transfer to the host
+            self._metrics["train"][name].append(value)
+
+    # ---- guards
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._bad_rewards.clear()
+        rewards = super()._calculate_rewards(*args, **kwargs)  # of all ranks
+        bad = ~rewards.isfinite() & ~rewards.isnan()
+        for column, function in enumerate(self.reward_funcs):
+            if isinstance(function, nn.Module):  # a reward model has no None that NaN could stand for
+                bad[:, column] |= rewards[:, column].isnan()
+        any_bad = bool(bad.any())
+        if self.model.training:
+            self._rollout_is_bad = any_bad
+        if any_bad:
+            self._report_rewards(bad)
+            rewards = rewards.masked_fill(bad, torch.nan)
+        return rewards
+
+    def _report_rewards(self, bad: Tensor) -> None:
+        local = len(bad) // self.accelerator.num_processes
+        where = sorted({(int(row) // local, self.reward_func_names[column]) for row, column in bad.nonzero().tolist()})
+        names = "; ".join(f"reward function {name!r} on rank {rank}" for rank, name in where)
+        details = "; ".join(map(str, self._bad_rewards)) or f"{names} returned NaN or infinity"
+        message = f"Step {self.state.global_step + 1}: {details}. No parameter was updated."
+        if self.args.nonfinite == "stop":
+            raise NonFiniteError(
+                f"{message} Return None for a completion that cannot be judged, or set `nonfinite='skip'` to leave "
+                "such steps out."
+            )
+        logger.warning(f"{message} The steps of this rollout are skipped.", main_process_only=False)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # The Trainer's last call before `optimizer.step()`
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        losses = torch.stack([micro_batch.loss for micro_batch in self._window])
+        # An overflow in fp16 is the gradient scaler's business: it skips the step and lowers its scale.
+        judged_norm = None if self.accelerator.scaler is not None else grad_norm
+        if not self._check_step(losses.sum(), judged_norm):
+            model.zero_grad()
+        self._window = []
+        return grad_norm
+
+    def _check_step(self, loss: Tensor, grad_norm: Any) -> bool:
+        """Whether loss and gradient are finite on every rank; if not, stop or count, as the configuration says."""
+        if hasattr(grad_norm, "full_tensor"):  # FSDP2
+            grad_norm = grad_norm.full_tensor()
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
+        mine = torch.stack([loss.float(), norm.float(), torch.full_like(norm, self._rollout_is_bad).float()])
+        ranks = self.accelerator.gather(mine.unsqueeze(0)).tolist()  # [[loss, gradient norm, bad rewards], ...]
+        bad = [rank for rank, (a, b, _) in enumerate(ranks) if not (_finite(a) and _finite(b))]
+        if not bad and not self._rollout_is_bad:
+            self.guard.passed(sum(rank[0] for rank in ranks) / len(ranks))
+            return True
+        message = self._describe_step(bad, ranks)
+        self.guard.failed(message)
+        logger.warning(f"{message} The step is skipped.", main_process_only=False)
+        return False
+
+    def _describe_step(self, bad: list[int], ranks: list[list[float]]) -> str:
+        step, rank = self.state.global_step + 1, self.accelerator.process_index
+        if not bad:
+            return f"Step {step}: a reward was NaN or infinite."
+        what = describe(self._window) or ("loss" if not _finite(ranks[rank][0]) else f"gradient norm {ranks[rank][1]}")
+        message = f"Step {step}: not finite on rank {', '.join(map(str, bad))}. No parameter was updated."
+        if rank in bad:
+            path = Path(self.args.output_dir) / "nonfinite" / f"step-{step}-rank-{rank}.json"
+            dump_rows(path, self._window, self._tokenizer.decode, step=step, rank=rank, what=what)
+            message += f" On rank {rank}: {what}; the rows are in {path}."
+        return message
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs["loss"] = self.guard.logged_loss(logs["loss"])
+        super().log(logs, start_time)
+
+    # ---- state
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / STATE_FILE).write_text(json.dumps(self._control_state(), indent=2))
+        super()._save_checkpoint(model, trial)
+
+    def _control_state(self) -> dict[str, Any]:
+        return {
+            "control": self.args.control,
+            "state": self.entropy_control.state_dict(),
+            "totals": None if self._last_totals is None else self._last_totals.sums.tolist(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._window, self._window_totals, self._window_lambdas = [], None, []  # of a run that was interrupted
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, STATE_FILE)
+        if not os.path.exists(path):
+            logger.warning(f"{path} does not exist: the entropy control starts afresh at step {self.state.global_step}.")
+            return
+        with open(path) as file:
+            saved = json.load(file)
+        self.guard.load_state_dict(saved["guard"])
+        if saved["totals"] is not None:
+            self._last_totals = FlowTotals(torch.tensor(saved["totals"], device=self.accelerator.device))
+            self._entropy_before = self._last_totals.entropy
+        if saved["control"] == self.args.control:
+            self.entropy_control.load_state_dict(saved["state"])
+        else:
+            logger.warning(
+                f"{checkpoint} was written with `control={saved['control']!r}`; `control={self.args.control!r}` starts "
+                "afresh."
+            )
+
+
+def _trained(batch: dict[str, Any]) -> Tensor:
+    """1 on the tokens that train, (B, T): neither padding, nor truncated, nor a tool's."""
+    mask = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < float("inf")

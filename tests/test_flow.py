@@ -1,0 +1,221 @@
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from opefo_trl.flow import (
+    ESTIMATORS,
+    VOCABULARY_ESTIMATORS,
+    FlowTotals,
+    balance,
+    flow_weights,
+    token_flow,
+    vocabulary_score,
+)
+
+ROWS, LENGTH, VOCABULARY = 6, 11, 37
+
+
+def random_batch(seed: int = 0, temperature: float = 1.0):
+    """Logits, sampled tokens, advantages and a mask, as numpy float64."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(ROWS, LENGTH, VOCABULARY)) * rng.choice([0.3, 1.0, 4.0], size=(ROWS, LENGTH, 1))
+    p = np.apply_along_axis(oracle.softmax, -1, logits / temperature)
+    tokens = np.array([[rng.choice(VOCABULARY, p=p[b, t]) for t in range(LENGTH)] for b in range(ROWS)])
+    advantages = rng.normal(size=ROWS)
+    mask = (np.arange(LENGTH) < rng.integers(1, LENGTH + 1, size=(ROWS, 1))).astype(float)
+    return logits, p, tokens, advantages, mask
+
+
+def as_tensors(p, tokens, advantages, mask):
+    logps = np.log(np.take_along_axis(p, tokens[..., None], -1)[..., 0])
+    entropies = np.apply_along_axis(oracle.entropy, -1, p)
+    return [torch.tensor(x, dtype=torch.float32) for x in (logps, entropies, advantages, mask)]
+
+
+def oracle_flow(p, tokens, advantages, mask, estimator):
+    if estimator == "covariance":
+        logps = np.log(np.take_along_axis(p, tokens[..., None], -1)[..., 0])
+        return oracle.covariance_flow(logps, np.broadcast_to(advantages[:, None], logps.shape), mask)
+    return np.array(
+        [
+            [oracle.flow(p[b, t], tokens[b, t], advantages[b], estimator) for t in range(LENGTH)]
+            for b in range(ROWS)
+        ]
+    )
+
+
+def flow_of(logits, tensors, estimator, temperature=1.0):
+    logps, entropies, advantages, mask = tensors
+    vocabulary = None
+    if estimator in VOCABULARY_ESTIMATORS:  # the identity is an LM head whose hidden states are the logits
+        hidden, weight = torch.tensor(logits, dtype=torch.float32), torch.eye(VOCABULARY)
+        vocabulary = vocabulary_score(hidden, weight, estimator=estimator, temperature=temperature)
+    return token_flow(logps, entropies, advantages, estimator, mask=mask, vocabulary=vocabulary)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_flow_lambda_and_weights_match_the_numpy_oracle(estimator, temperature):
+    for seed in range(3):
+        logits, p, tokens, advantages, mask = random_batch(seed, temperature)
+        tensors = as_tensors(p, tokens, advantages, mask)
+        flow = flow_of(logits, tensors, estimator, temperature)
+        expected = oracle_flow(p, tokens, advantages, mask, estimator)
+        kept = mask.astype(bool)
+        np.testing.assert_allclose(flow.numpy()[kept], expected[kept], atol=1e-6, rtol=1e-6)
+
+        totals = FlowTotals.of(flow, tensors[3], tensors[1])
+        lam = oracle.lambda_star(expected[kept])
+        assert balance(totals).item() == pytest.approx(lam, abs=1e-6)
+        np.testing.assert_allclose(
+            flow_weights(flow, balance(totals)).numpy()[kept], oracle.weights(expected, lam)[kept], atol=1e-6
+        )
+
+
+def test_exact_predicts_the_true_entropy_change_of_a_softmax_step():
+    rng, step, errors = np.random.default_rng(0), 1e-4, []
+    for _ in range(1000):
+        logits = rng.normal(size=rng.integers(3, 60)) * rng.choice([0.5, 1.0, 2.0, 4.0])
+        p = oracle.softmax(logits)
+        token, advantage = rng.choice(len(p), p=p), rng.normal()
+        one_hot = np.eye(len(p))[token]
+        after = oracle.softmax(logits + step * advantage * (one_hot - p))  # ascent on A log p[token]
+        true = (oracle.entropy(after) - oracle.entropy(p)) / step
+        vocabulary = vocabulary_score(torch.tensor(logits)[None], torch.eye(len(p), dtype=torch.float64))
+        predicted = token_flow(
+            torch.tensor([[np.log(p[token])]]),
+            torch.tensor([[oracle.entropy(p)]]),
+            torch.tensor([advantage]),
+            "exact",
+            vocabulary=vocabulary[None],
+        ).item()
+        # 1 % of the change, or, where a state hardly moves, 1e-4 nats per unit step
+        errors.append(abs(predicted - true) - max(0.01 * abs(true), 1e-4))
+    assert max(errors) < 0
+
+
+@pytest.mark.parametrize("estimator", VOCABULARY_ESTIMATORS)
+def test_vocabulary_score_is_the_same_in_any_chunking_and_honours_bias_scale_and_softcap(estimator):
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(3, 5, 8), torch.randn(VOCABULARY, 8), torch.randn(VOCABULARY)
+    head = {"bias": bias, "estimator": estimator, "temperature": 0.7, "logit_scale": 0.5, "softcap": 3.0}
+    whole = vocabulary_score(hidden, weight, **head)
+    tiny = vocabulary_score(hidden, weight, **head, budget=1)  # one position at a time
+    torch.testing.assert_close(whole, tiny, rtol=1e-6, atol=1e-7)
+
+    logits = 3.0 * np.tanh(0.5 * (hidden.double() @ weight.double().T + bias).numpy() / 3.0) / 0.7
+    for index in np.ndindex(3, 5):
+        p = oracle.softmax(logits[index])
+        h = oracle.entropy(p)
+        spread = p**2 if estimator == "exact" else p * (1 - p) ** 2
+        assert whole[index].item() == pytest.approx(float((spread * (np.log(p) + h)).sum()), abs=1e-6)
+
+
+def test_estimators_that_need_the_vocabulary_say_so():
+    zeros = torch.zeros(2, 3)
+    for estimator in VOCABULARY_ESTIMATORS:
+        with pytest.raises(ValueError, match=f"'{estimator}' estimator sums over the vocabulary.*'sampled'"):
+            token_flow(zeros, zeros, torch.ones(2), estimator)
+    with pytest.raises(ValueError, match="Unknown flow estimator 'smapled'"):
+        token_flow(zeros, zeros, torch.ones(2), "smapled")
+    with pytest.raises(ValueError, match="'steer' has no vocabulary sum"):
+        vocabulary_score(zeros, torch.eye(3), estimator="steer")
+    with pytest.raises(ValueError, match="Unknown sides 'all'"):
+        flow_weights(zeros, 0.1, "all")
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_extreme_tokens_keep_everything_finite(estimator):
+    # sure tokens, impossible tokens, entropy 0, and a row that is masked whole
+    logps = torch.tensor([[0.0, -1e4, -1e-8, -1.0], [-1e4, 0.0, -50.0, -2.0]])
+    entropies = torch.tensor([[0.0, 0.0, 1e-7, 1.0], [11.9, 0.0, 1e-3, 3.0]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]])
+    flow = token_flow(
+        logps, entropies, torch.tensor([2.0, -1.0]), estimator, mask=mask, vocabulary=torch.full((2, 4), 0.1)
+    )
+    assert flow.isfinite().all() and flow.dtype == torch.float32
+    for chosen in (mask, torch.zeros_like(mask)):
+        totals = FlowTotals.of(flow, chosen, entropies)
+        assert totals.sums.isfinite().all() and totals.unknown == 0 and totals.entropy.isfinite()
+        assert flow_weights(flow, balance(totals)).isfinite().all()
+
+
+def test_tokens_that_are_not_finite_keep_weight_one_and_are_counted():
+    logps = torch.tensor([[-1.0, torch.nan, -torch.inf, -2.0]])
+    entropies = torch.tensor([[0.5, 0.5, 0.5, torch.nan]])
+    flow = token_flow(logps, entropies, torch.tensor([1.0]))
+    totals = FlowTotals.of(flow, torch.ones(1, 4), entropies)
+    assert totals.sums.isfinite().all()
+    assert totals.unknown == 3 and totals.tokens == 1 and totals.entropy == 0.5
+    weights = flow_weights(flow, 0.5)
+    assert weights[0, 0] == 1.5  # the one known token: unlikely and rewarded, it raises entropy
+    assert weights[0, 1] == 1 and weights[0, 3] == 1
+    covariance = token_flow(logps, entropies, torch.tensor([1.0]), "covariance")
+    assert covariance[0, 0].isfinite()  # the mean is taken over the finite tokens
+
+
+def test_half_precision_and_gradients_do_not_leak_in():
+    logps = torch.randn(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    flow = token_flow(-logps.abs(), logps.abs(), torch.ones(2, dtype=torch.bfloat16))
+    totals = FlowTotals.of(flow, torch.ones(2, 3), logps.abs())
+    assert flow.dtype == totals.sums.dtype == torch.float32
+    assert not flow.requires_grad and not totals.sums.requires_grad
+
+
+def test_one_side_empty_gives_lambda_zero():
+    ones = torch.ones(1, 2)
+    for flow in (torch.tensor([[1.0, 2.0]]), torch.tensor([[-1.0, -2.0]]), torch.zeros(1, 2)):
+        assert balance(FlowTotals.of(flow, ones, ones)) == 0
+
+
+flows = hnp.arrays(
+    np.float32, (3, 4), elements=st.floats(-100, 100, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(flows)
+def test_balanced_flow_is_zero_and_weights_are_positive(flow):
+    flow = torch.tensor(flow)
+    ones = torch.ones_like(flow)
+    totals = FlowTotals.of(flow, ones, ones)
+    lam = balance(totals)
+    weights = flow_weights(flow, lam)
+    assert -1 < lam < 1 and (weights > 0).all()
+    assert (weights[flow == 0] == 1).all()
+    if totals.increase > 0 and totals.decrease > 0:
+        balanced = (weights.double() * flow).sum().item()
+        assert abs(balanced) <= 1e-5 * flow.double().abs().sum().item()
+
+
+@settings(deadline=None, max_examples=100)
+@given(flows, flows)
+def test_totals_add_like_the_tokens_they_are_of(left, right):
+    left, right = torch.tensor(left), torch.tensor(right)
+    ones = torch.ones_like(left)
+    apart = FlowTotals.of(left, ones, left.abs()) + FlowTotals.of(right, ones, right.abs())
+    both = torch.cat([left, right])
+    together = FlowTotals.of(both, torch.ones_like(both), both.abs())
+    torch.testing.assert_close(apart.sums, together.sums, rtol=1e-5, atol=1e-4)
+    assert apart.net == apart.increase - apart.decrease
+
+
+def test_sides_rescale_one_group_only():
+    flow = torch.tensor([[2.0, -3.0, 0.0]])
+    assert flow_weights(flow, 0.25).tolist() == [[1.25, 0.75, 1.0]]
+    assert flow_weights(flow, 0.25, "increase").tolist() == [[1.25, 1.0, 1.0]]
+    assert flow_weights(flow, 0.25, "decrease").tolist() == [[1.0, 0.75, 1.0]]
+
+
+def test_with_entropy_keeps_the_flows():
+    totals = FlowTotals.of(torch.tensor([[2.0, -1.0]]), torch.ones(1, 2), torch.tensor([[0.2, 0.4]]))
+    other = totals.with_entropy(torch.tensor(1.5))
+    assert other.entropy == 1.5 and other.increase == totals.increase and other.tokens == totals.tokens
+    assert totals.entropy.item() == pytest.approx(0.3)  # = (0.2 + 0.4) / 2
+    assert math.isnan(totals.with_entropy(torch.tensor(torch.nan)).entropy)

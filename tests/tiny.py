@@ -1,0 +1,75 @@
+"""The smallest real model and data that GRPO can train: a character vocabulary, two layers, a reward on text."""
+
+from __future__ import annotations
+
+import torch
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+ALPHABET = "0123456789+-*/=() abc"
+PROMPTS = ["1+1=", "2*3=", "9-4=", "(1+2)*3=", "8/2=", "7+0=", "5-5=", "6*1="]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    specials = ["<pad>", "<eos>"]
+    vocabulary = {token: index for index, token in enumerate([*specials, *ALPHABET])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>", padding_side="left"
+    )
+
+
+def tiny_model(seed: int = 0, sharpness: float = 6.0) -> Qwen2ForCausalLM:
+    """A random policy. `sharpness` scales its head, so that some tokens are likely and others are not."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(ALPHABET) + 2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        torch_dtype="float32",
+    )
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(sharpness)
+    return model
+
+
+def tiny_dataset(repeats: int = 8) -> Dataset:
+    return Dataset.from_dict({"prompt": PROMPTS * repeats})
+
+
+def digit_reward(completions: list[str], **_: object) -> list[float]:
+    """Share of digits, so that the completions of a group differ and likely tokens gain or lose with it."""
+    return [sum(c.isdigit() for c in completion) / (1 + len(completion)) for completion in completions]
+
+
+def settings(output_dir: object, **overrides: object) -> dict[str, object]:
+    """Arguments of a quick, silent CPU run, for GRPOConfig and OPEFOConfig alike."""
+    return {
+        "output_dir": str(output_dir),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "learning_rate": 1e-2,
+        "seed": 3,
+        **overrides,
+    }
