@@ -206,8 +206,8 @@ class FlowTotals:
 
     @property
     def entropy(self) -> Tensor:
-        """Mean entropy of the tokens, in nats."""
-        return self.sums[2] / self.tokens.clamp(min=1)
+        """Mean entropy of the tokens, in nats; NaN of no tokens."""
+        return self.sums[2] / self.tokens
 
 
 def balance(totals: FlowTotals) -> Tensor:

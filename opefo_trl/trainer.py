@@ -297,7 +297,6 @@ class OPEFOTrainer(GRPOTrainer):
             "flow/lambda_star": balance(totals),
             "flow/lambda": sum(self._window_lambdas) / len(self._window_lambdas),
             "guard/unknown_tokens": totals.unknown,
-            "guard/skipped_steps": float(self.guard.skipped),
         }
         if self._entropy_before is not None:
             metrics["entropy/delta"] = totals.entropy - self._entropy_before
@@ -345,6 +344,7 @@ class OPEFOTrainer(GRPOTrainer):
         judged_norm = None if self.accelerator.scaler is not None else grad_norm
         if not self._check_step(losses.sum(), judged_norm):
             model.zero_grad()
+        self._metrics["train"]["guard/skipped_steps"].append(self.guard.skipped)
         self._window = []
         return grad_norm
 
@@ -353,9 +353,11 @@ class OPEFOTrainer(GRPOTrainer):
         if hasattr(grad_norm, "full_tensor"):  # FSDP2
             grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
-        mine = torch.stack([loss.float(), norm.float(), torch.full_like(norm, self._rollout_is_bad).float()])
-        ranks = self.accelerator.gather(mine.unsqueeze(0)).tolist()  # [[loss, gradient norm, bad rewards], ...]
-        bad = [rank for rank, (a, b, _) in enumerate(ranks) if not (_finite(a) and _finite(b))]
+        mine = torch.stack([loss.float(), norm.float()])
+        ranks = self.accelerator.gather(mine.unsqueeze(0)).tolist()  # [[loss, gradient norm], ...]
+        # One rank's NaN loss is in every rank's gradient by now: blame the loss where there is one.
+        bad = [rank for rank, numbers in enumerate(ranks) if not _finite(numbers[0])]
+        bad = bad or [rank for rank, numbers in enumerate(ranks) if not _finite(numbers[1])]
         if not bad and not self._rollout_is_bad:
             self.guard.passed(sum(rank[0] for rank in ranks) / len(ranks))
             return True

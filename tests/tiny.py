@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM
 
 ALPHABET = "0123456789+-*/=() abc"
 PROMPTS = ["1+1=", "2*3=", "9-4=", "(1+2)*3=", "8/2=", "7+0=", "5-5=", "6*1="]
@@ -73,3 +73,44 @@ def settings(output_dir: object, **overrides: object) -> dict[str, object]:
         "seed": 3,
         **overrides,
     }
+
+
+def scripted_rollout(prompts: list[str], trainer: object) -> dict[str, object]:
+    """Completions that depend on the prompt and the place in its group alone: the same for any number of processes."""
+    tokenizer, generations = trainer.processing_class, trainer.num_generations
+    rollout: dict[str, list] = {"prompt_ids": [], "completion_ids": [], "logprobs": None}
+    for index, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(1000 * PROMPTS.index(prompt) + index % generations)
+        length = int(torch.randint(3, 12, (1,), generator=generator))
+        completion = torch.randint(2, len(ALPHABET) + 2, (length,), generator=generator).tolist()
+        rollout["prompt_ids"].append(tokenizer(prompt)["input_ids"])
+        rollout["completion_ids"].append([*completion, tokenizer.eos_token_id])
+    return rollout
+
+
+def train(trainer_class: type, config_class: type, output_dir: object, model: object = None, **overrides: object):
+    """Build and run a trainer of the tiny model; `extra` are arguments of the trainer, all others of the config."""
+    extra = dict(overrides.pop("extra", {}))
+    trainer = trainer_class(
+        tiny_model() if model is None else model,
+        extra.pop("reward_funcs", digit_reward),
+        config_class(**settings(output_dir, **overrides)),
+        train_dataset=extra.pop("train_dataset", None) or tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+        **extra,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer
+
+
+def parameters(trainer: object) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def metrics(trainer: object, skip: tuple[str, ...] = ("step_time", "train_", "eval_runtime", "_per_second")) -> list[dict]:
+    """What was logged, less what a clock measured."""
+    return [
+        {key: value for key, value in row.items() if not any(word in key for word in skip)}
+        for row in trainer.state.log_history
+    ]

@@ -1,0 +1,56 @@
+"""Train the tiny model for 8 steps with a checkpoint every 2, once for each scope; be killed, or go on from step 4.
+
+    python resume.py OUT {whole,crash,resume} SCOPE [SCOPE ...]
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny import digit_reward, metrics, parameters, settings, tiny_dataset, tiny_model, tiny_tokenizer
+from transformers import PrinterCallback, TrainerCallback
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+
+CRASH_AT = 5
+
+
+class Crash(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == CRASH_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(out: Path, mode: str, scope: str) -> None:
+    overrides = {
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "gradient_accumulation_steps": 2,
+        "flow_scope": scope,
+        "flow_target": "0.95x",
+    }
+    trainer = OPEFOTrainer(
+        tiny_model(),
+        digit_reward,
+        OPEFOConfig(**settings(out, **overrides)),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+        callbacks=[Crash()] if mode == "crash" else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(out / "checkpoint-4") if mode == "resume" else None)
+    result = {
+        "metrics": metrics(trainer),
+        "parameters": {name: value.double().flatten().tolist() for name, value in parameters(trainer).items()},
+    }
+    (out / f"{mode}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[3:]:
+        run(Path(sys.argv[1]) / name, sys.argv[2], name)

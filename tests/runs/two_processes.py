@@ -1,0 +1,101 @@
+"""One optimizer step of 16 scripted rows over any number of processes; rank 0 writes what came of it.
+
+    torchrun --nproc_per_node 2 two_processes.py OUT
+"""
+
+import gc
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+import torch.distributed as dist
+from tiny import digit_reward, scripted_rollout, settings, tiny_dataset, tiny_model, tiny_tokenizer
+from transformers import PrinterCallback, TrainerCallback
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.controls import CONTROLS, Control
+
+
+class Gradients(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+class PoisonLastRank(Control):
+    """One rank's loss is NaN; the others' are fine."""
+
+    def advantages(self, tokens):
+        last = dist.get_rank() == dist.get_world_size() - 1
+        return tokens.advantages * (math.nan if last else 1.0)
+
+
+CONTROLS["poison"] = PoisonLastRank
+
+
+def last_rank_is_infinite(completions, **_):
+    rewards = digit_reward(completions)
+    if dist.get_rank() == dist.get_world_size() - 1:
+        rewards[2] = math.inf
+    return rewards
+
+
+def build(out, reward=digit_reward, **overrides):
+    processes, gradients = int(os.environ["WORLD_SIZE"]), Gradients()
+    args = OPEFOConfig(
+        **settings(
+            out, max_steps=1, max_grad_norm=0.0, gradient_accumulation_steps=2, flow_lambda_max=1.0,
+            per_device_train_batch_size=8 // processes, ddp_find_unused_parameters=False, **overrides,
+        )
+    )  # fmt: skip
+    trainer = OPEFOTrainer(
+        tiny_model(), reward, args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer(),
+        rollout_func=scripted_rollout, callbacks=[gradients],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer, gradients
+
+
+def main(out: Path) -> None:
+    results = {}
+    for scope in ("batch", "running"):
+        trainer, gradients = build(out, flow_scope=scope)
+        trainer.train()
+        if trainer.accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            torch.save(gradients.gradients, out / f"{scope}.pt")
+        row = trainer.state.log_history[0]
+        results[scope] = {key: row[key] for key in row if key.startswith("flow/")}
+    world = trainer.accelerator.num_processes
+
+    if world > 1:
+        for name, broken in {
+            "loss": {"control": "poison"},
+            "reward": {"reward": last_rank_is_infinite},
+            "skip": {"control": "poison", "nonfinite": "skip"},
+        }.items():
+            trainer, _ = build(out, **broken)
+            try:
+                trainer.train()
+                message = f"skipped {trainer.guard.skipped}"
+            except Exception as error:
+                message = f"{type(error).__name__}: {error}"
+            still = all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True))
+            said = [None] * world
+            dist.all_gather_object(said, (message, still))
+            results[name] = said
+
+    if trainer.accelerator.is_main_process:
+        (out / "results.json").write_text(json.dumps({"world": world, **results}))
+    del trainer
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

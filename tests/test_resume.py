@@ -1,0 +1,93 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import digit_reward, metrics, settings, tiny_dataset, tiny_model, tiny_tokenizer, train
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+
+SCRIPT = Path(__file__).parent / "runs" / "resume.py"
+SCOPES = ["batch", "running", "micro"]
+
+
+def launch(*arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen, code: int) -> None:
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == code, errors[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """For each scope: a run of 8 steps, and one that is killed in its 5th and resumed from its 4th."""
+    out = tmp_path_factory.mktemp("resume")
+    crashes = [launch(out / "crashed", "crash", scope) for scope in SCOPES]
+    for crash in crashes:
+        finish(crash, -9)
+    both = launch(out / "crashed", "resume", *SCOPES), launch(out / "whole", "whole", *SCOPES)
+    for process in both:
+        finish(process, 0)
+    return out
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_run_that_was_killed_goes_on_bit_for_bit(scope, runs):
+    assert not (runs / "crashed" / scope / "checkpoint-5").exists()
+    whole = json.loads((runs / "whole" / scope / "whole.json").read_text())
+    resumed = json.loads((runs / "crashed" / scope / "resume.json").read_text())
+    assert resumed["parameters"] == whole["parameters"]
+    # the resumed history begins with what the checkpoint knew of steps 1 to 4
+    for left, right in zip(resumed["metrics"][:8], whole["metrics"][:8], strict=True):
+        assert left == right
+    assert any(row["flow/lambda"] != 0 for row in whole["metrics"][4:8])
+
+
+def test_the_state_is_json_that_a_person_can_read(runs):
+    state = json.loads((runs / "whole" / "running" / "checkpoint-4" / "control_state.json").read_text())
+    assert state["control"] == "opefo" and state["state"]["anchor"] > 0
+    assert len(state["totals"]) == 5 and state["guard"] == {"skipped": 0, "in_a_row": 0}
+
+
+@pytest.fixture
+def checkpoint(out) -> str:
+    train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2, flow_target="0.9x")
+    return str(out / "checkpoint-2")
+
+
+def resume(checkpoint, out, **overrides):
+    trainer = OPEFOTrainer(
+        tiny_model(),
+        digit_reward,
+        OPEFOConfig(**settings(out, max_steps=3, **overrides)),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def test_another_control_starts_afresh_and_says_so(checkpoint, out, caplog):
+    trainer = resume(checkpoint, out, control="none")
+    assert "was written with `control='opefo'`; `control='none'` starts afresh" in caplog.text
+    assert trainer.state.global_step == 3
+
+
+def test_a_checkpoint_without_state_starts_afresh_and_says_so(checkpoint, out, caplog):
+    (Path(checkpoint) / "control_state.json").unlink()
+    trainer = resume(checkpoint, out, flow_target="0.9x")
+    assert "control_state.json does not exist: the entropy control starts afresh at step 2" in caplog.text
+    assert metrics(trainer)[2]["flow/target"] != metrics(trainer)[1]["flow/target"]
+
+
+def test_the_anchor_of_a_target_is_restored(checkpoint, out):
+    trainer = resume(checkpoint, out, flow_target="0.9x")
+    targets = [row["flow/target"] for row in metrics(trainer)[:3]]
+    assert targets[0] == targets[1] == targets[2]
+    assert isinstance(trainer._last_totals.sums, torch.Tensor)

@@ -1,0 +1,416 @@
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from tiny import digit_reward, metrics, parameters, scripted_rollout, tiny_dataset, tiny_model, tiny_tokenizer, train
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.controls import CONTROLS, Control
+
+LOSSES = ["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo"]
+OFF = {"strict_on_policy": False}
+# The literal paper: nothing bounds lambda, so that it is large enough to see.
+PAPER = {"flow_lambda_max": 1.0}
+
+
+def assert_equal_runs(ours, theirs):
+    """All parameters and all that TRL logged, bit for bit."""
+    for name, value in parameters(theirs).items():
+        assert torch.equal(parameters(ours)[name], value), name
+    for our_row, their_row in zip(metrics(ours), metrics(theirs), strict=True):
+        assert {key: our_row.get(key) for key in their_row} == their_row
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of the first optimizer step."""
+
+    def __init__(self):
+        self.first: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not self.first:
+            self.first = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def first_gradients(out, **overrides):
+    gradients = Gradients()
+    extra = {"callbacks": [gradients], "rollout_func": scripted_rollout, **overrides.pop("extra", {})}
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=1, max_grad_norm=0.0, extra=extra, **overrides)
+    return gradients.first, trainer
+
+
+def relative_difference(left, right):
+    assert left.keys() == right.keys()
+    apart = sum((left[name] - right[name]).double().square().sum() for name in left)
+    size = sum(value.double().square().sum() for value in right.values())
+    return math.sqrt(apart / size)
+
+
+# ---- parity: without a control, and with lambda 0, this is TRL's trainer
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_none_and_lambda_zero_are_bitwise_grpo(loss_type, accumulation, beta, model_path, out):
+    run = {
+        "model": model_path,
+        "max_steps": 4,
+        "loss_type": loss_type,
+        "beta": beta,
+        "per_device_train_batch_size": 8 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    theirs = train(GRPOTrainer, GRPOConfig, out, **run)
+    assert any(not torch.equal(p, q) for p, q in zip(parameters(theirs).values(), tiny_model().state_dict().values()))
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **run), theirs)
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control_kwargs={"static_lambda": 0}, **run), theirs)
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "vespo"])
+def test_parity_holds_with_several_updates_per_rollout(loss_type, out):
+    run = {"max_steps": 4, "num_iterations": 2, "loss_type": loss_type, "off_policy_mask_threshold": 0.5}
+    theirs = train(GRPOTrainer, GRPOConfig, out, **run)
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **run, **OFF), theirs)
+    zero = {"control_kwargs": {"static_lambda": 0}}
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, **zero, **run, **OFF), theirs)
+
+
+# ---- the update is the paper's
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact", "covariance"])
+def test_the_gradient_is_that_of_the_papers_loss(estimator, out):
+    """-1/N sum_t w_t A_t log pi_t, with flow and weights from the numpy oracle and the model's own logits."""
+    ours, trainer = first_gradients(out, flow_estimator=estimator, **PAPER)
+
+    model, tokenizer, sampled = tiny_model(), tiny_tokenizer(), trainer._buffered_inputs[0]
+    ids = torch.cat([sampled["prompt_ids"], sampled["completion_ids"]], dim=1)
+    attention = torch.cat([sampled["prompt_mask"], sampled["completion_mask"]], dim=1)
+    length, mask = sampled["completion_ids"].size(1), sampled["completion_mask"]
+    logits = model(ids, attention_mask=attention).logits[:, -length - 1 : -1]
+    logps = logits.log_softmax(-1).gather(-1, sampled["completion_ids"].unsqueeze(-1)).squeeze(-1)
+
+    p = logits.detach().double().softmax(-1).numpy()
+    rewards = np.array(digit_reward(tokenizer.batch_decode(sampled["completion_ids"], skip_special_tokens=True)))
+    advantages = sampled["advantages"].double().numpy()
+    assert np.corrcoef(rewards, advantages)[0, 1] > 0.5  # rows are shuffled together
+    if estimator == "covariance":
+        flow = oracle.covariance_flow(
+            logps.detach().double().numpy(), np.broadcast_to(advantages[:, None], logps.shape), mask.numpy()
+        )
+    else:
+        flow = np.array(
+            [
+                [
+                    oracle.flow(p[b, t], int(sampled["completion_ids"][b, t]), advantages[b], estimator) * int(mask[b, t])
+                    for t in range(length)
+                ]
+                for b in range(len(advantages))
+            ]
+        )
+    lam = oracle.lambda_star(flow)
+    assert abs(lam) > 0.01
+    assert trainer.state.log_history[0]["flow/lambda"] == pytest.approx(lam, abs=1e-5)
+    weighted = torch.tensor(oracle.weights(flow, lam) * advantages[:, None])
+    (-(weighted * logps * mask).sum() / mask.sum()).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert relative_difference(ours, expected) < 1e-5
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "covariance", "exact"])
+def test_lambda_and_gradient_do_not_depend_on_the_grouping(estimator, out):
+    runs = [
+        first_gradients(
+            out,
+            flow_estimator=estimator,
+            gradient_accumulation_steps=accumulation,
+            per_device_train_batch_size=16 // accumulation,
+            **PAPER,
+        )
+        for accumulation in (1, 4, 16)
+    ]
+    (reference, first), *others = runs
+    lam = first.state.log_history[0]["flow/lambda"]
+    assert abs(lam) > 0.001
+    for gradients, trainer in others:
+        assert trainer.state.log_history[0]["flow/lambda"] == pytest.approx(lam, abs=1e-6)
+        assert relative_difference(gradients, reference) < 1e-5
+
+
+def test_micro_scope_does_depend_on_the_grouping(out):
+    """What the batch scope is for: the naive port balances every micro-batch by itself."""
+    micro = {"flow_scope": "micro", **PAPER}
+    one, _ = first_gradients(out, gradient_accumulation_steps=1, per_device_train_batch_size=16, **micro)
+    four, _ = first_gradients(out, gradient_accumulation_steps=4, per_device_train_batch_size=4, **micro)
+    whole, _ = first_gradients(out, gradient_accumulation_steps=1, per_device_train_batch_size=16, **PAPER)
+    assert relative_difference(one, whole) < 1e-6
+    assert relative_difference(four, one) > 1e-3
+
+
+def test_running_scope_uses_the_totals_of_the_step_before(out):
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=4, flow_scope="running", **PAPER)
+    rows = trainer.state.log_history[:4]
+    assert rows[0]["flow/lambda"] == 0
+    for before, after in zip(rows, rows[1:], strict=False):
+        assert after["flow/lambda"] == before["flow/lambda_star"] != 0
+
+
+@pytest.mark.parametrize(("scope", "forwards"), [("batch", 3), ("running", 2), ("micro", 2)])
+def test_only_the_batch_scope_adds_forwards(scope, forwards, out, monkeypatch):
+    calls = count_forwards(monkeypatch)
+    # 2 micro-batches: 2 forwards to train, and in the batch scope one more call, in chunks of a micro-batch
+    train(OPEFOTrainer, OPEFOConfig, out, max_steps=1, gradient_accumulation_steps=2, flow_scope=scope)
+    assert len(calls) == forwards
+
+
+def count_forwards(monkeypatch) -> list[int]:
+    calls: list[int] = []
+    original = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", counted)
+    return calls
+
+
+def test_a_scoring_pass_of_trls_own_is_not_run_twice(out, monkeypatch):
+    calls = count_forwards(monkeypatch)
+    # with 2 iterations TRL scores the rollout itself, for its ratio: 1 scoring pass and 2 updates
+    train(OPEFOTrainer, OPEFOConfig, out, max_steps=2, num_iterations=2, **OFF)
+    assert len(calls) == 3
+
+
+# ---- targets
+
+
+def test_a_target_is_held_where_grpo_collapses(out):
+    run = {"max_steps": 40, "learning_rate": 1e-3, "per_device_train_batch_size": 32, "lr_scheduler_type": "constant"}
+    free = train(OPEFOTrainer, OPEFOConfig, out, control="none", **run)
+    held = train(OPEFOTrainer, OPEFOConfig, out, flow_target="0.7x", **run)
+    rows = held.state.log_history
+    target = rows[0]["flow/target"]
+    assert target == pytest.approx(0.7 * rows[0]["entropy"], rel=1e-3)
+    end_free, end_held = (np.mean([row["entropy"] for row in trainer.state.log_history[30:40]]) for trainer in (free, held))
+    assert end_free < 0.1 * target
+    assert end_held == pytest.approx(target, rel=0.1)
+    lambdas = [row["flow/lambda"] for row in rows[:40]]
+    assert 0 in lambdas and max(lambdas) > 0.1  # it switches, and is not held by flow_lambda_max
+
+
+# ---- everything that TRL's users do
+
+
+def env_mask_rollout(prompts, trainer):
+    rollout = scripted_rollout(prompts, trainer)
+    rollout["env_mask"] = [[int(place % 3 != 1) for place in range(len(ids))] for ids in rollout["completion_ids"]]
+    return rollout
+
+
+FEATURES = {
+    "luspo": {"loss_type": "luspo"},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+    "sapo": {"loss_type": "sapo"},
+    "vespo": {"loss_type": "vespo"},
+    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+    "grpo": {"loss_type": "grpo"},
+    "bnpo": {"loss_type": "bnpo", "scale_rewards": "batch"},
+    "beta": {"beta": 0.04},
+    "truncated": {"mask_truncated_completions": True},
+    "tools": {"extra": {"rollout_func": env_mask_rollout}},
+    "two iterations": {"num_iterations": 2, "delta": 2.0, **OFF},
+    "two windows": {"steps_per_generation": 4, "gradient_accumulation_steps": 2, **OFF},
+    "peft": {"extra": {"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"], lora_alpha=64)}},
+    "peft with a reference": {
+        "beta": 0.04,
+        "flow_estimator": "exact",
+        "extra": {"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"], lora_alpha=64)},
+    },
+    "checkpointing": {"gradient_checkpointing": True},
+    "bf16": {"bf16": True},
+    "fp32 head": {"cast_lm_head_to_fp32": True, "bf16": True, "flow_estimator": "exact"},
+    "several objectives": {
+        "extra": {"reward_funcs": [digit_reward, lambda completions, **_: [len(c) / 12 for c in completions]]},
+        "multi_objective_aggregation": "normalize_then_sum",
+    },
+    "temperature": {"temperature": 0.7, "flow_estimator": "exact"},
+    "iterable": {"extra": {"train_dataset": tiny_dataset().to_iterable_dataset()}},
+}
+
+
+@pytest.mark.parametrize("scope", ["batch", "running"])
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.filterwarnings("ignore:`loss_type='luspo'`")
+def test_it_trains_with(feature, scope, model_path, out):
+    run = {"max_steps": 3, "model": model_path, "flow_scope": scope, **PAPER, **FEATURES[feature]}
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, **run)
+    before = tiny_model().state_dict()
+    moved = []
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.isfinite().all(), name
+        if parameter.requires_grad:
+            original = before.get(name)
+            moved.append(original is None or not torch.equal(original.to(parameter.dtype), parameter.data))
+    assert all(moved)
+    rows = [row for row in trainer.state.log_history if "flow/lambda" in row]
+    assert len(rows) == 3 and any(row["flow/lambda"] != 0 for row in rows)
+    for row in rows:
+        assert row["flow/increase"] > 0 < row["flow/decrease"] and row["guard/unknown_tokens"] == 0
+
+
+def test_a_lora_update_uses_the_policys_scores_and_not_the_references(model_path, out):
+    """With an adapter, the reference pass runs through the same model; its entropies must not be taken."""
+    lora = {"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"], lora_alpha=64)}
+    run = {"max_steps": 4, "model": model_path, "learning_rate": 0.05, "extra": lora, **PAPER}
+    with_reference = train(OPEFOTrainer, OPEFOConfig, out, beta=1e-12, **run)
+    without = train(OPEFOTrainer, OPEFOConfig, out, **run)
+    for left, right in zip(metrics(with_reference)[:4], metrics(without)[:4], strict=True):
+        assert left["flow/lambda"] == pytest.approx(right["flow/lambda"], abs=1e-4)
+        assert left["entropy"] == pytest.approx(right["entropy"], rel=1e-4)
+
+
+def test_tool_tokens_take_no_part_in_the_flow(out):
+    _, plain = first_gradients(out)
+    _, masked = first_gradients(out, extra={"rollout_func": env_mask_rollout})
+    inputs = masked._buffered_inputs[0]
+    trained = int((inputs["completion_mask"] * inputs["tool_mask"]).sum())
+    assert masked._last_totals.tokens == trained < plain._last_totals.tokens
+
+
+def test_evaluation_leaves_the_control_alone(out):
+    run = {"max_steps": 4, "flow_scope": "running", **PAPER}
+    plain = train(OPEFOTrainer, OPEFOConfig, out, extra={"rollout_func": scripted_rollout}, **run)
+    evaluated = train(
+        OPEFOTrainer,
+        OPEFOConfig,
+        out,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=4,
+        extra={"rollout_func": scripted_rollout, "eval_dataset": tiny_dataset(1)},
+        **run,
+    )
+    rows = [row for row in metrics(evaluated) if "flow/lambda" in row]
+    for left, right in zip(rows, metrics(plain), strict=False):
+        # rows are shuffled with the generator that evaluation draws from too, so sums are rounded in another order
+        assert left["flow/lambda"] == pytest.approx(right["flow/lambda"], rel=1e-3)
+    evaluations = [row for row in evaluated.state.log_history if "eval_loss" in row]
+    assert len(evaluations) == 4 and all("eval_entropy" in row for row in evaluations)
+    assert not any(key.startswith("eval_flow") for row in evaluations for key in row)
+
+
+def test_entropy_delta_is_the_measured_change(out):
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=4)
+    rows = trainer.state.log_history[:4]
+    assert "entropy/delta" not in rows[0]
+    for before, after in zip(rows, rows[1:], strict=False):
+        assert after["entropy/delta"] == pytest.approx(after["entropy"] - before["entropy"], abs=1e-5)
+
+
+# ---- controls of one's own
+
+
+class Scripted(Control):
+    """Everything the protocol offers, as plain as can be."""
+
+    def __init__(self, *, bonus: float = 0.0):
+        self.bonus = bonus
+
+    def clip_range(self, tokens):
+        return torch.full_like(tokens.logps, 0.1).detach(), torch.full_like(tokens.logps, 0.3).detach()
+
+    def penalty(self, tokens):
+        return -self.bonus * (tokens.entropies * tokens.mask).sum() / tokens.mask.sum() if self.bonus else None
+
+    def metrics(self):
+        return {"bonus": self.bonus}
+
+
+def test_a_control_may_set_the_clip_range(out, monkeypatch):
+    monkeypatch.setitem(CONTROLS, "scripted", Scripted)
+    run = {"max_steps": 4, "num_iterations": 2, "learning_rate": 0.05}
+    theirs = train(GRPOTrainer, GRPOConfig, out, epsilon=0.1, epsilon_high=0.3, **run)
+    ours = train(OPEFOTrainer, OPEFOConfig, out, control="scripted", **run, **OFF)
+    assert any(row.get("clip_ratio/region_mean", 0) > 0 for row in metrics(theirs))
+    assert_equal_runs(ours, theirs)
+    assert ours.epsilon_low == 0.2  # TRL's own is back in place
+    assert all(row["control/bonus"] == 0 for row in metrics(ours)[:4])
+
+
+def test_a_control_may_add_a_penalty(out, monkeypatch):
+    monkeypatch.setitem(CONTROLS, "scripted", Scripted)
+    run = {"max_steps": 3, "gradient_accumulation_steps": 2}
+    theirs = train(GRPOTrainer, GRPOConfig, out, entropy_coef=0.3, **run)
+    ours = train(OPEFOTrainer, OPEFOConfig, out, control="scripted", control_kwargs={"bonus": 0.3}, **run)
+    for name, value in parameters(theirs).items():
+        torch.testing.assert_close(parameters(ours)[name], value, rtol=1e-4, atol=1e-5)
+
+
+# ---- the door
+
+
+def test_args_of_grpo_are_refused_by_name(out):
+    with pytest.raises(TypeError, match="`args` is a GRPOConfig; OPEFOTrainer needs an OPEFOConfig"):
+        train(OPEFOTrainer, GRPOConfig, out)
+
+
+def test_without_args_the_output_directory_is_named_after_the_model(tmp_path, model_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    import opefo_trl.trainer as room
+
+    built = {}
+    monkeypatch.setattr(room, "OPEFOConfig", lambda name: built.setdefault("name", name))
+    with pytest.raises(TypeError):  # `isinstance` of a stand-in: the name is all that this test is after
+        OPEFOTrainer(model_path, digit_reward, train_dataset=tiny_dataset())
+    assert built["name"].endswith("-OPEFO")
+
+
+def test_the_model_card_names_method_and_paper(out):
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=1)
+    trainer.create_model_card(model_name="tiny")
+    card = (out / "README.md").read_text()
+    assert "opefo" in card and "2605.11491" in card and "OPEFO" in card
+
+
+def test_a_dataset_without_signal_moves_nothing(out):
+    """All rewards equal: every advantage is 0, no flow on either side, and the optimizer has nothing to do."""
+    constant = {"reward_funcs": lambda completions, **_: [1.0] * len(completions)}
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=2, weight_decay=0.0, extra=constant)
+    for name, value in parameters(trainer).items():
+        assert torch.equal(value, tiny_model().state_dict()[name]), name
+    assert [row["flow/lambda"] for row in trainer.state.log_history[:2]] == [0, 0]
+
+
+def test_a_second_run_of_the_same_trainer_starts_clean(out):
+    class Interrupt(TrainerCallback):
+        armed = True
+
+        def on_substep_end(self, args, state, control, **kwargs):
+            if self.armed:
+                self.armed = False
+                raise KeyboardInterrupt
+
+    trainer = OPEFOTrainer(
+        tiny_model(),
+        digit_reward,
+        OPEFOConfig(output_dir=str(out), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_steps=2,
+                    per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=4,
+                    max_completion_length=8, logging_steps=1, save_strategy="no"),
+        train_dataset=Dataset.from_dict({"prompt": ["1+1="] * 16}),
+        processing_class=tiny_tokenizer(),
+        callbacks=[Interrupt()],
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert len(trainer._window) == 1
+    trainer._buffered_inputs, trainer._step = None, 0
+    trainer.train()
+    assert trainer.state.global_step == 2 and trainer._window == []

@@ -1,0 +1,178 @@
+"""One test for each private hook of TRL and transformers that trainer.py leans on: a release that moves one fails here,
+with the name of the hook, and not in the middle of somebody's run."""
+
+import inspect
+from importlib.metadata import version
+
+import pytest
+import torch
+from packaging.version import Version
+from tiny import digit_reward, scripted_rollout, settings, tiny_dataset, tiny_model, tiny_tokenizer, train
+from transformers import Trainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import add_fused_lm_head, get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+
+
+def named(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def recorded(monkeypatch, owner, name) -> list:
+    """Calls of a method, as (instance, args, kwargs, result)."""
+    calls, original = [], getattr(owner, name)
+
+    def record(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        calls.append((self, args, kwargs, result))
+        return result
+
+    monkeypatch.setattr(owner, name, record)
+    return calls
+
+
+def test_trl_is_the_series_that_these_hooks_were_read_in():
+    assert Version("1.16") <= Version(version("trl")) < Version("1.17")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (GRPOTrainer, "_generate_and_score_completions", ["self", "inputs"]),
+        (
+            GRPOTrainer,
+            "_get_per_token_logps_and_entropies",
+            ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"],
+        ),
+        (GRPOTrainer, "compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+        (GRPOTrainer, "training_step", ["self", "model", "inputs", "num_items_in_batch"]),
+        (GRPOTrainer, "_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+        (GRPOTrainer, "_save_checkpoint", ["self", "model", "trial"]),
+        (GRPOTrainer, "_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+        (GRPOTrainer, "log", ["self", "logs", "start_time"]),
+        (GRPOTrainer, "__init__", ["self", "model", "reward_funcs", "args", "train_dataset"]),
+        (Trainer, "_get_grad_norm", ["self", "model", "grad_norm"]),
+        (Trainer, "_get_output_dir", ["self", "trial"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_hook_keeps_its_signature(owner, name, parameters):
+    assert named(getattr(owner, name))[: len(parameters)] == parameters
+
+
+def test_the_helpers_are_where_they_were():
+    assert named(disable_gradient_checkpointing) == ["model", "gradient_checkpointing_kwargs"]
+    assert named(add_fused_lm_head) == ["model", "temperature", "cast_lm_head_to_fp32", "outputs"]
+    assert callable(maybe_gather_lm_head_ctx) and callable(is_async_callable)
+    assert get_config_model_id(tiny_model().config) == ""
+
+
+class Watched(dict):
+    """A batch that notes when its advantages are read."""
+
+    def __init__(self, batch, events):
+        super().__init__(batch)
+        self.events = events
+
+    def __getitem__(self, key):
+        if key == "advantages":
+            self.events.append("advantages")
+        return super().__getitem__(key)
+
+
+def test_the_loss_asks_for_logps_before_it_reads_the_advantages(out, monkeypatch):
+    events = []
+    compute, score = GRPOTrainer._compute_loss, GRPOTrainer._get_per_token_logps_and_entropies
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs: compute(self, model, Watched(inputs, events)))
+
+    def scored(self, *args, **kwargs):
+        events.append("logps")
+        assert kwargs["compute_entropy"]
+        return score(self, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", scored)
+    train(GRPOTrainer, GRPOConfig, out, max_steps=1)
+    assert events[0] == "logps" and "advantages" in events and events.count("logps") == 1
+
+
+def test_the_scoring_pass_keeps_the_very_tensor_that_it_was_given(out, monkeypatch):
+    scores = recorded(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies")
+    batches = recorded(monkeypatch, GRPOTrainer, "_generate_and_score_completions")
+    train(GRPOTrainer, GRPOConfig, out, max_steps=1, num_iterations=2)
+    assert batches[0][3]["old_per_token_logps"] is scores[0][3][0]
+
+
+def test_the_generation_batch_holds_what_the_flow_needs(out, monkeypatch):
+    batches = recorded(monkeypatch, GRPOTrainer, "_generate_and_score_completions")
+    train(GRPOTrainer, GRPOConfig, out, max_steps=1)
+    batch = batches[0][3]
+    assert {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages"} <= set(batch)
+    assert batch["advantages"].shape == (8,) and "old_per_token_logps" not in batch
+
+
+def test_entries_of_ones_own_travel_with_their_rows(out, monkeypatch):
+    original = GRPOTrainer._generate_and_score_completions
+
+    def tagged(self, inputs):
+        batch = original(self, inputs)
+        batch["tag"] = batch["advantages"].unsqueeze(1) * torch.ones_like(batch["completion_ids"])
+        return batch
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", tagged)
+    trainer = train(GRPOTrainer, GRPOConfig, out, max_steps=1, gradient_accumulation_steps=2)
+    assert len(trainer._buffered_inputs) == 2
+    for inputs in trainer._buffered_inputs:
+        assert torch.equal(inputs["tag"][:, 0], inputs["advantages"])
+
+
+def test_tool_masks_are_called_tool_mask(out):
+    def rollout(prompts, trainer):
+        scripted = scripted_rollout(prompts, trainer)
+        return {**scripted, "env_mask": [[1] * len(ids) for ids in scripted["completion_ids"]]}
+
+    trainer = train(GRPOTrainer, GRPOConfig, out, max_steps=1, extra={"rollout_func": rollout})
+    assert trainer._buffered_inputs[0]["tool_mask"].shape == trainer._buffered_inputs[0]["completion_mask"].shape
+
+
+def test_the_gradient_norm_is_asked_for_once_a_step_between_backward_and_update(out, monkeypatch):
+    seen, original = [], Trainer._get_grad_norm
+
+    def observed(self, model, grad_norm=None):
+        seen.append([parameter.grad is not None for parameter in model.parameters()])
+        before = next(model.parameters()).clone()
+        result = original(self, model, grad_norm)
+        assert torch.equal(before, next(model.parameters()))
+        return result
+
+    monkeypatch.setattr(Trainer, "_get_grad_norm", observed)
+    train(GRPOTrainer, GRPOConfig, out, max_steps=2, gradient_accumulation_steps=2)
+    assert len(seen) == 2 and all(all(step) for step in seen)
+
+
+def test_rewards_are_gathered_and_inf_comes_through(out, monkeypatch):
+    calls = recorded(monkeypatch, GRPOTrainer, "_calculate_rewards")
+    rewards = [1.0, None, float("inf"), 0.0, 0.0, 1.0, 0.0, 1.0]
+    train(GRPOTrainer, GRPOConfig, out, max_steps=1, extra={"reward_funcs": lambda **kwargs: list(rewards)})
+    matrix = calls[0][3]
+    assert matrix.shape == (8, 1) and matrix[1].isnan() and matrix[2].isinf()
+
+
+def test_the_trainer_keeps_the_attributes_that_are_used(out):
+    trainer = GRPOTrainer(
+        tiny_model(), digit_reward, GRPOConfig(**settings(out)), train_dataset=tiny_dataset(), processing_class=tiny_tokenizer()
+    )
+    assert trainer.reward_func_names == ["digit_reward"] and len(trainer.reward_funcs) == 1
+    assert (trainer.epsilon_low, trainer.epsilon_high, trainer.temperature) == (0.2, 0.2, 1.0)
+    assert set(trainer._metrics) == {"train", "eval"} and trainer._tokenizer is trainer.processing_class
+    assert trainer.accelerator.scaler is None and trainer.is_deepspeed_enabled is False
+    assert {"_tag_names", "_name", "_paper"} <= set(dir(GRPOTrainer))
+
+
+def test_model_state_and_card_survive_a_save(out):
+    """`_save_checkpoint` may find its folder made already, with our state in it."""
+    train(OPEFOTrainer, OPEFOConfig, out, max_steps=2, save_strategy="steps", save_steps=2)
+    assert {"control_state.json", "trainer_state.json", "model.safetensors"} <= {
+        path.name for path in (out / "checkpoint-2").iterdir()
+    }
