@@ -1,4 +1,4 @@
-"""`OPEFOConfig`: TRL's `GRPOConfig` and the fields of entropy-flow control, refused early where they cannot be right."""
+"""`OPEFOConfig`: TRL's `GRPOConfig` and the fields of entropy-flow control, refused where they cannot be right."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class OPEFOConfig(GRPOConfig):
             or `"skip"` the step and count it (ten in a row stop the run).
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["control_kwargs"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "control_kwargs"]
 
     control: str = field(
         default="opefo",
@@ -114,8 +114,9 @@ class OPEFOConfig(GRPOConfig):
     flow_target: float | str | None = field(
         default=None,
         metadata={
-            "help": "Entropy to hold. None balances always, as in the paper; a number is in nats; '0.4x' is a fraction "
-            "of the first step's entropy. Lambda then acts, bounded by 1 only, while entropy is below the target."
+            "help": "Entropy to hold. None balances always, as in the paper; a number is in nats; '0.4x' is a "
+            "fraction of the first step's entropy. Lambda then acts, bounded by 1 only, while entropy is below the "
+            "target."
         },
     )
     flow_schedule: str = field(
@@ -156,11 +157,14 @@ class OPEFOConfig(GRPOConfig):
     def make_control(self) -> Control:
         """A fresh control with the options of this configuration."""
         options = control_options(self.control)
-        for name in self.control_kwargs:  # type: ignore[union-attr]
+        assert isinstance(self.control_kwargs, dict)  # since `__post_init__`
+        for name in self.control_kwargs:
             if name in CONTROL_FIELDS and name in options:
-                raise ValueError(f"`control_kwargs` sets {name!r}, which has a field of its own: set `{name}` instead.")
+                raise ValueError(
+                    f"`control_kwargs` sets {name!r}, which has a field of its own: set `{name}` instead."
+                )
         fields = {name: getattr(self, name) for name in CONTROL_FIELDS if name in options}
-        return make_control(self.control, **fields, **self.control_kwargs)  # type: ignore[arg-type]
+        return make_control(self.control, **fields, **self.control_kwargs)
 
     @property
     def updates_per_rollout(self) -> float:
@@ -197,13 +201,13 @@ class OPEFOConfig(GRPOConfig):
         if shapes_tokens and self.loss_type == "luspo":
             self._warn(
                 "`loss_type='luspo'` is a sequence-level objective. With `importance_sampling_level='token'`, which "
-                f"token weights such as those of `control={self.control!r}` need, it is a plain sum over tokens and no "
-                "longer LUSPO. `loss_type='dapo'` says the same with a better normaliser."
+                f"token weights such as those of `control={self.control!r}` need, it is a plain sum over tokens and "
+                "no longer LUSPO. `loss_type='dapo'` says the same with a better normaliser."
             )
-        if (self.liger_kernel_config or {}).get("fused_linear_cross_entropy"):  # type: ignore[union-attr]
+        if (self.liger_kernel_config or {}).get("fused_linear_cross_entropy"):
             raise ValueError(
-                "`liger_kernel_config={'fused_linear_cross_entropy': True}` replaces the forward that log-probabilities "
-                "and entropies come from. Drop that key; Liger's other kernels are fine."
+                "`liger_kernel_config={'fused_linear_cross_entropy': True}` replaces the forward that "
+                "log-probabilities and entropies come from. Drop that key; Liger's other kernels are fine."
             )
 
     def _check_guards(self) -> None:

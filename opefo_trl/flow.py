@@ -83,10 +83,10 @@ def flow_score(logps: Tensor, entropies: Tensor, estimator: str, vocabulary: Ten
         return rest * likely
     if estimator == "own_logit":
         return p * rest * likely
-    if estimator == "exact":
+    if estimator == "exact" and vocabulary is not None:
         return p * likely - vocabulary
-    if estimator == "expected":
-        return vocabulary  # type: ignore[return-value]
+    if estimator == "expected" and vocabulary is not None:
+        return vocabulary
     raise ValueError(f"Unknown flow estimator {estimator!r}. Choose one of {', '.join(map(repr, ESTIMATORS))}.")
 
 

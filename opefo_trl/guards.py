@@ -36,7 +36,9 @@ class BadReward:
     completion: Any
 
     def __str__(self) -> str:
-        return f"reward function {self.function!r} returned {self.value} for completion {self.index}: {self.completion!r}"
+        return (
+            f"reward function {self.function!r} returned {self.value} for completion {self.index}: {self.completion!r}"
+        )
 
 
 def watch_reward(function: Callable, name: str, found: list[BadReward], is_async: bool) -> Callable:
@@ -145,7 +147,7 @@ class StepGuard:
             raise NonFiniteError(f"{message} It is the {self.in_a_row}th step in a row that had to be skipped.")
 
     def logged_loss(self, loss: float) -> float:
-        """The mean loss of the steps taken since the last log; NaN when none was. `loss` stands if none was skipped."""
+        """`loss`, unless a step was skipped since the last log: then the mean over those taken, NaN when none was."""
         if self.skipped_since_log:
             loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses.clear()
@@ -171,7 +173,7 @@ def describe(window: list[MicroBatch]) -> str:
 
 
 def dump_rows(path: Path, window: list[MicroBatch], decode: Callable[[Tensor], str], **context: Any) -> Path:
-    """Write the offending rows of a window, or all rows where no single one is to blame, as JSON that a person reads."""
+    """Write the offending rows of a window, or all rows where no single one is to blame, as JSON for a person."""
     blamed = [micro_batch.culprits() for micro_batch in window]
     nobody = not any(blamed)
     rows = []

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import textwrap
 from contextlib import nullcontext
 from pathlib import Path
@@ -74,6 +73,9 @@ class OPEFOTrainer(GRPOTrainer):
     }
 
     args: OPEFOConfig
+    reward_funcs: list[Any]
+    epsilon_low: Any
+    epsilon_high: Any
 
     def __init__(
         self,
@@ -91,6 +93,10 @@ class OPEFOTrainer(GRPOTrainer):
                 f"`args` is a {type(args).__name__}; OPEFOTrainer needs an OPEFOConfig. It takes every argument of "
                 "GRPOConfig: replace the name."
             )
+        if args.use_vllm and args.use_cpu and args.vllm_mode == "colocate":
+            from opefo_trl import vllm_cpu
+
+            vllm_cpu.adapt("bfloat16" if args.bf16 else "float32")
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         self.entropy_control = args.make_control()
         self._needs_vocabulary = args.flow_estimator in VOCABULARY_ESTIMATORS
@@ -240,7 +246,9 @@ class OPEFOTrainer(GRPOTrainer):
         self._window_totals = totals if self._window_totals is None else self._window_totals + totals
         if self.args.flow_scope == "micro":
             # Lambda follows the micro-batch; the entropy that a target looks at stays that of the last whole step.
-            before = torch.full_like(totals.entropy, torch.nan) if self._last_totals is None else self._last_totals.entropy
+            before = (
+                torch.full_like(totals.entropy, torch.nan) if self._last_totals is None else self._last_totals.entropy
+            )
             self._observe(totals.with_entropy(before))
         live["advantages"] = self.entropy_control.advantages(tokens)
         clip_range = self.entropy_control.clip_range(tokens)
@@ -275,7 +283,7 @@ class OPEFOTrainer(GRPOTrainer):
         return loss
 
     def _close_window(self) -> None:
-        """Reduce the window's totals over ranks, unless the batch that they are of is measured already; log the step."""
+        """Log the step, by the totals of its batch where they are known, else by the window's over all ranks."""
         assert self._window_totals is not None
         if self._batch_totals is not None and self.args.updates_per_rollout == 1:
             totals = self._batch_totals
@@ -405,12 +413,13 @@ class OPEFOTrainer(GRPOTrainer):
         self._window, self._window_totals, self._window_lambdas = [], None, []  # of a run that was interrupted
         if checkpoint is None:
             return
-        path = os.path.join(checkpoint, STATE_FILE)
-        if not os.path.exists(path):
-            logger.warning(f"{path} does not exist: the entropy control starts afresh at step {self.state.global_step}.")
+        path = Path(checkpoint) / STATE_FILE
+        if not path.exists():
+            logger.warning(
+                f"{path} does not exist: the entropy control starts afresh at step {self.state.global_step}."
+            )
             return
-        with open(path) as file:
-            saved = json.load(file)
+        saved = json.loads(path.read_text())
         self.guard.load_state_dict(saved["guard"])
         if saved["totals"] is not None:
             self._last_totals = FlowTotals(torch.tensor(saved["totals"], device=self.accelerator.device))
@@ -419,8 +428,8 @@ class OPEFOTrainer(GRPOTrainer):
             self.entropy_control.load_state_dict(saved["state"])
         else:
             logger.warning(
-                f"{checkpoint} was written with `control={saved['control']!r}`; `control={self.args.control!r}` starts "
-                "afresh."
+                f"{checkpoint} was written with `control={saved['control']!r}`; `control={self.args.control!r}` "
+                "starts afresh."
             )
 
 

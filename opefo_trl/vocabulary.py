@@ -41,7 +41,12 @@ def vocabulary_scores(
             with autocast:
                 scores.append(
                     vocabulary_score(
-                        hidden.to(weight.device), weight, bias, estimator=estimator, temperature=temperature, **settings
+                        hidden.to(weight.device),
+                        weight,
+                        bias,
+                        estimator=estimator,
+                        temperature=temperature,
+                        **settings,
                     )
                 )
 
@@ -52,7 +57,7 @@ def vocabulary_scores(
         handle.remove()
 
 
-def head_settings(config: PretrainedConfig) -> dict[str, float | None]:
+def head_settings(config: PretrainedConfig) -> dict[str, Any]:
     """What a model does to the output of its LM head: a factor, and Gemma's softcapping."""
     text = config.get_text_config()
     # Cohere, Muse Glimmer and Falcon-H1 multiply; Granite and MiniCPM3 divide, HyperCLOVA X multiplies.
@@ -61,13 +66,10 @@ def head_settings(config: PretrainedConfig) -> dict[str, float | None]:
         if scale is not None:
             break
     else:
-        scaling = getattr(text, "logits_scaling", None)
-        if scaling is None:
-            scale = 1.0
-        else:
-            scale = scaling if text.model_type == "hyperclovax" else 1 / scaling
+        scaling = getattr(text, "logits_scaling", None) or 1.0
+        scale = scaling if text.model_type == "hyperclovax" else 1 / scaling
     return {"logit_scale": float(scale), "softcap": getattr(text, "final_logit_softcapping", None)}
 
 
-def _whole(parameter: Tensor | None) -> Any:
+def _whole(parameter: Any) -> Any:
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

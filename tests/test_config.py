@@ -14,7 +14,10 @@ def config(**overrides):
 
 
 WRONG = {
-    "control": ({"control": "opfeo"}, r"`control='opfeo'` is unknown\. Did you mean 'opefo'\? Choose one of 'none', 'opefo'"),
+    "control": (
+        {"control": "opfeo"},
+        r"`control='opfeo'` is unknown\. Did you mean 'opefo'\? Choose one of 'none', 'opefo'",
+    ),
     "option": ({"control_kwargs": {"side": "both"}}, r"no option 'side'\. Did you mean 'sides'\? It takes 'sides'"),
     "option of none": ({"control": "none", "control_kwargs": {"sides": "both"}}, r"It takes no options\."),
     "options": ({"control_kwargs": "sides=both"}, r"`control_kwargs='sides=both'` is not a map.*JSON"),
@@ -26,7 +29,10 @@ WRONG = {
         r"fixes lambda for the whole run and `flow_target=0\.3` moves it",
     ),
     "estimator": ({"flow_estimator": "Exact"}, r"`flow_estimator='Exact'` is unknown.*'exact'"),
-    "scope": ({"flow_scope": "global"}, r"`flow_scope='global'` is unknown\. Choose one of 'batch', 'running', 'micro'"),
+    "scope": (
+        {"flow_scope": "global"},
+        r"`flow_scope='global'` is unknown\. Choose one of 'batch', 'running', 'micro'",
+    ),
     "lambda 0": ({"flow_lambda_max": 0.0}, r"`flow_lambda_max=0\.0` must be in \(0, 1\]"),
     "lambda 2": ({"flow_lambda_max": 2.0}, r"`flow_lambda_max=2\.0` must be in \(0, 1\].*change sign"),
     "target sign": ({"flow_target": -0.1}, r"`flow_target=-0\.1` is not an entropy"),
@@ -36,7 +42,10 @@ WRONG = {
     "schedule": ({"flow_target": 0.3, "flow_schedule": "cosin"}, r"`flow_schedule='cosin'` is unknown"),
     "schedule of nothing": ({"flow_schedule": "linear"}, r"moves a target; set `flow_target` too"),
     "shape": ({"flow_shape": "round"}, r"`flow_shape='round'` is unknown\. Choose one of 'sign'"),
-    "iterations": ({"num_iterations": 2}, r"`num_iterations=2` trains 2 times on one rollout.*`strict_on_policy=False`"),
+    "iterations": (
+        {"num_iterations": 2},
+        r"`num_iterations=2` trains 2 times on one rollout.*`strict_on_policy=False`",
+    ),
     "generation": (
         {"steps_per_generation": 8, "gradient_accumulation_steps": 4},
         r"`steps_per_generation=8` with `gradient_accumulation_steps=4` takes 2 optimizer steps per rollout.*Set them "
@@ -47,7 +56,10 @@ WRONG = {
         r"takes 0\.5 optimizer steps per rollout",
     ),
     "nonfinite": ({"nonfinite": "ignore"}, r"`nonfinite='ignore'` is unknown\. Choose one of 'stop', 'skip'"),
-    "sequence level": ({"importance_sampling_level": "sequence"}, r"token weights of `control='opefo'` would be averaged"),
+    "sequence level": (
+        {"importance_sampling_level": "sequence"},
+        r"token weights of `control='opefo'` would be averaged",
+    ),
     "liger": (
         {"liger_kernel_config": {"fused_linear_cross_entropy": True}},
         r"'fused_linear_cross_entropy': True\}` replaces the forward",

@@ -18,7 +18,10 @@ def runs(tmp_path_factory) -> Path:
     for processes in (1, 2):
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         run = subprocess.run(
-            [sys.executable, *command, str(SCRIPT), str(out / str(processes))], capture_output=True, text=True, timeout=250
+            [sys.executable, *command, str(SCRIPT), str(out / str(processes))],
+            capture_output=True,
+            text=True,
+            timeout=250,
         )
         assert run.returncode == 0, run.stderr[-4000:]
     return out

@@ -43,10 +43,7 @@ def oracle_flow(p, tokens, advantages, mask, estimator):
         logps = np.log(np.take_along_axis(p, tokens[..., None], -1)[..., 0])
         return oracle.covariance_flow(logps, np.broadcast_to(advantages[:, None], logps.shape), mask)
     return np.array(
-        [
-            [oracle.flow(p[b, t], tokens[b, t], advantages[b], estimator) for t in range(LENGTH)]
-            for b in range(ROWS)
-        ]
+        [[oracle.flow(p[b, t], tokens[b, t], advantages[b], estimator) for t in range(LENGTH)] for b in range(ROWS)]
     )
 
 

@@ -73,7 +73,9 @@ def test_stop_leaves_the_parameters_alone_and_says_where(value, out):
 
     dump = json.loads((out / "nonfinite" / "step-3-rank-0.json").read_text())
     assert dump["step"] == 3 and dump["rank"] == 0 and len(dump["rows"]) == 8
-    assert {"prompt", "completion", "completion_ids", "log-probabilities", "entropies", "advantages"} <= set(dump["rows"][0])
+    assert {"prompt", "completion", "completion_ids", "log-probabilities", "entropies", "advantages"} <= set(
+        dump["rows"][0]
+    )
 
 
 def test_the_offending_rows_are_found_when_a_tensor_gives_them_away(out):
@@ -198,7 +200,13 @@ def test_a_bad_reward_in_evaluation_stops_the_run_or_is_left_out_of_the_means(ou
         return digit_reward(completions) if held_out is None else [math.nan, *digit_reward(completions)[1:]]
 
     extra = {"reward_funcs": picky, "eval_dataset": tiny_dataset(1).map(lambda row: {"held_out": True})}
-    common = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "max_steps": 3, "extra": extra}
+    common = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 3,
+        "extra": extra,
+    }
     with pytest.raises(NonFiniteError, match="'picky' returned nan for completion 0"):
         train(OPEFOTrainer, OPEFOConfig, out, **common)
     trainer = train(OPEFOTrainer, OPEFOConfig, out, nonfinite="skip", **common)

@@ -15,7 +15,10 @@ SCOPES = ["batch", "running", "micro"]
 
 def launch(*arguments) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import oracle
@@ -68,7 +69,7 @@ def test_none_and_lambda_zero_are_bitwise_grpo(loss_type, accumulation, beta, mo
         "gradient_accumulation_steps": accumulation,
     }
     theirs = train(GRPOTrainer, GRPOConfig, out, **run)
-    assert any(not torch.equal(p, q) for p, q in zip(parameters(theirs).values(), tiny_model().state_dict().values()))
+    assert all(not torch.equal(p, tiny_model().state_dict()[name]) for name, p in parameters(theirs).items())
     assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **run), theirs)
     assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control_kwargs={"static_lambda": 0}, **run), theirs)
 
@@ -109,7 +110,8 @@ def test_the_gradient_is_that_of_the_papers_loss(estimator, out):
         flow = np.array(
             [
                 [
-                    oracle.flow(p[b, t], int(sampled["completion_ids"][b, t]), advantages[b], estimator) * int(mask[b, t])
+                    oracle.flow(p[b, t], int(sampled["completion_ids"][b, t]), advantages[b], estimator)
+                    * int(mask[b, t])
                     for t in range(length)
                 ]
                 for b in range(len(advantages))
@@ -158,7 +160,7 @@ def test_running_scope_uses_the_totals_of_the_step_before(out):
     trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=4, flow_scope="running", **PAPER)
     rows = trainer.state.log_history[:4]
     assert rows[0]["flow/lambda"] == 0
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         assert after["flow/lambda"] == before["flow/lambda_star"] != 0
 
 
@@ -199,7 +201,9 @@ def test_a_target_is_held_where_grpo_collapses(out):
     rows = held.state.log_history
     target = rows[0]["flow/target"]
     assert target == pytest.approx(0.7 * rows[0]["entropy"], rel=1e-3)
-    end_free, end_held = (np.mean([row["entropy"] for row in trainer.state.log_history[30:40]]) for trainer in (free, held))
+    end_free, end_held = (
+        np.mean([row["entropy"] for row in trainer.state.log_history[30:40]]) for trainer in (free, held)
+    )
     assert end_free < 0.1 * target
     assert end_held == pytest.approx(target, rel=0.1)
     lambdas = [row["flow/lambda"] for row in rows[:40]]
@@ -311,7 +315,7 @@ def test_entropy_delta_is_the_measured_change(out):
     trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=4)
     rows = trainer.state.log_history[:4]
     assert "entropy/delta" not in rows[0]
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         assert after["entropy/delta"] == pytest.approx(after["entropy"] - before["entropy"], abs=1e-5)
 
 

@@ -1,5 +1,5 @@
-"""One test for each private hook of TRL and transformers that trainer.py leans on: a release that moves one fails here,
-with the name of the hook, and not in the middle of somebody's run."""
+"""One test for each private hook of TRL and transformers that trainer.py leans on: a release that moves one fails
+here, with the name of the hook, and not in the middle of somebody's run."""
 
 import inspect
 from importlib.metadata import version
@@ -85,7 +85,9 @@ class Watched(dict):
 def test_the_loss_asks_for_logps_before_it_reads_the_advantages(out, monkeypatch):
     events = []
     compute, score = GRPOTrainer._compute_loss, GRPOTrainer._get_per_token_logps_and_entropies
-    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs: compute(self, model, Watched(inputs, events)))
+    monkeypatch.setattr(
+        GRPOTrainer, "_compute_loss", lambda self, model, inputs: compute(self, model, Watched(inputs, events))
+    )
 
     def scored(self, *args, **kwargs):
         events.append("logps")
@@ -161,7 +163,11 @@ def test_rewards_are_gathered_and_inf_comes_through(out, monkeypatch):
 
 def test_the_trainer_keeps_the_attributes_that_are_used(out):
     trainer = GRPOTrainer(
-        tiny_model(), digit_reward, GRPOConfig(**settings(out)), train_dataset=tiny_dataset(), processing_class=tiny_tokenizer()
+        tiny_model(),
+        digit_reward,
+        GRPOConfig(**settings(out)),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
     )
     assert trainer.reward_func_names == ["digit_reward"] and len(trainer.reward_funcs) == 1
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.temperature) == (0.2, 0.2, 1.0)

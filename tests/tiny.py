@@ -108,7 +108,9 @@ def parameters(trainer: object) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
-def metrics(trainer: object, skip: tuple[str, ...] = ("step_time", "train_", "eval_runtime", "_per_second")) -> list[dict]:
+def metrics(
+    trainer: object, skip: tuple[str, ...] = ("step_time", "train_", "eval_runtime", "_per_second")
+) -> list[dict]:
     """What was logged, less what a clock measured."""
     return [
         {key: value for key, value in row.items() if not any(word in key for word in skip)}

@@ -21,7 +21,9 @@ CONTROLS: dict[str, type[Control]] = {
 def control_options(name: str) -> list[str]:
     """The keyword arguments that a control takes."""
     if name not in CONTROLS:
-        raise ValueError(f"`control={name!r}` is unknown.{_nearest(name, CONTROLS)} Choose one of {_listed(CONTROLS)}.")
+        raise ValueError(
+            f"`control={name!r}` is unknown.{_nearest(name, CONTROLS)} Choose one of {_listed(CONTROLS)}."
+        )
     constructor = CONTROLS[name].__init__
     return [] if constructor is object.__init__ else list(inspect.signature(constructor).parameters)[1:]
 

@@ -22,7 +22,9 @@ class EntropyTarget:
     def __init__(self, value: float | str, schedule: str = "constant"):
         self.number, self.relative = parse_target(value)
         if schedule not in SCHEDULES:
-            raise ValueError(f"`flow_schedule={schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}.")
+            raise ValueError(
+                f"`flow_schedule={schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}."
+            )
         self.schedule = schedule
         self.anchor: Tensor | None = None  # the first step's entropy
 

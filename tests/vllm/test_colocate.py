@@ -1,0 +1,67 @@
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import digit_reward, settings, tiny_dataset, tiny_tokenizer
+from transformers import PrinterCallback
+from trl import GRPOTrainer
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+
+VLLM = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.1, "vllm_max_model_length": 64}
+
+
+def run(model_path: str, out: Path, **overrides):
+    args = OPEFOConfig(**settings(out, **{**VLLM, "max_steps": 4, "flow_lambda_max": 1.0, **overrides}))
+    trainer = OPEFOTrainer(
+        model_path, digit_reward, args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer()
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(autouse=True)
+def release():
+    yield
+    gc.collect()
+
+
+@pytest.mark.parametrize("scope", ["batch", "running"])
+def test_a_colocated_run_trains_on_what_vllm_sampled(scope, model_path, tmp_path, monkeypatch):
+    calls = []
+    score = GRPOTrainer._get_per_token_logps_and_entropies
+    monkeypatch.setattr(
+        GRPOTrainer,
+        "_get_per_token_logps_and_entropies",
+        lambda self, *args, **kwargs: calls.append(1) or score(self, *args, **kwargs),
+    )
+    trainer = run(model_path, tmp_path, flow_scope=scope)
+    rows = trainer.state.log_history[:4]
+    # the weights are synchronised: vLLM's log-probabilities stay those of the policy while it moves
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-4 for row in rows)
+    assert any(row["flow/lambda"] != 0 for row in rows)
+    assert len(calls) == 8  # one scoring pass a step, TRL's own, which the batch scope shares; and one to train
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+def test_tokens_that_importance_sampling_masks_out_carry_no_flow(model_path, tmp_path):
+    trainer = run(
+        model_path,
+        tmp_path,
+        max_steps=1,
+        vllm_importance_sampling_mode="token_mask",
+        vllm_importance_sampling_clip_min=1.0 - 1e-9,  # about half of the ratios fall below by rounding
+    )
+    inputs = trainer._buffered_inputs[0]
+    masked = (inputs["importance_sampling_ratio"] == 0) & inputs["completion_mask"].bool()
+    assert masked.any()
+    assert (inputs["token_flow"][masked] == 0).all()
+    assert (inputs["token_flow"][~masked & inputs["completion_mask"].bool()] != 0).any()
+
+
+def test_exact_flow_of_a_colocated_run(model_path, tmp_path):
+    trainer = run(model_path, tmp_path, max_steps=2, flow_estimator="exact")
+    assert all(row["flow/increase"] > 0 < row["flow/decrease"] for row in trainer.state.log_history[:2])
+    assert torch.isfinite(trainer._last_totals.sums).all()
