@@ -173,7 +173,7 @@ class OPEFOConfig(GRPOConfig):
 
     @property
     def _micro_batches_per_rollout(self) -> int:
-        return self.steps_per_generation * self.num_iterations  # type: ignore[operator]
+        return self.steps_per_generation * self.num_iterations
 
     def _check_on_policy(self) -> None:
         if not self.strict_on_policy:

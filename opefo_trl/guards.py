@@ -49,7 +49,14 @@ def watch_reward(function: Callable, name: str, found: list[BadReward], is_async
     so every rank sees them in the gathered rewards. An exception is raised again with the function's name.
     """
 
-    def check(rewards: Any, completions: list) -> Any:
+    def check(rewards: Any, completions: list) -> list:
+        try:
+            rewards = list(rewards)
+        except TypeError as error:
+            raise TypeError(
+                f"The reward function {name!r} returned {rewards!r}; return a list with one reward per completion, "
+                f"here {len(completions)}."
+            ) from error
         if len(rewards) != len(completions):
             return rewards  # TRL's own error names the function and both lengths
         return [_checked(reward, index, completions[index]) for index, reward in enumerate(rewards)]

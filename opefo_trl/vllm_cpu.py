@@ -17,10 +17,13 @@ logger = get_logger(__name__)
 
 
 def adapt(dtype: str) -> None:
-    """Prepare this process' vLLM for TRL, before a trainer builds its engine. `dtype` is that of the trained model."""
+    """Prepare this process' vLLM for TRL, before a trainer builds its engine; nothing where vLLM runs on a GPU."""
     import trl.generation.vllm_generation as generation
     from vllm.model_executor.layers import utils
+    from vllm.platforms import current_platform
 
+    if not current_platform.is_cpu():
+        return
     utils.dispatch_cpu_unquantized_gemm = _keep_weights
     engine = getattr(generation.LLM, "func", generation.LLM)  # adapted before: once is enough
     generation.LLM = functools.partial(engine, dtype=dtype)

@@ -244,6 +244,18 @@ def test_a_reward_that_is_no_number_at_all_is_refused(out):
     assert_same(dict(tiny_model().named_parameters()), after)
 
 
+def test_a_reward_function_that_forgets_to_return_is_named(out):
+    def picky(completions, **kwargs):
+        digit_reward(completions)
+
+    error, _, after = run(out, reward=picky)
+    assert isinstance(error, TypeError)
+    assert str(error) == (
+        "The reward function 'picky' returned None; return a list with one reward per completion, here 8."
+    )
+    assert_same(dict(tiny_model().named_parameters()), after)
+
+
 def test_reward_functions_keep_their_names_and_settings(out):
     trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=1)
     assert trainer.reward_func_names == ["digit_reward"]
