@@ -13,11 +13,11 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: test test-vllm lint format bench clean
 
 test: .venv/ready
-	.venv/bin/python -m pytest -n 2 --dist loadgroup
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-vllm: .venv-vllm/ready
 	TORCH_COMPILE_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
-		.venv-vllm/bin/python -m pytest tests/vllm --override-ini addopts=-q
+		.venv-vllm/bin/python -m pytest tests/with_vllm --override-ini addopts=-q
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -41,6 +41,7 @@ def token_flow(
     *,
     mask: Tensor | None = None,
     vocabulary: Tensor | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Tensor:
     """
     First-order entropy change of each token's update, per unit step.
@@ -51,6 +52,7 @@ def token_flow(
         advantages (`Tensor`): (B,), (B, 1) or (B, T).
         estimator (`str`): one of `ESTIMATORS`.
         mask (`Tensor`, *optional*): 1 on the tokens that train, (B, T). `covariance` takes its means over them.
+        accelerator (`Accelerator`, *optional*): makes these means those of all ranks.
         vocabulary (`Tensor`, *optional*): `vocabulary_score` of the same estimator, (B, T); needed by `exact` and
             `expected`.
 
@@ -61,8 +63,15 @@ def token_flow(
     if advantages.dim() == logps.dim() - 1:
         advantages = advantages.unsqueeze(-1)
     if estimator == "covariance":
-        weights = torch.ones_like(logps) if mask is None else mask.float()
-        return -_centred(advantages.expand_as(logps), weights) * _centred(logps, weights)
+        known = logps.isfinite() & advantages.isfinite()
+        if mask is not None:
+            known &= mask.bool()
+        summed = [torch.where(known, values, 0).sum() for values in (advantages.expand_as(logps), logps)]
+        sums = torch.stack([*summed, known.sum().float()])
+        if accelerator is not None:
+            sums = accelerator.reduce(sums, reduction="sum")
+        mean_advantage, mean_logp = sums[:2] / sums[2].clamp(min=1)
+        return -(advantages - mean_advantage) * (logps - mean_logp)
     return -advantages * flow_score(logps, entropies, estimator, vocabulary)
 
 
@@ -173,6 +182,18 @@ class FlowTotals:
         """Totals over all ranks: one all-reduce of five numbers."""
         return FlowTotals(accelerator.reduce(self.sums, reduction="sum"))
 
+    def metrics(self) -> dict[str, Tensor]:
+        """What to log of them: flows per token, so that batches of different size compare."""
+        tokens = self.tokens.clamp(min=1)
+        return {
+            "flow/increase": self.increase / tokens,
+            "flow/decrease": self.decrease / tokens,
+            "flow/net": self.net / tokens,
+            "flow/increase_share": self.increase / (self.increase + self.decrease).clamp(min=1e-30),
+            "flow/lambda_star": balance(self),
+            "guard/unknown_tokens": self.unknown,
+        }
+
     def with_entropy(self, entropy: Tensor) -> FlowTotals:
         """The same flows beside another mean entropy."""
         sums = self.sums.clone()
@@ -228,9 +249,3 @@ def flow_weights(flow: Tensor, lam: Tensor | float, sides: str = "both") -> Tens
     if sides != "increase":
         weights = torch.where(flow < 0, 1 - lam, weights)
     return weights
-
-
-def _centred(values: Tensor, weights: Tensor) -> Tensor:
-    known = weights * values.isfinite()
-    mean = torch.where(known > 0, values, 0).sum() / known.sum().clamp(min=1)
-    return values - mean

@@ -127,17 +127,41 @@ class MicroBatch:
 @dataclass
 class StepGuard:
     """
-    Counts skipped steps and knows when they are too many.
+    Looks at every optimizer step before it is taken, counts those that are skipped, and knows when they are too many.
 
     Args:
         policy (`str`): `"stop"` or `"skip"`.
+        folder (`Path`): where to dump the rows of a step that is not finite.
+        decode (`Callable`): token ids to text, for the dump.
     """
 
     policy: str
+    folder: Path
+    decode: Callable[[Tensor], str]
+    window: list[MicroBatch] = field(default_factory=list)  # of the step under way
     skipped: int = 0
     in_a_row: int = 0
     losses: list[float] = field(default_factory=list)  # of the steps taken since the last log
     skipped_since_log: int = 0
+
+    def inspect(self, ranks: list[list[float]], rank: int, step: int) -> str | None:
+        """
+        What is wrong with a step, None if nothing is; the rows of this rank that are to blame are dumped.
+
+        `ranks` holds [loss, gradient norm] of every rank.
+        """
+        # One rank's NaN loss is in every rank's gradient by now: blame the loss where there is one.
+        bad = [number for number, (loss, _) in enumerate(ranks) if not math.isfinite(loss)]
+        bad = bad or [number for number, (_, norm) in enumerate(ranks) if not math.isfinite(norm)]
+        if not bad:
+            return None
+        message = f"Step {step}: not finite on rank {', '.join(map(str, bad))}."
+        if rank in bad:
+            what = describe(self.window) or f"gradient norm {ranks[rank][1]}"
+            path = self.folder / f"step-{step}-rank-{rank}.json"
+            dump_rows(path, self.window, self.decode, step=step, rank=rank, what=what)
+            message += f" On rank {rank}: {what}; the rows are in {path}."
+        return message
 
     def passed(self, loss: float) -> None:
         self.in_a_row = 0
@@ -146,7 +170,9 @@ class StepGuard:
     def failed(self, message: str) -> None:
         """Stop, or count a skip."""
         if self.policy == "stop":
-            raise NonFiniteError(f"{message} Set `nonfinite='skip'` to leave such steps out and go on.")
+            raise NonFiniteError(
+                f"{message} No parameter was updated. Set `nonfinite='skip'` to leave such steps out and go on."
+            )
         self.skipped += 1
         self.skipped_since_log += 1
         self.in_a_row += 1

@@ -29,8 +29,8 @@ from trl.trainer.utils import get_config_model_id, is_async_callable
 
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
-from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, balance, token_flow
-from opefo_trl.guards import BadReward, MicroBatch, NonFiniteError, StepGuard, describe, dump_rows, watch_reward
+from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
+from opefo_trl.guards import BadReward, MicroBatch, NonFiniteError, StepGuard, watch_reward
 from opefo_trl.vocabulary import vocabulary_scores
 
 logger = get_logger(__name__)
@@ -98,36 +98,43 @@ class OPEFOTrainer(GRPOTrainer):
 
             vllm_cpu.adapt("bfloat16" if args.bf16 else "float32")
         super().__init__(model, reward_funcs, args, *positional, **keywords)
-        self.entropy_control = args.make_control()
         self._needs_vocabulary = args.flow_estimator in VOCABULARY_ESTIMATORS
-        # In the `batch` scope the flow is measured before training on it, and so it is where it needs the vocabulary.
-        self._measures_batch = self._needs_vocabulary or (
-            args.flow_scope == "batch" and self.entropy_control.needs_totals
+        needs_batch = args.flow_scope == "batch" and args.make_control().needs_totals
+        # Where one micro-batch is the whole batch of its rank, the forward that trains it measures it as well.
+        self._measures_live = (
+            needs_batch
+            and not self._needs_vocabulary
+            and args.updates_per_rollout == 1
+            and args.gradient_accumulation_steps == 1
         )
-        self._batch_totals: FlowTotals | None = None  # of the generation batch, over all ranks
-        self._last_totals: FlowTotals | None = None  # of the last optimizer step, over all ranks
-        self._entropy_before: Tensor | None = None  # of the step before that
-        self._window: list[MicroBatch] = []  # micro-batches of the optimizer step under way
-        self._window_totals: FlowTotals | None = None  # their totals, this rank's
-        self._window_lambdas: list[Tensor | float] = []
+        self._measures_ahead = self._needs_vocabulary or (needs_batch and not self._measures_live)
         self._scored: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
         self._live: dict[str, Any] | None = None  # inputs of the loss under way
         self._tokens: Tokens | None = None
 
-        self.guard = StepGuard(args.nonfinite)
         self._bad_rewards: list[BadReward] = []
-        self._rollout_is_bad = False
         self.reward_funcs = [
             function
             if isinstance(function, nn.Module)
             else watch_reward(function, name, self._bad_rewards, is_async_callable(function))
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
+        self._begin()
+
+    def _begin(self) -> None:
+        """The state that a run begins with, whatever a run before it left."""
+        self.entropy_control = self.args.make_control()
+        self.guard = StepGuard(self.args.nonfinite, Path(self.args.output_dir) / "nonfinite", self._tokenizer.decode)
+        self._rollout_is_bad = False
+        self._batch_totals: FlowTotals | None = None  # of the generation batch, over all ranks
+        self._last_totals: FlowTotals | None = None  # of the last optimizer step, over all ranks
+        self._window_totals: FlowTotals | None = None  # of the optimizer step under way, this rank's
+        self._window_lambdas: list[Tensor | float] = []
 
     # ---- the generation batch: measure its flow before anything is trained on it
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if not (self.model.training and self._measures_batch):
+        if not (self.model.training and self._measures_ahead):
             return super()._generate_and_score_completions(inputs)
         self._scored = []
         try:
@@ -189,7 +196,7 @@ class OPEFOTrainer(GRPOTrainer):
     def _flow(
         self, batch: dict[str, Any], mask: Tensor, logps: Tensor, entropies: Tensor, vocabulary: Tensor | None = None
     ) -> Tensor:
-        """`token_flow` of the update that the loss will make, without the control, (B, T)."""
+        """`token_flow` of the update that the loss would make without a control, (B, T)."""
         flow = token_flow(
             logps,
             entropies,
@@ -197,6 +204,7 @@ class OPEFOTrainer(GRPOTrainer):
             self.args.flow_estimator,
             mask=mask,
             vocabulary=vocabulary,
+            accelerator=self.accelerator if self._measures_ahead or self._measures_live else None,
         )
         # TRL multiplies the loss by vLLM's importance-sampling ratio: a token it masks out moves nothing.
         ratio = batch.get("importance_sampling_ratio")
@@ -209,7 +217,7 @@ class OPEFOTrainer(GRPOTrainer):
     ) -> Tensor:
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self._window:
+        if not self.guard.window:
             self._open_window()
         epsilons = self.epsilon_low, self.epsilon_high
         self._live = {**inputs}
@@ -242,24 +250,30 @@ class OPEFOTrainer(GRPOTrainer):
             old_logps=logps.detach() if old_logps is None else old_logps,
             flow=flow,
         )
-        totals = FlowTotals.of(flow, mask, entropies.detach())
-        self._window_totals = totals if self._window_totals is None else self._window_totals + totals
-        if self.args.flow_scope == "micro":
-            # Lambda follows the micro-batch; the entropy that a target looks at stays that of the last whole step.
-            before = (
-                torch.full_like(totals.entropy, torch.nan) if self._last_totals is None else self._last_totals.entropy
-            )
-            self._observe(totals.with_entropy(before))
+        self._measure(FlowTotals.of(flow, mask, entropies.detach()))
         live["advantages"] = self.entropy_control.advantages(tokens)
         clip_range = self.entropy_control.clip_range(tokens)
         if clip_range is not None:
             self.epsilon_low, self.epsilon_high = clip_range
 
+    def _measure(self, totals: FlowTotals) -> None:
+        """Take in the totals of a live micro-batch; where they are what the scope asks for, the control sees them."""
+        self._window_totals = totals if self._window_totals is None else self._window_totals + totals
+        if self._measures_live:
+            self._batch_totals = totals.reduce(self.accelerator)
+            self._observe(self._batch_totals)
+        elif self.args.flow_scope == "micro":
+            # Lambda follows the micro-batch; the entropy that a target looks at stays that of the last whole step.
+            unknown = torch.full_like(totals.entropy, torch.nan)
+            self._observe(totals.with_entropy(unknown if self._last_totals is None else self._last_totals.entropy))
+
     def _open_window(self) -> None:
+        if self.args.flow_scope == "micro" or self._measures_live:
+            return
         totals = self._last_totals
         if self.args.flow_scope == "batch" and self._batch_totals is not None:
             totals = self._batch_totals
-        if totals is not None and self.args.flow_scope != "micro":
+        if totals is not None:
             self._observe(totals)
 
     def _observe(self, totals: FlowTotals) -> None:
@@ -271,7 +285,7 @@ class OPEFOTrainer(GRPOTrainer):
             "entropies": tokens.entropies.detach(),
             "advantages": tokens.advantages,
         }
-        self._window.append(MicroBatch(inputs, tensors, tokens.mask, loss.detach()))
+        self.guard.window.append(MicroBatch(inputs, tensors, tokens.mask, loss.detach()))
         self._window_lambdas.append(self.entropy_control.metrics().get("flow/lambda", 0.0))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -289,25 +303,17 @@ class OPEFOTrainer(GRPOTrainer):
             totals = self._batch_totals
         else:
             totals = self._window_totals.reduce(self.accelerator)
-        self._log_flow(totals)
-        self._entropy_before = totals.entropy
+        self._log_step(totals)
         self._last_totals = totals
-        self._window_totals = None
-        self._window_lambdas = []
+        self._window_totals, self._window_lambdas = None, []
 
-    def _log_flow(self, totals: FlowTotals) -> None:
-        tokens = totals.tokens.clamp(min=1)
+    def _log_step(self, totals: FlowTotals) -> None:
         metrics: dict[str, Tensor | float] = {
-            "flow/increase": totals.increase / tokens,
-            "flow/decrease": totals.decrease / tokens,
-            "flow/net": totals.net / tokens,
-            "flow/increase_share": totals.increase / (totals.increase + totals.decrease).clamp(min=1e-30),
-            "flow/lambda_star": balance(totals),
+            **totals.metrics(),
             "flow/lambda": sum(self._window_lambdas) / len(self._window_lambdas),
-            "guard/unknown_tokens": totals.unknown,
         }
-        if self._entropy_before is not None:
-            metrics["entropy/delta"] = totals.entropy - self._entropy_before
+        if self._last_totals is not None:
+            metrics["entropy/delta"] = totals.entropy - self._last_totals.entropy
         for name, value in self.entropy_control.metrics().items():
             metrics.setdefault(name if "/" in name else f"control/{name}", value)
         values = torch.stack([torch.as_tensor(value, device=totals.sums.device).float() for value in metrics.values()])
@@ -319,10 +325,10 @@ class OPEFOTrainer(GRPOTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._bad_rewards.clear()
         rewards = super()._calculate_rewards(*args, **kwargs)  # of all ranks
-        bad = ~rewards.isfinite() & ~rewards.isnan()
-        for column, function in enumerate(self.reward_funcs):
-            if isinstance(function, nn.Module):  # a reward model has no None that NaN could stand for
-                bad[:, column] |= rewards[:, column].isnan()
+        models = torch.tensor(
+            [isinstance(function, nn.Module) for function in self.reward_funcs], device=rewards.device
+        )
+        bad = rewards.isinf() | (rewards.isnan() & models)  # a reward model has no None that NaN could stand for
         any_bad = bool(bad.any())
         if self.model.training:
             self._rollout_is_bad = any_bad
@@ -347,13 +353,13 @@ class OPEFOTrainer(GRPOTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # The Trainer's last call before `optimizer.step()`
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        losses = torch.stack([micro_batch.loss for micro_batch in self._window])
+        loss = torch.stack([micro_batch.loss for micro_batch in self.guard.window]).sum()
         # An overflow in fp16 is the gradient scaler's business: it skips the step and lowers its scale.
-        judged_norm = None if self.accelerator.scaler is not None else grad_norm
-        if not self._check_step(losses.sum(), judged_norm):
+        judged_norm = None if self.accelerator.mixed_precision == "fp16" else grad_norm
+        if not self._check_step(loss, judged_norm):
             model.zero_grad()
         self._metrics["train"]["guard/skipped_steps"].append(self.guard.skipped)
-        self._window = []
+        self.guard.window.clear()
         return grad_norm
 
     def _check_step(self, loss: Tensor, grad_norm: Any) -> bool:
@@ -361,30 +367,19 @@ class OPEFOTrainer(GRPOTrainer):
         if hasattr(grad_norm, "full_tensor"):  # FSDP2
             grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
-        mine = torch.stack([loss.float(), norm.float()])
-        ranks = self.accelerator.gather(mine.unsqueeze(0)).tolist()  # [[loss, gradient norm], ...]
-        # One rank's NaN loss is in every rank's gradient by now: blame the loss where there is one.
-        bad = [rank for rank, numbers in enumerate(ranks) if not _finite(numbers[0])]
-        bad = bad or [rank for rank, numbers in enumerate(ranks) if not _finite(numbers[1])]
-        if not bad and not self._rollout_is_bad:
-            self.guard.passed(sum(rank[0] for rank in ranks) / len(ranks))
+        ranks = self.accelerator.gather(torch.stack([loss.float(), norm.float()]).unsqueeze(0)).tolist()
+        step = self.state.global_step + 1
+        problem = self.guard.inspect(ranks, self.accelerator.process_index, step)
+        if problem is None and self._rollout_is_bad:
+            problem = f"Step {step}: a reward was NaN or infinite."
+        if problem is None:
+            self.guard.passed(sum(rank_loss for rank_loss, _ in ranks) / len(ranks))
             return True
-        message = self._describe_step(bad, ranks)
-        self.guard.failed(message)
-        logger.warning(f"{message} The step is skipped.", main_process_only=False)
+        if self.is_deepspeed_enabled and grad_norm is not None:
+            raise NonFiniteError(f"{problem} DeepSpeed has updated the parameters: go back to the last checkpoint.")
+        self.guard.failed(problem)
+        logger.warning(f"{problem} The step is skipped.", main_process_only=False)
         return False
-
-    def _describe_step(self, bad: list[int], ranks: list[list[float]]) -> str:
-        step, rank = self.state.global_step + 1, self.accelerator.process_index
-        if not bad:
-            return f"Step {step}: a reward was NaN or infinite."
-        what = describe(self._window) or ("loss" if not _finite(ranks[rank][0]) else f"gradient norm {ranks[rank][1]}")
-        message = f"Step {step}: not finite on rank {', '.join(map(str, bad))}. No parameter was updated."
-        if rank in bad:
-            path = Path(self.args.output_dir) / "nonfinite" / f"step-{step}-rank-{rank}.json"
-            dump_rows(path, self._window, self._tokenizer.decode, step=step, rank=rank, what=what)
-            message += f" On rank {rank}: {what}; the rows are in {path}."
-        return message
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -410,7 +405,7 @@ class OPEFOTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self._window, self._window_totals, self._window_lambdas = [], None, []  # of a run that was interrupted
+        self._begin()
         if checkpoint is None:
             return
         path = Path(checkpoint) / STATE_FILE
@@ -423,7 +418,6 @@ class OPEFOTrainer(GRPOTrainer):
         self.guard.load_state_dict(saved["guard"])
         if saved["totals"] is not None:
             self._last_totals = FlowTotals(torch.tensor(saved["totals"], device=self.accelerator.device))
-            self._entropy_before = self._last_totals.entropy
         if saved["control"] == self.args.control:
             self.entropy_control.load_state_dict(saved["state"])
         else:
@@ -437,7 +431,3 @@ def _trained(batch: dict[str, Any]) -> Tensor:
     """1 on the tokens that train, (B, T): neither padding, nor truncated, nor a tool's."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")

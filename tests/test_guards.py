@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_stop_leaves_the_parameters_alone_and_says_where(value, out):
     error, before, after = run(out, control="poison", control_kwargs={"steps": [3], "value": value})
     assert isinstance(error, NonFiniteError)
     message = str(error)
-    assert "Step 3: not finite on rank 0. No parameter was updated." in message
+    assert "Step 3: not finite on rank 0." in message and "No parameter was updated." in message
     assert "loss of micro-batch 0" in message and "`nonfinite='skip'`" in message
     assert_same(before[3], after)
     assert not all(torch.equal(before[3][name], before[2][name]) for name in after)  # until then it did train
@@ -273,8 +274,12 @@ def test_a_watched_reward_hands_good_rewards_on_untouched():
 # ---- the counters
 
 
+def guard_of(policy, path="unused"):
+    return StepGuard(policy, Path(path), str)
+
+
 def test_step_guard_counts():
-    guard = StepGuard("skip")
+    guard = guard_of("skip")
     guard.passed(0.5)
     guard.failed("bad")
     guard.passed(1.5)
@@ -283,11 +288,20 @@ def test_step_guard_counts():
     assert guard.logged_loss(9.0) == 9.0  # nothing skipped since
     guard.failed("bad")
     assert math.isnan(guard.logged_loss(9.0))
-    restored = StepGuard("skip")
+    restored = guard_of("skip")
     restored.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     assert (restored.skipped, restored.in_a_row) == (2, 1)
-    with pytest.raises(NonFiniteError, match=r"bad Set `nonfinite='skip'`"):
-        StepGuard("stop").failed("bad")
+    with pytest.raises(NonFiniteError, match=r"bad No parameter was updated. Set `nonfinite='skip'`"):
+        guard_of("stop").failed("bad")
+
+
+def test_a_rank_is_blamed_by_its_loss_and_by_the_norm_only_if_all_losses_are_finite(tmp_path):
+    guard, nan = guard_of("stop", tmp_path), math.nan
+    assert guard.inspect([[1.0, 2.0], [3.0, 4.0]], rank=0, step=7) is None
+    assert guard.inspect([[1.0, nan], [nan, nan]], rank=0, step=7) == "Step 7: not finite on rank 1."
+    blamed = guard.inspect([[1.0, math.inf], [3.0, math.inf]], rank=1, step=7)
+    assert blamed.startswith("Step 7: not finite on rank 0, 1. On rank 1: gradient norm inf; the rows are in ")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-7-rank-1.json"]
 
 
 def test_describe_names_tensors_rows_and_micro_batches():

@@ -172,7 +172,7 @@ def test_the_trainer_keeps_the_attributes_that_are_used(out):
     assert trainer.reward_func_names == ["digit_reward"] and len(trainer.reward_funcs) == 1
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.temperature) == (0.2, 0.2, 1.0)
     assert set(trainer._metrics) == {"train", "eval"} and trainer._tokenizer is trainer.processing_class
-    assert trainer.accelerator.scaler is None and trainer.is_deepspeed_enabled is False
+    assert trainer.accelerator.mixed_precision == "no" and trainer.is_deepspeed_enabled is False
     assert {"_tag_names", "_name", "_paper"} <= set(dir(GRPOTrainer))
 
 

@@ -116,3 +116,11 @@ def metrics(
         {key: value for key, value in row.items() if not any(word in key for word in skip)}
         for row in trainer.state.log_history
     ]
+
+
+def assert_equal_runs(ours, theirs):
+    """All parameters and all that TRL logged, bit for bit."""
+    for name, value in parameters(theirs).items():
+        assert torch.equal(parameters(ours)[name], value), name
+    for our_row, their_row in zip(metrics(ours), metrics(theirs), strict=True):
+        assert {key: our_row.get(key) for key in their_row} == their_row

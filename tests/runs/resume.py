@@ -1,5 +1,7 @@
 """Train the tiny model for 8 steps with a checkpoint every 2, once for each scope; be killed, or go on from step 4.
 
+Each run that is to be killed is a process of its own, forked before torch has done any work.
+
 python resume.py OUT {whole,crash,resume} SCOPE [SCOPE ...]
 """
 
@@ -52,5 +54,13 @@ def run(out: Path, mode: str, scope: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[3:]:
-        run(Path(sys.argv[1]) / name, sys.argv[2], name)
+    folder, mode, *scopes = sys.argv[1:]
+    for scope in scopes:
+        if mode != "crash":
+            run(Path(folder) / scope, mode, scope)
+        elif child := os.fork():
+            _, status = os.waitpid(child, 0)
+            assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+        else:
+            run(Path(folder) / scope, mode, scope)
+            os._exit(1)  # it should not have come to this

@@ -45,13 +45,11 @@ def last_rank_is_infinite(completions, **_):
 
 
 def build(out, reward=digit_reward, **overrides):
-    processes, gradients = int(os.environ["WORLD_SIZE"]), Gradients()
-    args = OPEFOConfig(
-        **settings(
-            out, max_steps=1, max_grad_norm=0.0, gradient_accumulation_steps=2, flow_lambda_max=1.0,
-            per_device_train_batch_size=8 // processes, ddp_find_unused_parameters=False, **overrides,
-        )
-    )  # fmt: skip
+    gradients = Gradients()
+    run = {"gradient_accumulation_steps": 2, **overrides}
+    rows = 16 // int(os.environ["WORLD_SIZE"]) // run["gradient_accumulation_steps"]
+    common = {"max_steps": 1, "max_grad_norm": 0.0, "flow_lambda_max": 1.0, "ddp_find_unused_parameters": False}
+    args = OPEFOConfig(**settings(out, per_device_train_batch_size=rows, **common, **run))
     trainer = OPEFOTrainer(
         tiny_model(), reward, args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer(),
         rollout_func=scripted_rollout, callbacks=[gradients],
@@ -62,14 +60,19 @@ def build(out, reward=digit_reward, **overrides):
 
 def main(out: Path) -> None:
     results = {}
-    for scope in ("batch", "running"):
-        trainer, gradients = build(out, flow_scope=scope)
+    for name, overrides in {
+        "batch": {},
+        "live": {"gradient_accumulation_steps": 1},
+        "covariance": {"flow_estimator": "covariance"},
+        "running": {"flow_scope": "running"},
+    }.items():
+        trainer, gradients = build(out, **overrides)
         trainer.train()
         if trainer.accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
-            torch.save(gradients.gradients, out / f"{scope}.pt")
+            torch.save(gradients.gradients, out / f"{name}.pt")
         row = trainer.state.log_history[0]
-        results[scope] = {key: row[key] for key in row if key.startswith("flow/")}
+        results[name] = {key: row[key] for key in row if key.startswith("flow/")}
     world = trainer.accelerator.num_processes
 
     if world > 1:

@@ -1,0 +1,38 @@
+"""Without a control, and with lambda 0, this is TRL's trainer bit for bit."""
+
+import pytest
+import torch
+from tiny import assert_equal_runs, parameters, tiny_model, train
+from trl import GRPOConfig, GRPOTrainer
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+
+LOSSES = ["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo"]
+OFF = {"strict_on_policy": False}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_none_and_lambda_zero_are_bitwise_grpo(loss_type, accumulation, beta, model_path, out):
+    run = {
+        "model": model_path,
+        "max_steps": 4,
+        "loss_type": loss_type,
+        "beta": beta,
+        "per_device_train_batch_size": 8 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    theirs = train(GRPOTrainer, GRPOConfig, out, **run)
+    assert all(not torch.equal(p, tiny_model().state_dict()[name]) for name, p in parameters(theirs).items())
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **run), theirs)
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control_kwargs={"static_lambda": 0}, **run), theirs)
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "vespo"])
+def test_parity_holds_with_several_updates_per_rollout(loss_type, out):
+    run = {"max_steps": 4, "num_iterations": 2, "loss_type": loss_type, "off_policy_mask_threshold": 0.5}
+    theirs = train(GRPOTrainer, GRPOConfig, out, **run)
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **run, **OFF), theirs)
+    zero = {"control_kwargs": {"static_lambda": 0}}
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, **zero, **run, **OFF), theirs)
