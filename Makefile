@@ -10,7 +10,10 @@ PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: test test-vllm lint format bench clean
+.PHONY: test test-vllm lint format bench quickstart clean
+
+quickstart:
+	@echo "There is no playground yet to start with: see Use in README.md."; exit 1
 
 test: .venv/ready
 	.venv/bin/python -m pytest -n 2 --dist loadfile

@@ -42,8 +42,8 @@ class OPEFOConfig(GRPOConfig):
         flow_scope (`str`, *optional*, defaults to `"batch"`):
             Whose flows fix lambda: `"batch"` (the paper) measures the whole generation batch over all ranks before it
             is trained on, in the scoring pass that vLLM's importance sampling runs anyway, and otherwise in one more
-            forward; `"running"` takes the totals of the previous optimizer step, for free; `"micro"` the live
-            micro-batch of this rank, for ablation.
+            forward, unless one micro-batch is the whole batch; `"running"` takes the totals of the previous optimizer
+            step, for free; `"micro"` the live micro-batch of this rank, for ablation.
         flow_lambda_max (`float`, *optional*, defaults to `0.1`):
             Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays under 0.002
             and never meets it; on short completions lambda reaches 0.5 and destroys the reward. `1.0` is the literal
@@ -63,7 +63,8 @@ class OPEFOConfig(GRPOConfig):
             `steps_per_generation` equal to `gradient_accumulation_steps`.
         nonfinite (`str`, *optional*, defaults to `"stop"`):
             What a NaN or infinite loss, gradient or reward does: `"stop"` before the update, with a dump of the rows,
-            or `"skip"` the step and count it (ten in a row stop the run).
+            or `"skip"` the step and count it (ten in a row stop the run). In fp16, gradients are left to the gradient
+            scaler, which skips by itself.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "control_kwargs"]
@@ -95,8 +96,8 @@ class OPEFOConfig(GRPOConfig):
         metadata={
             "help": "Whose flows fix lambda: 'batch' (the paper) measures the whole generation batch over all ranks "
             "before it is trained on, in the scoring pass that vLLM's importance sampling runs anyway, and otherwise "
-            "in one more forward; 'running' takes the totals of the previous optimizer step, for free; 'micro' the "
-            "live micro-batch of this rank, for ablation.",
+            "in one more forward, unless one micro-batch is the whole batch; 'running' takes the totals of the "
+            "previous optimizer step, for free; 'micro' the live micro-batch of this rank, for ablation.",
         },
     )
     flow_lambda_max: float = field(
@@ -134,7 +135,8 @@ class OPEFOConfig(GRPOConfig):
         default="stop",
         metadata={
             "help": "What a NaN or infinite loss, gradient or reward does: 'stop' before the update, with a dump of "
-            "the rows, or 'skip' the step and count it (ten in a row stop the run)."
+            "the rows, or 'skip' the step and count it (ten in a row stop the run). In fp16, gradients are left to "
+            "the gradient scaler, which skips by itself."
         },
     )
 
@@ -145,13 +147,12 @@ class OPEFOConfig(GRPOConfig):
         _require("flow_scope", self.flow_scope, SCOPES)
         _require("nonfinite", self.nonfinite, NONFINITE)
         control = self.make_control()
-        shapes_tokens = type(control).advantages is not Control.advantages
-        self._check_on_policy()
-        self._check_loss(shapes_tokens)
+        self._check_on_policy(control)
+        self._check_loss(control)
         self._check_guards()
-        if shapes_tokens:
+        if control.shapes_tokens:
             self._warn_of_rivals()
-        self._warn_of_unused_fields()
+        self._warn_of_idle_fields(control)
         self._warn_of_checkpoints_inside_a_window()
 
     def make_control(self) -> Control:
@@ -175,8 +176,20 @@ class OPEFOConfig(GRPOConfig):
     def _micro_batches_per_rollout(self) -> int:
         return self.steps_per_generation * self.num_iterations
 
-    def _check_on_policy(self) -> None:
+    @property
+    def updates_in_backward(self) -> bool:
+        """Whether parameters change inside the backward pass, before a gradient can be looked at."""
+        return self.deepspeed_plugin is not None or any(word in self.optim for word in ("lomo", "layerwise"))
+
+    def _check_on_policy(self, control: Control) -> None:
         if not self.strict_on_policy:
+            if self.flow_scope == "batch" and control.needs_totals and not self.updates_per_rollout.is_integer():
+                raise ValueError(
+                    f"`steps_per_generation={self.steps_per_generation}` with `gradient_accumulation_steps="
+                    f"{self.gradient_accumulation_steps}` lets an optimizer step span several rollouts, and "
+                    "`flow_scope='batch'` would fix its lambda by the first of them. Use `flow_scope='running'`, or "
+                    "make `steps_per_generation` a multiple of `gradient_accumulation_steps`."
+                )
             return
         way_out = "or pass `strict_on_policy=False`."
         if self.num_iterations != 1:
@@ -191,14 +204,14 @@ class OPEFOConfig(GRPOConfig):
                 f"OPEFO is strictly on-policy and takes 1. Set them equal, {way_out}"
             )
 
-    def _check_loss(self, shapes_tokens: bool) -> None:
-        if shapes_tokens and self.importance_sampling_level == "sequence":
+    def _check_loss(self, control: Control) -> None:
+        if control.shapes_tokens and self.importance_sampling_level == "sequence":
             raise ValueError(
                 "`importance_sampling_level='sequence'` gives every token of a completion the same gradient, so the "
                 f"token weights of `control={self.control!r}` would be averaged away. Use "
                 "`importance_sampling_level='token'`, or `control='none'`."
             )
-        if shapes_tokens and self.loss_type == "luspo":
+        if control.shapes_tokens and self.loss_type == "luspo":
             self._warn(
                 "`loss_type='luspo'` is a sequence-level objective. With `importance_sampling_level='token'`, which "
                 f"token weights such as those of `control={self.control!r}` need, it is a plain sum over tokens and "
@@ -211,10 +224,10 @@ class OPEFOConfig(GRPOConfig):
             )
 
     def _check_guards(self) -> None:
-        if self.nonfinite == "skip" and self.deepspeed_plugin is not None:
+        if self.nonfinite == "skip" and self.updates_in_backward:
             raise ValueError(
-                "`nonfinite='skip'` cannot be kept under DeepSpeed, which updates the parameters inside the backward "
-                "pass. Use `nonfinite='stop'`, which checks the loss before it."
+                "`nonfinite='skip'` cannot be kept under DeepSpeed or with a layer-wise optimizer, which update the "
+                "parameters inside the backward pass. Use `nonfinite='stop'`, which checks the loss before it."
             )
 
     def _warn_of_rivals(self) -> None:
@@ -230,27 +243,41 @@ class OPEFOConfig(GRPOConfig):
                 f"`top_entropy_quantile={self.top_entropy_quantile}` drops tokens from the loss after "
                 f"`control={self.control!r}` has counted their flow, so lambda balances tokens that do not train."
             )
+        if self.off_policy_mask_threshold is not None:
+            self._warn(
+                f"`off_policy_mask_threshold={self.off_policy_mask_threshold}` drops completions from the loss after "
+                f"`control={self.control!r}` has counted their flow, so lambda balances tokens that do not train."
+            )
 
-    def _warn_of_unused_fields(self) -> None:
+    def _warn_of_idle_fields(self, control: Control) -> None:
+        """Fields that were set and that nothing will read."""
         options = control_options(self.control)
-        defaults = {name: type(self).__dataclass_fields__[name].default for name in CONTROL_FIELDS}
-        unused = [name for name in CONTROL_FIELDS if name not in options and getattr(self, name) != defaults[name]]
-        if unused:
-            self._warn(f"`control={self.control!r}` does not use {', '.join(f'`{name}`' for name in unused)}.")
+        idle = {name: "it takes no such option" for name in CONTROL_FIELDS if name not in options}
+        if not control.needs_totals:
+            idle["flow_scope"] = "its lambda, if it has one, follows no flow"
+        for name, reason in {**idle, **control.idle_fields}.items():
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                self._warn(f"`control={self.control!r}` does not use `{name}={getattr(self, name)!r}`: {reason}.")
 
     def _warn_of_checkpoints_inside_a_window(self) -> None:
         window = self._micro_batches_per_rollout
         period = math.lcm(window, self.gradient_accumulation_steps) // self.gradient_accumulation_steps
-        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % period:
+        if period == 1 or self.save_strategy not in ("steps", "best"):
+            return
+        name = "save_steps" if self.save_strategy == "steps" else "eval_steps"
+        every = getattr(self, name) or self.logging_steps  # the Trainer's own default of `eval_steps`
+        steps = (
+            every if every >= 1 else math.ceil(every * self.max_steps)
+        )  # a share of the run, if its length is known
+        if steps <= 0 or steps % period:
             self._warn(
-                f"`save_steps={self.save_steps:g}` places checkpoints inside a rollout of {period} optimizer steps. "
-                "Resuming from one of them generates anew and does not continue bit for bit. Use a multiple of "
-                f"{period}."
+                f"`{name}={every:g}` may place checkpoints inside a rollout of {period} optimizer steps. Resuming "
+                f"from one of them generates anew and does not continue bit for bit. Use a multiple of {period}."
             )
 
     def _warn(self, message: str) -> None:
         if self.process_index == 0:
-            warnings.warn(message, UserWarning, stacklevel=4)
+            warnings.warn(message, UserWarning, stacklevel=5)
 
 
 def _as_options(value: Any) -> dict[str, Any]:

@@ -232,7 +232,7 @@ class FlowTotals:
 
 
 def balance(totals: FlowTotals) -> Tensor:
-    """lambda* = (E- - E+) / (E- + E+), a 0-d tensor in (-1, 1); 0 when either side is empty, since 1 or -1 would
+    """lambda* = (E- - E+) / (E- + E+), a 0-d tensor in [-1, 1]; 0 when either side is empty, since 1 or -1 would then
     switch the whole update off."""
     both = (totals.increase > 0) & (totals.decrease > 0)
     lambda_star = (totals.decrease - totals.increase) / (totals.decrease + totals.increase)
@@ -240,12 +240,14 @@ def balance(totals: FlowTotals) -> Tensor:
 
 
 def flow_weights(flow: Tensor, lam: Tensor | float, sides: str = "both") -> Tensor:
-    """1 + lam where flow > 0, 1 - lam where flow < 0, 1 elsewhere, (B, T). `sides` keeps only one of the groups."""
+    """1 + lam where flow > 0, 1 - lam where flow < 0, 1 elsewhere and where it is not finite, (B, T). `sides` keeps
+    only one of the groups."""
     if sides not in SIDES:
         raise ValueError(f"Unknown sides {sides!r}. Choose one of {', '.join(map(repr, SIDES))}.")
+    known = flow.isfinite()
     weights = torch.ones_like(flow, dtype=torch.float32)
     if sides != "decrease":
-        weights = torch.where(flow > 0, 1 + lam, weights)
+        weights = torch.where(known & (flow > 0), 1 + lam, weights)
     if sides != "increase":
-        weights = torch.where(flow < 0, 1 - lam, weights)
+        weights = torch.where(known & (flow < 0), 1 - lam, weights)
     return weights

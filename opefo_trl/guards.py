@@ -26,27 +26,12 @@ class NonFiniteError(RuntimeError):
 # ---- rewards
 
 
-@dataclass(frozen=True)
-class BadReward:
-    """A reward that is no finite number: whose, of which completion of this rank, and what it was."""
-
-    function: str
-    index: int
-    value: float
-    completion: Any
-
-    def __str__(self) -> str:
-        return (
-            f"reward function {self.function!r} returned {self.value} for completion {self.index}: {self.completion!r}"
-        )
-
-
-def watch_reward(function: Callable, name: str, found: list[BadReward], is_async: bool) -> Callable:
+def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
     """
     Wrap a reward function so that its faults get a name.
 
-    NaN and infinity are noted in `found` and handed on as `inf`, which, unlike NaN, TRL does not take for "no reward":
-    so every rank sees them in the gathered rewards. An exception is raised again with the function's name.
+    NaN is handed on as `inf`, since TRL takes NaN for "no reward": so every rank sees the fault among the gathered
+    rewards. An exception is raised again with the function's name.
     """
 
     def check(rewards: Any, completions: list) -> list:
@@ -59,22 +44,19 @@ def watch_reward(function: Callable, name: str, found: list[BadReward], is_async
             ) from error
         if len(rewards) != len(completions):
             return rewards  # TRL's own error names the function and both lengths
-        return [_checked(reward, index, completions[index]) for index, reward in enumerate(rewards)]
+        return [checked(reward, index) for index, reward in enumerate(rewards)]
 
-    def _checked(reward: Any, index: int, completion: Any) -> Any:
+    def checked(reward: Any, index: int) -> Any:
         if reward is None:
             return None
         try:
-            value = float(reward)
+            value = float("not a number" if isinstance(reward, str) else reward)
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"The reward function {name!r} returned {reward!r} ({type(reward).__name__}) for completion {index}; "
                 "a reward is a number, or None for a completion that it does not judge."
             ) from error
-        if math.isfinite(value):
-            return reward
-        found.append(BadReward(name, index, value, completion))
-        return math.inf
+        return math.inf if math.isnan(value) else reward
 
     def failed(error: Exception) -> RuntimeError:
         return RuntimeError(f"The reward function {name!r} raised {type(error).__name__}: {error}")
@@ -125,6 +107,22 @@ class MicroBatch:
 
 
 @dataclass
+class Mean:
+    """A running mean; NaN of nothing."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count if self.count else math.nan
+
+
+@dataclass
 class StepGuard:
     """
     Looks at every optimizer step before it is taken, counts those that are skipped, and knows when they are too many.
@@ -141,7 +139,8 @@ class StepGuard:
     window: list[MicroBatch] = field(default_factory=list)  # of the step under way
     skipped: int = 0
     in_a_row: int = 0
-    losses: list[float] = field(default_factory=list)  # of the steps taken since the last log
+    taken: Mean = field(default_factory=Mean)  # loss of the steps taken in this run
+    taken_since_log: Mean = field(default_factory=Mean)
     skipped_since_log: int = 0
 
     def inspect(self, ranks: list[list[float]], rank: int, step: int) -> str | None:
@@ -159,13 +158,17 @@ class StepGuard:
         if rank in bad:
             what = describe(self.window) or f"gradient norm {ranks[rank][1]}"
             path = self.folder / f"step-{step}-rank-{rank}.json"
-            dump_rows(path, self.window, self.decode, step=step, rank=rank, what=what)
-            message += f" On rank {rank}: {what}; the rows are in {path}."
+            try:
+                dump_rows(path, self.window, self.decode, step=step, rank=rank, what=what)
+                message += f" On rank {rank}: {what}; the rows are in {path}."
+            except OSError as error:  # a full disk must not keep this rank from the verdict of all
+                message += f" On rank {rank}: {what}; {path} could not be written ({error})."
         return message
 
     def passed(self, loss: float) -> None:
         self.in_a_row = 0
-        self.losses.append(loss)
+        self.taken.add(loss)
+        self.taken_since_log.add(loss)
 
     def failed(self, message: str) -> None:
         """Stop, or count a skip."""
@@ -182,10 +185,14 @@ class StepGuard:
     def logged_loss(self, loss: float) -> float:
         """`loss`, unless a step was skipped since the last log: then the mean over those taken, NaN when none was."""
         if self.skipped_since_log:
-            loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
-        self.losses.clear()
+            loss = self.taken_since_log.value
+        self.taken_since_log = Mean()
         self.skipped_since_log = 0
         return loss
+
+    def final_loss(self, loss: float) -> float:
+        """`loss`, unless a step of this run was skipped: then the mean over those taken."""
+        return self.taken.value if self.skipped else loss
 
     def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}

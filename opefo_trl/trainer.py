@@ -30,7 +30,7 @@ from trl.trainer.utils import get_config_model_id, is_async_callable
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
-from opefo_trl.guards import BadReward, MicroBatch, NonFiniteError, StepGuard, watch_reward
+from opefo_trl.guards import MicroBatch, NonFiniteError, StepGuard, watch_reward
 from opefo_trl.vocabulary import vocabulary_scores
 
 logger = get_logger(__name__)
@@ -99,7 +99,10 @@ class OPEFOTrainer(GRPOTrainer):
             vllm_cpu.adapt("bfloat16" if args.bf16 else "float32")
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         self._needs_vocabulary = args.flow_estimator in VOCABULARY_ESTIMATORS
-        needs_batch = args.flow_scope == "batch" and args.make_control().needs_totals
+        control = args.make_control()
+        needs_batch = args.flow_scope == "batch" and (
+            control.needs_totals or (args.flow_estimator == "covariance" and control.shapes_tokens)
+        )
         # Where one micro-batch is the whole batch of its rank, the forward that trains it measures it as well.
         self._measures_live = (
             needs_batch
@@ -112,11 +115,8 @@ class OPEFOTrainer(GRPOTrainer):
         self._live: dict[str, Any] | None = None  # inputs of the loss under way
         self._tokens: Tokens | None = None
 
-        self._bad_rewards: list[BadReward] = []
         self.reward_funcs = [
-            function
-            if isinstance(function, nn.Module)
-            else watch_reward(function, name, self._bad_rewards, is_async_callable(function))
+            function if isinstance(function, nn.Module) else watch_reward(function, name, is_async_callable(function))
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
         self._begin()
@@ -125,11 +125,16 @@ class OPEFOTrainer(GRPOTrainer):
         """The state that a run begins with, whatever a run before it left."""
         self.entropy_control = self.args.make_control()
         self.guard = StepGuard(self.args.nonfinite, Path(self.args.output_dir) / "nonfinite", self._tokenizer.decode)
-        self._rollout_is_bad = False
+        self._rollout_is_bad = self._window_is_bad = False  # by its rewards
         self._batch_totals: FlowTotals | None = None  # of the generation batch, over all ranks
         self._last_totals: FlowTotals | None = None  # of the last optimizer step, over all ranks
         self._window_totals: FlowTotals | None = None  # of the optimizer step under way, this rank's
         self._window_lambdas: list[Tensor | float] = []
+        self._step, self._buffered_inputs = 0, None  # TRL's: an interrupted run leaves them inside a rollout
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin()
+        return super().train(*args, **kwargs)
 
     # ---- the generation batch: measure its flow before anything is trained on it
 
@@ -208,7 +213,12 @@ class OPEFOTrainer(GRPOTrainer):
         )
         # TRL multiplies the loss by vLLM's importance-sampling ratio: a token it masks out moves nothing.
         ratio = batch.get("importance_sampling_ratio")
-        return flow if ratio is None or self.loss_type == "vespo" else flow * ratio
+        if ratio is not None and self.loss_type != "vespo":
+            flow = flow * ratio
+        # These losses average each completion by itself: a token of a short one moves more.
+        if self.loss_type in ("grpo", "sapo"):
+            flow = flow * (self.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
+        return flow
 
     # ---- the window: the micro-batches of one optimizer step
 
@@ -227,11 +237,12 @@ class OPEFOTrainer(GRPOTrainer):
             penalty = self.entropy_control.penalty(self._tokens)
             if penalty is not None:
                 loss = loss + penalty / self.current_gradient_accumulation_steps
-            self._record(inputs, self._tokens, loss)
+            self._record(self._live, self._tokens, loss)
+            self._window_is_bad |= self._rollout_is_bad
         finally:
             self._live = self._tokens = None
             self.epsilon_low, self.epsilon_high = epsilons
-        if self.is_deepspeed_enabled:  # which updates inside backward
+        if self.args.updates_in_backward:
             self._check_step(loss.detach(), None)
         return loss
 
@@ -279,13 +290,17 @@ class OPEFOTrainer(GRPOTrainer):
     def _observe(self, totals: FlowTotals) -> None:
         self.entropy_control.observe(totals, self.state.global_step, self.state.max_steps)
 
-    def _record(self, inputs: dict[str, Any], tokens: Tokens, loss: Tensor) -> None:
+    def _record(self, live: dict[str, Any], tokens: Tokens, loss: Tensor) -> None:
         tensors = {
-            "log-probabilities": tokens.logps.detach(),
-            "entropies": tokens.entropies.detach(),
-            "advantages": tokens.advantages,
+            "log-probabilities": tokens.logps,
+            "entropies": tokens.entropies,
+            "advantages": live["advantages"],
+            "reference log-probabilities": live.get("ref_per_token_logps"),
+            "old log-probabilities": live.get("old_per_token_logps"),
+            "importance-sampling ratios": live.get("importance_sampling_ratio"),
         }
-        self.guard.window.append(MicroBatch(inputs, tensors, tokens.mask, loss.detach()))
+        known = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
+        self.guard.window.append(MicroBatch(live, known, tokens.mask, loss.detach()))
         self._window_lambdas.append(self.entropy_control.metrics().get("flow/lambda", 0.0))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -322,9 +337,8 @@ class OPEFOTrainer(GRPOTrainer):
 
     # ---- guards
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._bad_rewards.clear()
-        rewards = super()._calculate_rewards(*args, **kwargs)  # of all ranks
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, *args: Any) -> Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, *args)  # of all ranks
         models = torch.tensor(
             [isinstance(function, nn.Module) for function in self.reward_funcs], device=rewards.device
         )
@@ -333,20 +347,22 @@ class OPEFOTrainer(GRPOTrainer):
         if self.model.training:
             self._rollout_is_bad = any_bad
         if any_bad:
-            self._report_rewards(bad)
+            self._report_rewards(bad, completions)
             rewards = rewards.masked_fill(bad, torch.nan)
         return rewards
 
-    def _report_rewards(self, bad: Tensor) -> None:
-        local = len(bad) // self.accelerator.num_processes
-        where = sorted({(int(row) // local, self.reward_func_names[column]) for row, column in bad.nonzero().tolist()})
-        names = "; ".join(f"reward function {name!r} on rank {rank}" for rank, name in where)
-        details = "; ".join(map(str, self._bad_rewards)) or f"{names} returned NaN or infinity"
-        message = f"Step {self.state.global_step + 1}: {details}. No parameter was updated."
+    def _report_rewards(self, bad: Tensor, completions: list) -> None:
+        faults = []
+        for row, column in bad.nonzero().tolist():
+            rank, index = divmod(row, len(completions))
+            name = self.reward_func_names[column] or type(self.reward_funcs[column]).__name__
+            where = f"reward function {name!r} returned NaN or infinity for completion {index} of rank {rank}"
+            faults.append(f"{where}: {completions[index]!r}" if rank == self.accelerator.process_index else where)
+        message = f"Step {self.state.global_step + 1}: {'; '.join(faults)}."
         if self.args.nonfinite == "stop":
             raise NonFiniteError(
-                f"{message} Return None for a completion that cannot be judged, or set `nonfinite='skip'` to leave "
-                "such steps out."
+                f"{message} No parameter was updated. Return None for a completion that cannot be judged, or set "
+                "`nonfinite='skip'` to leave such steps out."
             )
         logger.warning(f"{message} The steps of this rollout are skipped.", main_process_only=False)
 
@@ -360,6 +376,7 @@ class OPEFOTrainer(GRPOTrainer):
             model.zero_grad()
         self._metrics["train"]["guard/skipped_steps"].append(self.guard.skipped)
         self.guard.window.clear()
+        self._window_is_bad = False
         return grad_norm
 
     def _check_step(self, loss: Tensor, grad_norm: Any) -> bool:
@@ -370,13 +387,16 @@ class OPEFOTrainer(GRPOTrainer):
         ranks = self.accelerator.gather(torch.stack([loss.float(), norm.float()]).unsqueeze(0)).tolist()
         step = self.state.global_step + 1
         problem = self.guard.inspect(ranks, self.accelerator.process_index, step)
-        if problem is None and self._rollout_is_bad:
+        if problem is None and self._window_is_bad:
             problem = f"Step {step}: a reward was NaN or infinite."
         if problem is None:
             self.guard.passed(sum(rank_loss for rank_loss, _ in ranks) / len(ranks))
             return True
-        if self.is_deepspeed_enabled and grad_norm is not None:
-            raise NonFiniteError(f"{problem} DeepSpeed has updated the parameters: go back to the last checkpoint.")
+        if self.args.updates_in_backward and grad_norm is not None:
+            raise NonFiniteError(
+                f"{problem} DeepSpeed and layer-wise optimizers have taken the update by now: go back to the last "
+                "checkpoint."
+            )
         self.guard.failed(problem)
         logger.warning(f"{problem} The step is skipped.", main_process_only=False)
         return False
@@ -384,9 +404,18 @@ class OPEFOTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs["loss"] = self.guard.logged_loss(logs["loss"])
+        if "train_loss" in logs:
+            logs["train_loss"] = self.guard.final_loss(logs["train_loss"])
         super().log(logs, start_time)
 
-    # ---- state
+    # ---- state and card
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        card = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero():  # TRL's template has no words for what is not on the Hub
+            text = card.read_text().replace("[None](https://huggingface.co/None)", "a local model")
+            card.write_text(text.replace('model="None"', f'model="{self.args.output_dir}"'))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
@@ -403,11 +432,8 @@ class OPEFOTrainer(GRPOTrainer):
             "guard": self.guard.state_dict(),
         }
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self._begin()
-        if checkpoint is None:
-            return
         path = Path(checkpoint) / STATE_FILE
         if not path.exists():
             logger.warning(

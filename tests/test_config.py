@@ -13,6 +13,7 @@ def config(**overrides):
     return OPEFOConfig(**settings("out", **overrides))
 
 
+OFF = {"strict_on_policy": False}
 WRONG = {
     "control": (
         {"control": "opfeo"},
@@ -60,6 +61,15 @@ WRONG = {
         {"importance_sampling_level": "sequence"},
         r"token weights of `control='opefo'` would be averaged",
     ),
+    "skip with a layer-wise optimizer": (
+        {"nonfinite": "skip", "optim": "galore_adamw_layerwise"},
+        r"cannot be kept under DeepSpeed or with a layer-wise optimizer",
+    ),
+    "a step that spans rollouts": (
+        {"steps_per_generation": 2, "gradient_accumulation_steps": 4, **OFF},
+        r"`steps_per_generation=2` with `gradient_accumulation_steps=4` lets an optimizer step span several rollouts.*"
+        r"`flow_scope='running'`",
+    ),
     "liger": (
         {"liger_kernel_config": {"fused_linear_cross_entropy": True}},
         r"'fused_linear_cross_entropy': True\}` replaces the forward",
@@ -80,6 +90,9 @@ def test_skip_under_deepspeed_is_refused(monkeypatch):
     args.nonfinite, args.deepspeed_plugin = "skip", object()
     with pytest.raises(ValueError, match=r"`nonfinite='skip'` cannot be kept under DeepSpeed.*`nonfinite='stop'`"):
         args._check_guards()
+    args.nonfinite = "stop"
+    args._check_guards()
+    assert args.updates_in_backward
 
 
 WARNED = {
@@ -87,10 +100,42 @@ WARNED = {
     "adaptive": ({"use_adaptive_entropy": True}, r"`use_adaptive_entropy=True` pushes entropy"),
     "quantile": ({"top_entropy_quantile": 0.2}, r"`top_entropy_quantile=0\.2` drops tokens from the loss"),
     "luspo": ({"loss_type": "luspo"}, r"`loss_type='luspo'` is a sequence-level objective.*'dapo'"),
-    "unused": ({"control": "none", "flow_target": 0.3}, r"`control='none'` does not use `flow_target`"),
+    "off-policy mask": ({"off_policy_mask_threshold": 0.5}, r"`off_policy_mask_threshold=0\.5` drops completions"),
+    "unused": ({"control": "none", "flow_target": 0.3}, r"`control='none'` does not use `flow_target=0\.3`"),
+    "unused scope": (
+        {"control": "none", "flow_scope": "micro"},
+        r"`control='none'` does not use `flow_scope='micro'`",
+    ),
+    "scope of a fixed lambda": (
+        {"control_kwargs": {"static_lambda": 0.1}, "flow_scope": "running"},
+        r"`control='opefo'` does not use `flow_scope='running'`",
+    ),
+    "bound of a fixed lambda": (
+        {"control_kwargs": {"static_lambda": 0.1}, "flow_lambda_max": 0.05},
+        r"does not use `flow_lambda_max=0\.05`: `static_lambda` is set",
+    ),
+    "bound beside a target": (
+        {"flow_target": 0.3, "flow_lambda_max": 0.05},
+        r"does not use `flow_lambda_max=0\.05`: `flow_target` is set",
+    ),
     "checkpoint inside a window": (
-        {"num_iterations": 2, "strict_on_policy": False, "save_strategy": "steps", "save_steps": 3},
-        r"`save_steps=3` places checkpoints inside a rollout of 2 optimizer steps.*Use a multiple of 2",
+        {"num_iterations": 2, **OFF, "save_strategy": "steps", "save_steps": 3},
+        r"`save_steps=3` may place checkpoints inside a rollout of 2 optimizer steps.*Use a multiple of 2",
+    ),
+    "checkpoint at a share of the run": (
+        {"num_iterations": 2, **OFF, "save_strategy": "steps", "save_steps": 0.1, "max_steps": 30},
+        r"`save_steps=0\.1` may place",  # = every 3 steps
+    ),
+    "best checkpoint": (
+        {
+            "num_iterations": 2,
+            **OFF,
+            "save_strategy": "best",
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+            "metric_for_best_model": "reward",
+        },
+        r"`eval_steps=3` may place",
     ),
 }
 
@@ -108,13 +153,15 @@ def test_a_doubtful_setting_is_warned_about(case):
         {},
         {"control": "none", "importance_sampling_level": "sequence"},
         {"control": "none", "entropy_coef": 0.01, "top_entropy_quantile": 0.2, "loss_type": "luspo"},
-        {"steps_per_generation": 8, "gradient_accumulation_steps": 4, "strict_on_policy": False},
-        {"num_iterations": 2, "strict_on_policy": False, "save_strategy": "steps", "save_steps": 4},
+        {"steps_per_generation": 8, "gradient_accumulation_steps": 4, **OFF},
+        {"num_iterations": 2, **OFF, "save_strategy": "steps", "save_steps": 4},
         {"flow_target": 0.3},
         {"flow_target": " 0.4x "},
         {"control_kwargs": {"static_lambda": 0.001}},
         {"control_kwargs": None},
         {"flow_lambda_max": 1.0, "flow_estimator": "exact", "flow_scope": "running", "nonfinite": "skip"},
+        {"steps_per_generation": 2, "gradient_accumulation_steps": 4, **OFF, "flow_scope": "running"},
+        {"num_iterations": 2, **OFF, "save_strategy": "steps", "save_steps": 0.1, "max_steps": 40},
     ],
 )
 def test_a_right_setting_is_taken_in_silence(overrides):

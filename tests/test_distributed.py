@@ -76,6 +76,6 @@ def test_a_nan_on_one_rank_is_skipped_on_both(results):
 
 def test_an_infinite_reward_on_one_rank_stops_both(results):
     (first, first_still), (second, second_still) = results[2]["reward"]
-    assert "reward function 'last_rank_is_infinite' on rank 1 returned NaN or infinity" in first
-    assert "'last_rank_is_infinite' returned inf for completion 2" in second
+    fault = "reward function 'last_rank_is_infinite' returned NaN or infinity for completion 2 of rank 1"
+    assert f"{fault}. No parameter" in first and f"{fault}: '" in second
     assert first_still and second_still

@@ -92,8 +92,8 @@ def test_exact_predicts_the_true_entropy_change_of_a_softmax_step():
             "exact",
             vocabulary=vocabulary[None],
         ).item()
-        # 1 % of the change, or, where a state hardly moves, 1e-4 nats per unit step
-        errors.append(abs(predicted - true) - max(0.01 * abs(true), 1e-4))
+        # 1 % of the change, or, where a state hardly moves, 1e-6 nats per unit step
+        errors.append(abs(predicted - true) - max(0.01 * abs(true), 1e-6))
     assert max(errors) < 0
 
 
@@ -152,7 +152,7 @@ def test_tokens_that_are_not_finite_keep_weight_one_and_are_counted():
     assert totals.unknown == 3 and totals.tokens == 1 and totals.entropy == 0.5
     weights = flow_weights(flow, 0.5)
     assert weights[0, 0] == 1.5  # the one known token: unlikely and rewarded, it raises entropy
-    assert weights[0, 1] == 1 and weights[0, 3] == 1
+    assert weights[0, 1:].tolist() == [1, 1, 1]
     covariance = token_flow(logps, entropies, torch.tensor([1.0]), "covariance")
     assert covariance[0, 0].isfinite()  # the mean is taken over the finite tokens
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import digit_reward, scripted_rollout, tiny_dataset, tiny_model, train
-from transformers import TrainerCallback
+from tiny import digit_reward, scripted_rollout, settings, tiny_dataset, tiny_model, tiny_tokenizer, train
+from transformers import Qwen2Config, TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
@@ -68,12 +69,12 @@ def test_stop_leaves_the_parameters_alone_and_says_where(value, out):
     assert isinstance(error, NonFiniteError)
     message = str(error)
     assert "Step 3: not finite on rank 0." in message and "No parameter was updated." in message
-    assert "loss of micro-batch 0" in message and "`nonfinite='skip'`" in message
+    assert "advantages of rows [1] in micro-batch 0" in message and "`nonfinite='skip'`" in message
     assert_same(before[3], after)
     assert not all(torch.equal(before[3][name], before[2][name]) for name in after)  # until then it did train
 
     dump = json.loads((out / "nonfinite" / "step-3-rank-0.json").read_text())
-    assert dump["step"] == 3 and dump["rank"] == 0 and len(dump["rows"]) == 8
+    assert dump["step"] == 3 and dump["rank"] == 0 and [row["row"] for row in dump["rows"]] == [1]
     assert {"prompt", "completion", "completion_ids", "log-probabilities", "entropies", "advantages"} <= set(
         dump["rows"][0]
     )
@@ -120,6 +121,8 @@ def test_skip_takes_no_step_and_goes_on(out):
     rows = trainer.state.log_history[:5]
     assert [row["guard/skipped_steps"] for row in rows] == [0, 1, 1, 1, 1]
     assert math.isnan(rows[1]["loss"])  # not the 0.0 that the Trainer would log
+    taken = [row["loss"] for row in (rows[0], *rows[2:])]
+    assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(sum(taken) / 4)
     assert all(math.isfinite(row["loss"]) for row in (rows[0], *rows[2:]))
     assert all(p.isfinite().all() for p in after.values())
 
@@ -131,6 +134,38 @@ def test_the_logged_loss_is_the_mean_of_the_steps_that_were_taken(out):
     skipped, *_ = run(out, **overrides, control_kwargs={"steps": [2, 3]}, logging_steps=4)
     # learning rate 0: both runs see the same rollouts
     assert skipped.state.log_history[0]["loss"] == pytest.approx((losses[0] + losses[3]) / 2, abs=1e-6)
+
+
+def test_a_run_that_only_skipped_has_no_loss(out):
+    trainer, *_ = run(out, control="poison", control_kwargs={"steps": [1, 2, 3, 4]}, nonfinite="skip")
+    assert math.isnan(trainer.state.log_history[-1]["train_loss"])
+
+
+def test_a_dump_that_cannot_be_written_does_not_hide_the_verdict(out):
+    out.mkdir()
+    (out / "nonfinite").write_text("a file where the folder should be")
+    error, *_ = run(out, control="poison", control_kwargs={"steps": [2]})
+    assert isinstance(error, NonFiniteError)
+    assert "Step 2: not finite on rank 0. On rank 0: advantages of rows [1]" in str(error)
+    assert "could not be written" in str(error)
+
+
+def test_a_broken_reference_model_is_named(out, model_path):
+    class Break(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            trainer.ref_model.lm_head.weight.data[:] = math.nan
+
+    extra = {"beta": 0.1, "max_steps": 1}
+    trainer = OPEFOTrainer(
+        model_path,
+        digit_reward,
+        OPEFOConfig(**settings(out, **extra)),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+        callbacks=[Break()],
+    )
+    with pytest.raises(NonFiniteError, match=r"reference log-probabilities of rows \[0, 1, 2, 3, 4, 5, 6, 7\]"):
+        trainer.train()
 
 
 def test_ten_skips_in_a_row_stop_the_run(out):
@@ -170,7 +205,7 @@ def async_reward(value):
 def test_a_reward_that_is_no_number_stops_the_run_and_names_function_and_completion(value, wrap, out):
     error, before, after = run(out, reward=wrap(value))
     assert isinstance(error, NonFiniteError)
-    assert f"Step 2: reward function 'picky' returned {value} for completion 3: '" in str(error)
+    assert "Step 2: reward function 'picky' returned NaN or infinity for completion 3 of rank 0: '" in str(error)
     assert "Return None" in str(error)
     assert_same(before[2], after)
 
@@ -196,6 +231,32 @@ def test_every_update_of_a_bad_rollout_is_skipped(out):
     assert_same(before[3], before[5])
 
 
+def test_a_step_is_skipped_if_any_of_its_rollouts_is_bad(out):
+    overrides = {"steps_per_generation": 2, "gradient_accumulation_steps": 4, "strict_on_policy": False}
+    common = {"flow_scope": "running", "nonfinite": "skip", "per_device_train_batch_size": 4, "max_steps": 3}
+    # calls 3 and 4 are the two rollouts of step 2; the fault is in the first
+    trainer, before, after = run(out, reward=broken_reward(math.nan, at_call=3), **common, **overrides)
+    assert [row["guard/skipped_steps"] for row in trainer.state.log_history[:3]] == [0, 1, 1]
+    assert_same(before[2], before[3])
+    assert not all(torch.equal(before[3][name], after[name]) for name in after)
+
+
+def test_a_reward_model_is_watched_too(out):
+    class Judge(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = Qwen2Config(name_or_path="org/judge")
+
+        def forward(self, input_ids, **kwargs):
+            logits = torch.zeros(len(input_ids), 1)
+            logits[2] = math.nan
+            return SequenceClassifierOutput(logits=logits)
+
+    extra = {"reward_funcs": Judge(), "reward_processing_classes": tiny_tokenizer()}
+    with pytest.raises(NonFiniteError, match=r"'judge' returned NaN or infinity for completion 2 of rank 0: '"):
+        train(OPEFOTrainer, OPEFOConfig, out, max_steps=1, extra=extra)
+
+
 def test_a_bad_reward_in_evaluation_stops_the_run_or_is_left_out_of_the_means(out):
     def picky(completions, held_out=None, **kwargs):
         return digit_reward(completions) if held_out is None else [math.nan, *digit_reward(completions)[1:]]
@@ -208,7 +269,7 @@ def test_a_bad_reward_in_evaluation_stops_the_run_or_is_left_out_of_the_means(ou
         "max_steps": 3,
         "extra": extra,
     }
-    with pytest.raises(NonFiniteError, match="'picky' returned nan for completion 0"):
+    with pytest.raises(NonFiniteError, match="'picky' returned NaN or infinity for completion 0"):
         train(OPEFOTrainer, OPEFOConfig, out, **common)
     trainer = train(OPEFOTrainer, OPEFOConfig, out, nonfinite="skip", **common)
     rows = trainer.state.log_history
@@ -238,10 +299,11 @@ def test_a_reward_list_of_wrong_length_is_refused(rewards, out):
     assert_same(dict(tiny_model().named_parameters()), after)
 
 
-def test_a_reward_that_is_no_number_at_all_is_refused(out):
-    error, _, after = run(out, reward=broken_reward("good", at_call=1))
+@pytest.mark.parametrize("value", ["good", "0.5"])
+def test_a_reward_that_is_no_number_at_all_is_refused(value, out):
+    error, _, after = run(out, reward=broken_reward(value, at_call=1))
     assert isinstance(error, TypeError)
-    assert "The reward function 'picky' returned 'good' (str) for completion 3" in str(error)
+    assert f"The reward function 'picky' returned {value!r} (str) for completion 3" in str(error)
     assert_same(dict(tiny_model().named_parameters()), after)
 
 
@@ -264,11 +326,10 @@ def test_reward_functions_keep_their_names_and_settings(out):
 
 
 def test_a_watched_reward_hands_good_rewards_on_untouched():
-    rewards = [1, 0.5, None, torch.tensor(2.0)]
-    found = []
-    watched = watch_reward(lambda completions: rewards, "plain", found, is_async=False)
-    handed = watched(completions=["a"] * 4)
-    assert all(left is right for left, right in zip(handed, rewards, strict=True)) and not found
+    rewards = [1, 0.5, None, torch.tensor(2.0), math.inf]
+    watched = watch_reward(lambda completions: rewards, "plain", is_async=False)
+    handed = watched(completions=["a"] * 5)
+    assert all(left is right for left, right in zip(handed, rewards, strict=True))
 
 
 # ---- the counters

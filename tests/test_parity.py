@@ -29,6 +29,7 @@ def test_none_and_lambda_zero_are_bitwise_grpo(loss_type, accumulation, beta, mo
     assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control_kwargs={"static_lambda": 0}, **run), theirs)
 
 
+@pytest.mark.filterwarnings("ignore:`off_policy_mask_threshold")
 @pytest.mark.parametrize("loss_type", ["dapo", "vespo"])
 def test_parity_holds_with_several_updates_per_rollout(loss_type, out):
     run = {"max_steps": 4, "num_iterations": 2, "loss_type": loss_type, "off_policy_mask_threshold": 0.5}

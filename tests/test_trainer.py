@@ -5,7 +5,6 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from tiny import (
     assert_equal_runs,
@@ -13,12 +12,13 @@ from tiny import (
     metrics,
     parameters,
     scripted_rollout,
+    settings,
     tiny_dataset,
     tiny_model,
     tiny_tokenizer,
     train,
 )
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -57,10 +57,15 @@ def relative_difference(left, right):
 # ---- the update is the paper's
 
 
-@pytest.mark.parametrize("estimator", ["sampled", "exact", "covariance"])
-def test_the_gradient_is_that_of_the_papers_loss(estimator, out):
-    """-1/N sum_t w_t A_t log pi_t, with flow and weights from the numpy oracle and the model's own logits."""
-    ours, trainer = first_gradients(out, flow_estimator=estimator, **PAPER)
+@pytest.mark.parametrize(
+    ("estimator", "loss_type"), [("sampled", "dapo"), ("exact", "dapo"), ("covariance", "dapo"), ("sampled", "grpo")]
+)
+def test_the_gradient_is_that_of_the_papers_loss(estimator, loss_type, out):
+    """-1/N sum_t w_t A_t log pi_t, with flow and weights from the numpy oracle and the model's own logits.
+
+    With `grpo`, which averages every completion by itself, a token counts 1 / (B |o|), in the loss and in the balance.
+    """
+    ours, trainer = first_gradients(out, flow_estimator=estimator, loss_type=loss_type, **PAPER)
 
     model, tokenizer, sampled = tiny_model(), tiny_tokenizer(), trainer._buffered_inputs[0]
     ids = torch.cat([sampled["prompt_ids"], sampled["completion_ids"]], dim=1)
@@ -88,24 +93,34 @@ def test_the_gradient_is_that_of_the_papers_loss(estimator, out):
                 for b in range(len(advantages))
             ]
         )
-    lam = oracle.lambda_star(flow)
+    share = (mask / (mask.sum() if loss_type == "dapo" else len(mask) * mask.sum(1, keepdim=True))).numpy()
+    lam = oracle.lambda_star(flow * share)
     assert abs(lam) > 0.01
     assert trainer.state.log_history[0]["flow/lambda"] == pytest.approx(lam, abs=1e-5)
-    weighted = torch.tensor(oracle.weights(flow, lam) * advantages[:, None])
-    (-(weighted * logps * mask).sum() / mask.sum()).backward()
+    weighted = torch.tensor(oracle.weights(flow, lam) * advantages[:, None] * share)
+    (-(weighted * logps).sum()).backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert relative_difference(ours, expected) < 1e-5
 
 
-@pytest.mark.parametrize("estimator", ["sampled", "covariance", "exact"])
-def test_lambda_and_gradient_do_not_depend_on_the_grouping(estimator, out):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"flow_lambda_max": 1.0},
+        {"flow_lambda_max": 1.0, "flow_estimator": "covariance"},
+        {"flow_lambda_max": 1.0, "flow_estimator": "exact"},
+        {"control_kwargs": {"static_lambda": 0.5}},
+        {"control_kwargs": {"static_lambda": 0.5}, "flow_estimator": "covariance"},
+    ],
+    ids=str,
+)
+def test_lambda_and_gradient_do_not_depend_on_the_grouping(overrides, out):
     runs = [
         first_gradients(
             out,
-            flow_estimator=estimator,
             gradient_accumulation_steps=accumulation,
             per_device_train_batch_size=16 // accumulation,
-            **PAPER,
+            **overrides,
         )
         for accumulation in (1, 4, 16)
     ]
@@ -364,6 +379,7 @@ def test_the_model_card_names_method_and_paper(out):
     trainer.create_model_card(model_name="tiny")
     card = (out / "README.md").read_text()
     assert "opefo" in card and "2605.11491" in card and "OPEFO" in card
+    assert "fine-tuned version of a local model" in card and "None" not in card
 
 
 def test_a_dataset_without_signal_moves_nothing(out):
@@ -375,29 +391,47 @@ def test_a_dataset_without_signal_moves_nothing(out):
     assert [row["flow/lambda"] for row in trainer.state.log_history[:2]] == [0, 0]
 
 
-def test_a_second_run_of_the_same_trainer_starts_clean(out):
+def fresh_trainer(out, *callbacks, **overrides):
+    trainer = OPEFOTrainer(
+        tiny_model(),
+        digit_reward,
+        OPEFOConfig(**settings(out, **overrides)),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def test_a_run_after_an_interrupted_one_starts_clean(out):
     class Interrupt(TrainerCallback):
-        armed = True
+        armed, sizes = True, ()
 
         def on_substep_end(self, args, state, control, **kwargs):
             if self.armed:
                 self.armed = False
                 raise KeyboardInterrupt
 
-    trainer = OPEFOTrainer(
-        tiny_model(),
-        digit_reward,
-        OPEFOConfig(output_dir=str(out), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_steps=2,
-                    per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=4,
-                    max_completion_length=8, logging_steps=1, save_strategy="no"),
-        train_dataset=Dataset.from_dict({"prompt": ["1+1="] * 16}),
-        processing_class=tiny_tokenizer(),
-        callbacks=[Interrupt()],
-    )  # fmt: skip
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            self.sizes = (*self.sizes, len(totals))
+
+    totals = []
+    interrupt = Interrupt()
+    trainer = fresh_trainer(out, interrupt, gradient_accumulation_steps=2)
+    check = trainer._check_step
+    trainer._check_step = lambda *args: totals.append(len(trainer.guard.window)) or check(*args)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert len(trainer.guard.window) == 1
-    trainer._buffered_inputs, trainer._step = None, 0
     trainer.train()
-    assert trainer.state.global_step == 2 and trainer.guard.window == []
-    assert "entropy/delta" not in trainer.state.log_history[0]  # nothing is left of the first run
+    assert totals == [2, 2]  # micro-batches at each update: none is left over
+
+
+def test_a_second_run_anchors_its_target_anew(out):
+    trainer = fresh_trainer(out, flow_target="0.9x", max_steps=3)
+    for _ in range(2):
+        trainer.train()
+        first = trainer.state.log_history[0]
+        assert first["flow/target"] == pytest.approx(0.9 * first["entropy"], rel=1e-4)
+        assert "entropy/delta" not in first

@@ -44,7 +44,17 @@ class Control:
     @property
     def needs_totals(self) -> bool:
         """Whether `observe` must see the totals of a batch before that batch is trained on."""
-        return False
+        return type(self).observe is not Control.observe
+
+    @property
+    def shapes_tokens(self) -> bool:
+        """Whether `advantages` makes a difference between the tokens of a completion."""
+        return type(self).advantages is not Control.advantages
+
+    @property
+    def idle_fields(self) -> dict[str, str]:
+        """`OPEFOConfig` fields among the options that another option makes idle, each with the reason."""
+        return {}
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
         """Fix what holds for the coming optimizer step, from totals over all ranks. Keep tensors on the device."""

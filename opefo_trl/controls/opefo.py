@@ -74,6 +74,12 @@ class OPEFO(Control):
     def needs_totals(self) -> bool:
         return self.static_lambda is None
 
+    @property
+    def idle_fields(self) -> dict[str, str]:
+        if self.static_lambda is not None:
+            return {"flow_lambda_max": "`static_lambda` is set"}
+        return {} if self.target is None else {"flow_lambda_max": "`flow_target` is set, whose lambda is bounded by 1"}
+
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
         if self.static_lambda is not None:
             return
