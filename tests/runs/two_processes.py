@@ -1,6 +1,9 @@
 """One optimizer step of 16 scripted rows over any number of processes; rank 0 writes what came of it.
 
-torchrun --nproc_per_node 2 two_processes.py OUT
+    torchrun --nproc_per_node 2 two_processes.py OUT [fsdp]
+
+With `fsdp` the model is sharded by FSDP2. accelerate wants a GPU for that and takes processes on a CPU for another
+kind, so it is told that they are the kind that it knows; the sharding and the collectives are real, over gloo.
 """
 
 import gc
@@ -12,18 +15,39 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+FSDP = "fsdp" in sys.argv
+if FSDP:
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from tiny import digit_reward, scripted_rollout, settings, tiny_dataset, tiny_model, tiny_tokenizer
 from transformers import PrinterCallback, TrainerCallback
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
 
+if FSDP:
+    plain_init = PartialState.__init__
+
+    def init_as_gpus(self, *args, **kwargs):
+        plain_init(self, *args, **kwargs)
+        if self._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init_as_gpus
+
+
+def whole(tensor):
+    """A tensor that no rank holds alone, gathered; every rank must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
 
 class Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        self.gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
 class PoisonLastRank(Control):
@@ -64,8 +88,11 @@ def main(out: Path) -> None:
         "batch": {},
         "live": {"gradient_accumulation_steps": 1},
         "covariance": {"flow_estimator": "covariance"},
+        "exact": {"flow_estimator": "exact"},
         "running": {"flow_scope": "running"},
     }.items():
+        if FSDP and name not in ("batch", "exact"):
+            continue
         trainer, gradients = build(out, **overrides)
         trainer.train()
         if trainer.accelerator.is_main_process:
@@ -74,6 +101,7 @@ def main(out: Path) -> None:
         row = trainer.state.log_history[0]
         results[name] = {key: row[key] for key in row if key.startswith("flow/")}
     world = trainer.accelerator.num_processes
+    results["model"] = type(trainer.model).__name__
 
     if world > 1:
         for name, broken in {
@@ -88,7 +116,8 @@ def main(out: Path) -> None:
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
             still = all(
-                torch.equal(p, q) for p, q in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True)
+                torch.equal(whole(p), q)
+                for p, q in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True)
             )
             said = [None] * world
             dist.all_gather_object(said, (message, still))
