@@ -90,7 +90,8 @@ def main() -> None:
     forwards = grpo.model.forwards / (2 * options.rounds * len(results))
     print(f"{'GRPOTrainer':16} {1:7.3f} {'':37} {forwards:14.2f} {statistics.median(grpo_seconds):7.3f}")
     if options.json:
-        options.json.write_text(json.dumps({"options": vars(options), "results": results}, indent=2, default=str))
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        options.json.write_text(json.dumps({"options": settings, "results": results}, indent=2))
 
 
 def parse() -> argparse.Namespace:

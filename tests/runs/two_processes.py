@@ -15,10 +15,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-FSDP = "fsdp" in sys.argv
-if FSDP:
-    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
-
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -29,7 +25,9 @@ from transformers import PrinterCallback, TrainerCallback
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
 
+FSDP = "fsdp" in sys.argv
 if FSDP:
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     plain_init = PartialState.__init__
 
     def init_as_gpus(self, *args, **kwargs):
