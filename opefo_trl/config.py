@@ -266,13 +266,13 @@ class OPEFOConfig(GRPOConfig):
             return
         name = "save_steps" if self.save_strategy == "steps" else "eval_steps"
         every = getattr(self, name) or self.logging_steps  # the Trainer's own default of `eval_steps`
-        steps = (
-            every if every >= 1 else math.ceil(every * self.max_steps)
-        )  # a share of the run, if its length is known
-        if steps <= 0 or steps % period:
+        if every < 1:  # a share of the run; below 0 when nobody knows how long it is
+            every = math.ceil(every * self.max_steps)
+        if every <= 0 or every % period:
             self._warn(
-                f"`{name}={every:g}` may place checkpoints inside a rollout of {period} optimizer steps. Resuming "
-                f"from one of them generates anew and does not continue bit for bit. Use a multiple of {period}."
+                f"`{name}={getattr(self, name)}` may place checkpoints inside a rollout of {period} optimizer steps. "
+                "Resuming from one of them generates anew and does not continue bit for bit. Use a multiple of "
+                f"{period}."
             )
 
     def _warn(self, message: str) -> None:

