@@ -51,6 +51,8 @@ def test_tokens_that_importance_sampling_masks_out_carry_no_flow(model_path, tmp
         model_path,
         tmp_path,
         max_steps=1,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
         vllm_importance_sampling_mode="token_mask",
         vllm_importance_sampling_clip_min=1.0 - 1e-9,  # about half of the ratios fall below by rounding
     )
