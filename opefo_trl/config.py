@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -46,8 +48,8 @@ class OPEFOConfig(GRPOConfig):
             step, for free; `"micro"` the live micro-batch of this rank, for ablation.
         flow_lambda_max (`float`, *optional*, defaults to `0.1`):
             Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays under 0.002
-            and never meets it; on short completions lambda reaches 0.5 and destroys the reward. `1.0` is the literal
-            paper.
+            and never meets it; on short completions lambda is far larger, and balancing costs reward. `1.0` is the
+            paper's unbounded rule.
         flow_shape (`str`, *optional*, defaults to `"sign"`):
             Shape of the correction. `"sign"` is the paper's 1 + lambda and 1 - lambda.
         flow_target (`float` or `str`, *optional*):
@@ -104,8 +106,8 @@ class OPEFOConfig(GRPOConfig):
         default=0.1,
         metadata={
             "help": "Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays "
-            "under 0.002 and never meets it; on short completions lambda reaches 0.5 and destroys the reward. 1.0 is "
-            "the literal paper."
+            "under 0.002 and never meets it; on short completions lambda is far larger, and balancing costs reward. "
+            "1.0 is the paper's unbounded rule."
         },
     )
     flow_shape: str = field(
@@ -141,8 +143,15 @@ class OPEFOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.control_kwargs = _as_options(self.control_kwargs)
+        super().__post_init__()
+        if not isinstance(self.strict_on_policy, bool):
+            raise ValueError(f"`strict_on_policy={self.strict_on_policy!r}` must be True or False.")
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(
+                f"`gradient_accumulation_steps={self.gradient_accumulation_steps}` must be 1 or more: it is the "
+                "number of micro-batches in an optimizer step."
+            )
         _require("flow_estimator", self.flow_estimator, ESTIMATORS)
         _require("flow_scope", self.flow_scope, SCOPES)
         _require("nonfinite", self.nonfinite, NONFINITE)
@@ -254,7 +263,7 @@ class OPEFOConfig(GRPOConfig):
         options = control_options(self.control)
         idle = {name: "it takes no such option" for name in CONTROL_FIELDS if name not in options}
         if not control.needs_totals:
-            idle["flow_scope"] = "its lambda, if it has one, follows no flow"
+            idle["flow_scope"] = "it does not observe the flow"
         for name, reason in {**idle, **control.idle_fields}.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 self._warn(f"`control={self.control!r}` does not use `{name}={getattr(self, name)!r}`: {reason}.")
@@ -283,12 +292,16 @@ class OPEFOConfig(GRPOConfig):
 def _as_options(value: Any) -> dict[str, Any]:
     if value is None or value == "":
         return {}
-    if not isinstance(value, dict):
+    options = value
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            options = json.loads(value)
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise ValueError(
             f"`control_kwargs={value!r}` is not a map. Give a YAML map in a config file, a dict in Python, or JSON on "
             """the command line: --control_kwargs '{"sides": "increase"}'."""
         )
-    return value
+    return options
 
 
 def _require(name: str, value: Any, known: tuple[str, ...]) -> None:

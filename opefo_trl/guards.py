@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,12 @@ def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
     """
 
     def check(rewards: Any, completions: list) -> list:
-        try:
-            rewards = list(rewards)
-        except TypeError as error:
+        if isinstance(rewards, str | Mapping) or not isinstance(rewards, Iterable):
             raise TypeError(
                 f"The reward function {name!r} returned {rewards!r}; return a list with one reward per completion, "
                 f"here {len(completions)}."
-            ) from error
+            )
+        rewards = list(rewards)
         if len(rewards) != len(completions):
             return rewards  # TRL's own error names the function and both lengths
         return [checked(reward, index) for index, reward in enumerate(rewards)]
@@ -51,6 +50,8 @@ def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
             return None
         try:
             value = float("not a number" if isinstance(reward, str) else reward)
+        except OverflowError:
+            return math.inf
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"The reward function {name!r} returned {reward!r} ({type(reward).__name__}) for completion {index}; "
@@ -194,11 +195,12 @@ class StepGuard:
         """`loss`, unless a step of this run was skipped: then the mean over those taken."""
         return self.taken.value if self.skipped else loss
 
-    def state_dict(self) -> dict[str, int]:
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+    def state_dict(self) -> dict[str, Any]:
+        taken = {"total": self.taken.total, "count": self.taken.count}
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "taken": taken}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row, self.taken = state["skipped"], state["in_a_row"], Mean(**state["taken"])
 
 
 def describe(window: list[MicroBatch]) -> str:

@@ -36,6 +36,7 @@ from opefo_trl.vocabulary import vocabulary_scores
 logger = get_logger(__name__)
 
 STATE_FILE = "control_state.json"
+REWARDS_SHOWN = 3
 
 
 class OPEFOTrainer(GRPOTrainer):
@@ -98,21 +99,8 @@ class OPEFOTrainer(GRPOTrainer):
 
             vllm_cpu.adapt("bfloat16" if args.bf16 else "float32")
         super().__init__(model, reward_funcs, args, *positional, **keywords)
-        self._needs_vocabulary = args.flow_estimator in VOCABULARY_ESTIMATORS
-        control = args.make_control()
-        needs_batch = args.flow_scope == "batch" and (
-            control.needs_totals or (args.flow_estimator == "covariance" and control.shapes_tokens)
-        )
-        # Where one micro-batch is the whole batch of its rank, the forward that trains it measures it as well.
-        self._measures_live = (
-            needs_batch
-            and not self._needs_vocabulary
-            and args.updates_per_rollout == 1
-            and args.gradient_accumulation_steps == 1
-        )
-        self._measures_ahead = self._needs_vocabulary or (needs_batch and not self._measures_live)
-        self._scored: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
-        self._live: dict[str, Any] | None = None  # inputs of the loss under way
+        self._scoring_pass: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
+        self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
         self._tokens: Tokens | None = None
 
         self.reward_funcs = [
@@ -123,8 +111,21 @@ class OPEFOTrainer(GRPOTrainer):
 
     def _begin(self) -> None:
         """The state that a run begins with, whatever a run before it left."""
-        self.entropy_control = self.args.make_control()
-        self.guard = StepGuard(self.args.nonfinite, Path(self.args.output_dir) / "nonfinite", self._tokenizer.decode)
+        args = self.args
+        self.entropy_control = args.make_control()
+        self._needs_vocabulary = args.flow_estimator in VOCABULARY_ESTIMATORS
+        needs_batch = args.flow_scope == "batch" and (
+            self.entropy_control.needs_totals or args.flow_estimator == "covariance"
+        )
+        # Where one micro-batch is the whole batch of its rank, the forward that trains it measures it as well.
+        self._measures_live = (
+            needs_batch
+            and not self._needs_vocabulary
+            and args.updates_per_rollout == 1
+            and args.gradient_accumulation_steps == 1
+        )
+        self._measures_ahead = self._needs_vocabulary or (needs_batch and not self._measures_live)
+        self.guard = StepGuard(args.nonfinite, Path(args.output_dir) / "nonfinite", self._tokenizer.decode)
         self._rollout_is_bad = self._window_is_bad = False  # by its rewards
         self._batch_totals: FlowTotals | None = None  # of the generation batch, over all ranks
         self._last_totals: FlowTotals | None = None  # of the last optimizer step, over all ranks
@@ -141,15 +142,15 @@ class OPEFOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not (self.model.training and self._measures_ahead):
             return super()._generate_and_score_completions(inputs)
-        self._scored = []
+        self._scoring_pass = []
         try:
             batch = super()._generate_and_score_completions(inputs)
             # Strictly on-policy without vLLM, TRL has no use for a scoring pass: then it is ours to run.
             logps = batch["old_per_token_logps"] if "old_per_token_logps" in batch else self._score(batch)
             # With a PEFT adapter the reference pass is scored as well; the policy's is the one that was kept.
-            logps, entropies, vocabulary = next(scores for scores in self._scored if scores[0] is logps)
+            logps, entropies, vocabulary = next(scores for scores in self._scoring_pass if scores[0] is logps)
         finally:
-            self._scored = None
+            self._scoring_pass = None
         mask = _trained(batch)
         batch["token_flow"] = self._flow(batch, mask, logps, entropies, vocabulary)
         self._batch_totals = FlowTotals.of(batch["token_flow"], mask, entropies).reduce(self.accelerator)
@@ -174,16 +175,16 @@ class OPEFOTrainer(GRPOTrainer):
         self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         score = super()._get_per_token_logps_and_entropies
-        if self._scored is not None and model is self.model:
+        if self._scoring_pass is not None and model is self.model:
             with self._vocabulary_scores(logits_to_keep) as vocabulary:
                 logps, entropies, aux_loss = score(
                     model, input_ids, attention_mask, logits_to_keep, **{**kwargs, "compute_entropy": True}
                 )
-            self._scored.append((logps, entropies, torch.cat(vocabulary) if vocabulary else None))
+            self._scoring_pass.append((logps, entropies, torch.cat(vocabulary) if vocabulary else None))
         else:
             logps, entropies, aux_loss = score(model, input_ids, attention_mask, logits_to_keep, **kwargs)
-            if self._live is not None:
-                self._shape(self._live, logps, entropies)
+            if self._loss_inputs is not None:
+                self._shape(self._loss_inputs, logps, entropies)
         return logps, entropies, aux_loss
 
     def _vocabulary_scores(self, logits_to_keep: int) -> Any:
@@ -218,7 +219,8 @@ class OPEFOTrainer(GRPOTrainer):
         # These losses average each completion by itself: a token of a short one moves more.
         if self.loss_type in ("grpo", "sapo"):
             flow = flow * (self.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
-        return flow
+        # `covariance` gives a flow to tokens without an advantage as well; they do not train.
+        return flow.masked_fill(batch["advantages"].unsqueeze(1) == 0, 0)
 
     # ---- the window: the micro-batches of one optimizer step
 
@@ -230,24 +232,29 @@ class OPEFOTrainer(GRPOTrainer):
         if not self.guard.window:
             self._open_window()
         epsilons = self.epsilon_low, self.epsilon_high
-        self._live = {**inputs}
+        self._loss_inputs = {**inputs}
         try:
-            loss = super().compute_loss(model, self._live, return_outputs, num_items_in_batch)
+            loss = super().compute_loss(model, self._loss_inputs, return_outputs, num_items_in_batch)
             assert self._tokens is not None, "TRL's loss no longer asks for log-probabilities"
             penalty = self.entropy_control.penalty(self._tokens)
             if penalty is not None:
                 loss = loss + penalty / self.current_gradient_accumulation_steps
-            self._record(self._live, self._tokens, loss)
+            self._record(self._loss_inputs, self._tokens, loss)
             self._window_is_bad |= self._rollout_is_bad
         finally:
-            self._live = self._tokens = None
+            self._loss_inputs = self._tokens = None
             self.epsilon_low, self.epsilon_high = epsilons
         if self.args.updates_in_backward:
             self._check_step(loss.detach(), None)
         return loss
 
     def _shape(self, live: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
-        """Let the control write its advantages and clip range where TRL's loss is about to read them."""
+        """
+        Let the control write its advantages and clip range where TRL's loss is about to read them.
+
+        `compute_loss` hands TRL's loss a copy of its inputs; the loss calls `_get_per_token_logps_and_entropies`,
+        which calls this; this changes the copy, and only then the loss reads its advantages.
+        """
         mask = _trained(live)
         flow = live.get("token_flow")
         if flow is None:
@@ -263,6 +270,11 @@ class OPEFOTrainer(GRPOTrainer):
         )
         self._measure(FlowTotals.of(flow, mask, entropies.detach()))
         live["advantages"] = self.entropy_control.advantages(tokens)
+        if not (isinstance(live["advantages"], Tensor) and live["advantages"].dim() == 2):
+            raise TypeError(
+                f"`advantages()` of `control={self.args.control!r}` returned {live['advantages']!r}; return a tensor, "
+                "(B, 1) or (B, T)."
+            )
         clip_range = self.entropy_control.clip_range(tokens)
         if clip_range is not None:
             self.epsilon_low, self.epsilon_high = clip_range
@@ -358,13 +370,18 @@ class OPEFOTrainer(GRPOTrainer):
             name = self.reward_func_names[column] or type(self.reward_funcs[column]).__name__
             where = f"reward function {name!r} returned NaN or infinity for completion {index} of rank {rank}"
             faults.append(f"{where}: {completions[index]!r}" if rank == self.accelerator.process_index else where)
-        message = f"Step {self.state.global_step + 1}: {'; '.join(faults)}."
-        if self.args.nonfinite == "stop":
+        more = [f"and {len(faults) - REWARDS_SHOWN} more"] if len(faults) > REWARDS_SHOWN else []
+        what = "; ".join(faults[:REWARDS_SHOWN] + more)
+        step = self.state.global_step
+        if not self.model.training:
+            logger.warning(f"Evaluation after step {step}: {what}. They count as no reward.", main_process_only=False)
+        elif self.args.nonfinite == "stop":
             raise NonFiniteError(
-                f"{message} No parameter was updated. Return None for a completion that cannot be judged, or set "
-                "`nonfinite='skip'` to leave such steps out."
+                f"Step {step + 1}: {what}. No parameter was updated. Return None for a completion that cannot be "
+                "judged, or set `nonfinite='skip'` to leave such steps out."
             )
-        logger.warning(f"{message} The steps of this rollout are skipped.", main_process_only=False)
+        else:
+            logger.warning(f"Step {step + 1}: {what}. The steps of this rollout are skipped.", main_process_only=False)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # The Trainer's last call before `optimizer.step()`
@@ -374,7 +391,7 @@ class OPEFOTrainer(GRPOTrainer):
         judged_norm = None if self.accelerator.mixed_precision == "fp16" else grad_norm
         if not self._check_step(loss, judged_norm):
             model.zero_grad()
-        self._metrics["train"]["guard/skipped_steps"].append(self.guard.skipped)
+        self._metrics["train"]["guard/skipped_steps"] = [self.guard.skipped]  # a count, not to be averaged
         self.guard.window.clear()
         self._window_is_bad = False
         return grad_norm
@@ -419,18 +436,27 @@ class OPEFOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
+            state = self._control_state()
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / STATE_FILE).write_text(json.dumps(self._control_state(), indent=2))
+            (folder / f"{STATE_FILE}.part").write_text(state)
+            (folder / f"{STATE_FILE}.part").replace(folder / STATE_FILE)
         super()._save_checkpoint(model, trial)
 
-    def _control_state(self) -> dict[str, Any]:
-        return {
+    def _control_state(self) -> str:
+        state = {
             "control": self.args.control,
             "state": self.entropy_control.state_dict(),
             "totals": None if self._last_totals is None else self._last_totals.sums.tolist(),
             "guard": self.guard.state_dict(),
         }
+        try:
+            return json.dumps(state, indent=2)
+        except TypeError as error:
+            raise TypeError(
+                f"`state_dict()` of `control={self.args.control!r}` must be JSON (numbers, strings, lists, maps), got "
+                f"{state['state']!r}."
+            ) from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -440,7 +466,15 @@ class OPEFOTrainer(GRPOTrainer):
                 f"{path} does not exist: the entropy control starts afresh at step {self.state.global_step}."
             )
             return
-        saved = json.loads(path.read_text())
+        try:
+            self._restore(json.loads(path.read_text()))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}: {error}). Resume from another checkpoint, or delete "
+                "the file to let the entropy control start afresh."
+            ) from error
+
+    def _restore(self, saved: dict[str, Any]) -> None:
         self.guard.load_state_dict(saved["guard"])
         if saved["totals"] is not None:
             self._last_totals = FlowTotals(torch.tensor(saved["totals"], device=self.accelerator.device))
@@ -448,7 +482,7 @@ class OPEFOTrainer(GRPOTrainer):
             self.entropy_control.load_state_dict(saved["state"])
         else:
             logger.warning(
-                f"{checkpoint} was written with `control={saved['control']!r}`; `control={self.args.control!r}` "
+                f"The checkpoint was written with `control={saved['control']!r}`; `control={self.args.control!r}` "
                 "starts afresh."
             )
 
@@ -457,3 +491,7 @@ def _trained(batch: dict[str, Any]) -> Tensor:
     """1 on the tokens that train, (B, T): neither padding, nor truncated, nor a tool's."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+# Editors and `help` show TRL's parameters
+OPEFOTrainer.__init__.__signature__ = inspect.signature(GRPOTrainer.__init__)  # type: ignore[attr-defined]

@@ -23,8 +23,14 @@ WRONG = {
     "option of none": ({"control": "none", "control_kwargs": {"sides": "both"}}, r"It takes no options\."),
     "options": ({"control_kwargs": "sides=both"}, r"`control_kwargs='sides=both'` is not a map.*JSON"),
     "option with a field": ({"control_kwargs": {"flow_target": 0.3}}, r"'flow_target', which has a field of its own"),
-    "sides": ({"control_kwargs": {"sides": "up"}}, r"`sides='up'` is unknown\. Choose one of 'both', 'increase'"),
-    "static lambda": ({"control_kwargs": {"static_lambda": 2}}, r"`static_lambda=2` must be a number in \[-1, 1\]"),
+    "sides": (
+        {"control_kwargs": {"sides": "up"}},
+        r"`sides='up'` in `control_kwargs` is unknown\. Choose one of 'both', 'increase'",
+    ),
+    "static lambda": (
+        {"control_kwargs": {"static_lambda": 2}},
+        r"`static_lambda=2` in `control_kwargs` must be in \[-1, 1\]",
+    ),
     "two lambdas": (
         {"control_kwargs": {"static_lambda": 0.1}, "flow_target": 0.3},
         r"fixes lambda for the whole run and `flow_target=0\.3` moves it",
@@ -41,7 +47,14 @@ WRONG = {
     "target nan": ({"flow_target": float("nan")}, r"`flow_target=nan` is not an entropy"),
     "target number": ({"flow_target": "1-2x"}, r"`flow_target='1-2x'` is not an entropy"),
     "schedule": ({"flow_target": 0.3, "flow_schedule": "cosin"}, r"`flow_schedule='cosin'` is unknown"),
-    "schedule of nothing": ({"flow_schedule": "linear"}, r"moves a target; set `flow_target` too"),
+    "schedule in capitals": ({"flow_schedule": "Constant"}, r"`flow_schedule='Constant'` is unknown\. .*'constant'"),
+    "control in capitals": ({"control": "OPEFO"}, r"`control='OPEFO'` is unknown\. Did you mean 'opefo'"),
+    "control as a list": ({"control": ["opefo"]}, r"`control=\['opefo'\]` is unknown"),
+    "option that is no name": ({"control_kwargs": {1: 2}}, r"`control_kwargs=\{1: 2\}` is not a map"),
+    "broken JSON": ({"control_kwargs": '{"sides": '}, r"`control_kwargs='\{\"sides\": '` is not a map.*JSON"),
+    "lambda as words": ({"flow_lambda_max": "small"}, r"`flow_lambda_max='small'` is not a number"),
+    "strict as text": ({"strict_on_policy": "false"}, r"`strict_on_policy='false'` must be True or False"),
+    "no accumulation": ({"gradient_accumulation_steps": 0}, r"`gradient_accumulation_steps=0` must be 1 or more"),
     "shape": ({"flow_shape": "round"}, r"`flow_shape='round'` is unknown\. Choose one of 'sign'"),
     "iterations": (
         {"num_iterations": 2},
@@ -158,6 +171,7 @@ def test_a_doubtful_setting_is_warned_about(case):
         {"flow_target": 0.3},
         {"flow_target": " 0.4x "},
         {"control_kwargs": {"static_lambda": 0.001}},
+        {"control_kwargs": {"static_lambda": "1e-3"}},  # what YAML makes of 1e-3
         {"control_kwargs": None},
         {"flow_lambda_max": 1.0, "flow_estimator": "exact", "flow_scope": "running", "nonfinite": "skip"},
         {"steps_per_generation": 2, "gradient_accumulation_steps": 4, **OFF, "flow_scope": "running"},
@@ -175,6 +189,7 @@ def test_fields_reach_the_control():
     assert (control.sides, control.bound, control.target) == ("increase", 0.25, None)
     control = config(flow_target="0.4x").make_control()
     assert (control.target.number, control.target.relative, control.bound) == (0.4, True, 1.0)
+    assert config(control_kwargs={"static_lambda": "1e-3"}).make_control().lam == 0.001
 
 
 def test_the_command_line_and_yaml_reach_the_fields(tmp_path):

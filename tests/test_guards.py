@@ -201,7 +201,7 @@ def async_reward(value):
 
 
 @pytest.mark.parametrize("wrap", [broken_reward, async_reward])
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**400], ids=str)
 def test_a_reward_that_is_no_number_stops_the_run_and_names_function_and_completion(value, wrap, out):
     error, before, after = run(out, reward=wrap(value))
     assert isinstance(error, NonFiniteError)
@@ -257,24 +257,23 @@ def test_a_reward_model_is_watched_too(out):
         train(OPEFOTrainer, OPEFOConfig, out, max_steps=1, extra=extra)
 
 
-def test_a_bad_reward_in_evaluation_stops_the_run_or_is_left_out_of_the_means(out):
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_bad_reward_in_evaluation_is_warned_about_and_left_out_of_the_means(policy, out, caplog):
     def picky(completions, held_out=None, **kwargs):
         return digit_reward(completions) if held_out is None else [math.nan, *digit_reward(completions)[1:]]
 
     extra = {"reward_funcs": picky, "eval_dataset": tiny_dataset(1).map(lambda row: {"held_out": True})}
-    common = {
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 3,
-        "extra": extra,
-    }
-    with pytest.raises(NonFiniteError, match="'picky' returned NaN or infinity for completion 0"):
-        train(OPEFOTrainer, OPEFOConfig, out, **common)
-    trainer = train(OPEFOTrainer, OPEFOConfig, out, nonfinite="skip", **common)
-    rows = trainer.state.log_history
+    common = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "max_steps": 3}
+    rows = train(OPEFOTrainer, OPEFOConfig, out, nonfinite=policy, extra=extra, **common).state.log_history
     assert all(math.isfinite(row["eval_reward"]) for row in rows if "eval_reward" in row)
     assert [row["guard/skipped_steps"] for row in rows if "guard/skipped_steps" in row] == [0, 0, 0]
+    assert "Evaluation after step 1: reward function 'picky' returned NaN or infinity for completion 0" in caplog.text
+
+
+def test_many_bad_rewards_are_counted_and_not_all_listed(out):
+    error, *_ = run(out, reward=lambda completions, **_: [math.nan] * len(completions))
+    assert "for completion 2 of rank 0" in str(error) and "and 5 more. No parameter" in str(error)
+    assert "for completion 3 of rank 0" not in str(error)
 
 
 def test_a_reward_function_that_raises_is_named(out):
@@ -297,6 +296,15 @@ def test_a_reward_list_of_wrong_length_is_refused(rewards, out):
     assert isinstance(error, ValueError)
     assert f"'picky' returned {len(rewards)} rewards, but 8 were expected" in str(error)
     assert_same(dict(tiny_model().named_parameters()), after)
+
+
+@pytest.mark.parametrize("rewards", ["01234567", dict.fromkeys(range(8), 1.0)], ids=["text", "map"])
+def test_a_reward_that_is_no_list_is_refused(rewards, out):
+    def picky(completions, **kwargs):
+        return rewards
+
+    error, *_ = run(out, reward=picky)
+    assert isinstance(error, TypeError) and "return a list with one reward per completion, here 8" in str(error)
 
 
 @pytest.mark.parametrize("value", ["good", "0.5"])
@@ -349,9 +357,10 @@ def test_step_guard_counts():
     assert guard.logged_loss(9.0) == 9.0  # nothing skipped since
     guard.failed("bad")
     assert math.isnan(guard.logged_loss(9.0))
+    assert guard.final_loss(9.0) == 1.0
     restored = guard_of("skip")
     restored.load_state_dict(json.loads(json.dumps(guard.state_dict())))
-    assert (restored.skipped, restored.in_a_row) == (2, 1)
+    assert (restored.skipped, restored.in_a_row, restored.final_loss(9.0)) == (2, 1, 1.0)
     with pytest.raises(NonFiniteError, match=r"bad No parameter was updated. Set `nonfinite='skip'`"):
         guard_of("stop").failed("bad")
 

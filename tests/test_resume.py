@@ -8,6 +8,7 @@ import torch
 from tiny import digit_reward, metrics, settings, tiny_dataset, tiny_model, tiny_tokenizer, train
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.controls import CONTROLS, Control
 
 SCRIPT = Path(__file__).parent / "runs" / "resume.py"
 SCOPES = ["batch", "running", "micro"]
@@ -53,7 +54,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(scope, runs):
 def test_the_state_is_json_that_a_person_can_read(runs):
     state = json.loads((runs / "whole" / "running" / "checkpoint-4" / "control_state.json").read_text())
     assert state["control"] == "opefo" and state["state"]["anchor"] > 0
-    assert len(state["totals"]) == 5 and state["guard"] == {"skipped": 0, "in_a_row": 0}
+    assert len(state["totals"]) == 5 and (state["guard"]["skipped"], state["guard"]["taken"]["count"]) == (0, 4)
 
 
 @pytest.fixture
@@ -85,6 +86,31 @@ def test_a_checkpoint_without_state_starts_afresh_and_says_so(checkpoint, out, c
     trainer = resume(checkpoint, out, flow_target="0.9x")
     assert "control_state.json does not exist: the entropy control starts afresh at step 2" in caplog.text
     assert metrics(trainer)[2]["flow/target"] != metrics(trainer)[1]["flow/target"]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"guard"', "[]"])
+def test_state_that_cannot_be_read_is_named(content, checkpoint, out):
+    (Path(checkpoint) / "control_state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"control_state\.json cannot be read .*delete the file"):
+        resume(checkpoint, out, flow_target="0.9x")
+
+
+def test_a_target_that_comes_later_is_anchored_at_the_first_step_all_the_same(out):
+    train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2)
+    trainer = resume(str(out / "checkpoint-2"), out, flow_target="0.9x")
+    first, last = metrics(trainer)[0], metrics(trainer)[2]
+    assert last["flow/target"] == pytest.approx(0.9 * first["entropy"], rel=1e-4)
+
+
+def test_state_that_is_no_json_leaves_no_checkpoint_behind(out, monkeypatch):
+    class Heavy(Control):
+        def state_dict(self):
+            return {"weights": torch.ones(2)}
+
+    monkeypatch.setitem(CONTROLS, "heavy", Heavy)
+    with pytest.raises(TypeError, match=r"`state_dict\(\)` of `control='heavy'` must be JSON .*'weights'"):
+        train(OPEFOTrainer, OPEFOConfig, out, control="heavy", save_strategy="steps", save_steps=1)
+    assert not (out / "checkpoint-1").exists()
 
 
 def test_the_anchor_of_a_target_is_restored(checkpoint, out):

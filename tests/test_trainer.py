@@ -1,3 +1,4 @@
+import inspect
 import math
 from itertools import pairwise
 
@@ -355,7 +356,34 @@ def test_a_control_may_add_a_penalty(out, monkeypatch):
         torch.testing.assert_close(parameters(ours)[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_control_that_returns_nothing_is_named(out, monkeypatch):
+    class Forgetful(Control):
+        def advantages(self, tokens):
+            tokens.advantages.clamp(min=0)
+
+    monkeypatch.setitem(CONTROLS, "forgetful", Forgetful)
+    with pytest.raises(TypeError, match=r"`advantages\(\)` of `control='forgetful'` returned None; return a tensor"):
+        train(OPEFOTrainer, OPEFOConfig, out, control="forgetful")
+
+
+def test_covariance_counts_no_token_without_an_advantage(out):
+    overrides = {"flow_estimator": "covariance", "gradient_accumulation_steps": 2}
+    _, trainer = first_gradients(out, extra={"reward_funcs": partly_flat_reward}, **overrides)
+    silent = [inputs["token_flow"][inputs["advantages"] == 0] for inputs in trainer._buffered_inputs]
+    assert sum(map(len, silent)) > 0 and all((flow == 0).all() for flow in silent)
+
+
+def partly_flat_reward(prompts, completions, **_):
+    """The first prompt has no signal: all rewards of its group are equal."""
+    rewards = digit_reward(completions)
+    return [0.0 if prompt == prompts[0] else reward for prompt, reward in zip(prompts, rewards, strict=True)]
+
+
 # ---- the door
+
+
+def test_help_shows_the_parameters_of_trl():
+    assert list(inspect.signature(OPEFOTrainer).parameters)[:4] == ["model", "reward_funcs", "args", "train_dataset"]
 
 
 def test_args_of_grpo_are_refused_by_name(out):

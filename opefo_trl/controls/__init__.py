@@ -20,7 +20,7 @@ CONTROLS: dict[str, type[Control]] = {
 
 def control_options(name: str) -> list[str]:
     """The keyword arguments that a control takes."""
-    if name not in CONTROLS:
+    if not isinstance(name, str) or name not in CONTROLS:
         raise ValueError(
             f"`control={name!r}` is unknown.{_nearest(name, CONTROLS)} Choose one of {_listed(CONTROLS)}."
         )
@@ -39,7 +39,7 @@ def make_control(name: str, **kwargs: Any) -> Control:
 
 
 def _nearest(name: Any, known: Any) -> str:
-    matches = difflib.get_close_matches(str(name), list(known), n=1)
+    matches = difflib.get_close_matches(str(name).lower(), list(known), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 

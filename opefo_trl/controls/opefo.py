@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from opefo_trl.controls.base import Control, Tokens
-from opefo_trl.controls.target import EntropyTarget
+from opefo_trl.controls.target import SCHEDULES, EntropyTarget
 from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights
 
 # `sign` is the paper's 1 +- lambda.
@@ -46,28 +46,35 @@ class OPEFO(Control):
         flow_shape: str = "sign",
     ):
         if sides not in SIDES:
-            raise ValueError(f"`sides={sides!r}` is unknown. Choose one of {', '.join(map(repr, SIDES))}.")
-        if static_lambda is not None and not (_is_number(static_lambda) and -1 <= static_lambda <= 1):
-            raise ValueError(f"`static_lambda={static_lambda!r}` must be a number in [-1, 1].")
+            raise ValueError(
+                f"`sides={sides!r}` in `control_kwargs` is unknown. Choose one of {', '.join(map(repr, SIDES))}."
+            )
+        if static_lambda is not None and not -1 <= _number("static_lambda", static_lambda) <= 1:
+            raise ValueError(f"`static_lambda={static_lambda!r}` in `control_kwargs` must be in [-1, 1].")
         if static_lambda is not None and flow_target is not None:
             raise ValueError(
                 f"`static_lambda={static_lambda}` fixes lambda for the whole run and `flow_target={flow_target!r}` "
                 "moves it. Drop one of them."
             )
-        if not (_is_number(flow_lambda_max) and 0 < flow_lambda_max <= 1):
+        if not 0 < _number("flow_lambda_max", flow_lambda_max) <= 1:
             raise ValueError(
                 f"`flow_lambda_max={flow_lambda_max!r}` must be in (0, 1]: the weights are 1 +- lambda and must not "
                 "change sign. 1.0 is the paper's unbounded rule."
             )
         if flow_shape not in SHAPES:
             raise ValueError(f"`flow_shape={flow_shape!r}` is unknown. Choose one of {', '.join(map(repr, SHAPES))}.")
+        if flow_schedule not in SCHEDULES:
+            raise ValueError(
+                f"`flow_schedule={flow_schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}."
+            )
         if flow_target is None and flow_schedule != "constant":
             raise ValueError(f"`flow_schedule={flow_schedule!r}` moves a target; set `flow_target` too.")
         self.sides = sides
-        self.static_lambda = static_lambda
+        self.static_lambda = None if static_lambda is None else float(static_lambda)
         self.target = None if flow_target is None else EntropyTarget(flow_target, flow_schedule)
-        self.bound = flow_lambda_max if self.target is None else 1.0
-        self.lam: Tensor | float = 0.0 if static_lambda is None else float(static_lambda)
+        self.bound = float(flow_lambda_max) if self.target is None else 1.0
+        self.lam: Tensor | float = self.static_lambda or 0.0
+        self.anchor: Tensor | None = None  # the first step's entropy, kept without a target too: one may come later
         self.target_now: Tensor | None = None
 
     @property
@@ -81,11 +88,13 @@ class OPEFO(Control):
         return {} if self.target is None else {"flow_lambda_max": "`flow_target` is set, whose lambda is bounded by 1"}
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
+        anchor = totals.entropy if self.anchor is None else self.anchor.to(totals.entropy.device)
+        self.anchor = torch.where(anchor.isnan(), totals.entropy, anchor)
         if self.static_lambda is not None:
             return
         self.lam = balance(totals).clamp(-self.bound, self.bound)
         if self.target is not None:
-            self.target_now = self.target.at(totals.entropy, step, max_steps)
+            self.target_now = self.target.at(self.anchor, step, max_steps)
             self.lam = torch.where(totals.entropy < self.target_now, self.lam.clamp(min=0), torch.zeros_like(self.lam))
 
     def advantages(self, tokens: Tokens) -> Tensor:
@@ -100,12 +109,18 @@ class OPEFO(Control):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.target is None else self.target.state_dict()
+        known = self.anchor is not None and not self.anchor.isnan()
+        return {"anchor": self.anchor.item() if known and self.anchor is not None else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.target is not None:
-            self.target.load_state_dict(state)
+        self.anchor = None if state["anchor"] is None else torch.tensor(state["anchor"])
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(name: str, value: Any) -> float:
+    """A number, also one that YAML takes for text (`1e-3`)."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}={value!r}` is not a number.") from None

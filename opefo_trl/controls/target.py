@@ -21,27 +21,11 @@ class EntropyTarget:
 
     def __init__(self, value: float | str, schedule: str = "constant"):
         self.number, self.relative = parse_target(value)
-        if schedule not in SCHEDULES:
-            raise ValueError(
-                f"`flow_schedule={schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}."
-            )
         self.schedule = schedule
-        self.anchor: Tensor | None = None  # the first step's entropy
 
-    def at(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
-        """The target for this step, in nats, given the entropy measured last (NaN: none yet)."""
-        if not self.relative:
-            return torch.full_like(entropy, self.number)
-        anchor = entropy if self.anchor is None else self.anchor.to(entropy.device)
-        self.anchor = torch.where(anchor.isnan(), entropy, anchor)
-        return self.number * self.anchor
-
-    def state_dict(self) -> dict[str, float | None]:
-        known = self.anchor is not None and not math.isnan(self.anchor.item())
-        return {"anchor": self.anchor.item() if known and self.anchor is not None else None}
-
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
-        self.anchor = None if state.get("anchor") is None else torch.tensor(state["anchor"])
+    def at(self, anchor: Tensor, step: int, max_steps: int) -> Tensor:
+        """The target for this step, in nats; `anchor` is the first step's entropy (NaN: not measured yet)."""
+        return self.number * anchor if self.relative else torch.full_like(anchor, self.number)
 
 
 def parse_target(value: float | str) -> tuple[float, bool]:
@@ -54,6 +38,6 @@ def parse_target(value: float | str) -> tuple[float, bool]:
     if isinstance(value, bool) or match is None or not (math.isfinite(number) and number > 0):
         raise ValueError(
             f"`flow_target={value!r}` is not an entropy. Give nats as a positive number (`0.3`), a fraction of the "
-            f'first step\'s entropy (`"0.4x"`), or None to balance always, as in the paper.'
+            f'first step\'s entropy (`"0.4x"`), or None (YAML: null; command line: leave it out) to balance always.'
         )
     return number, match[2] == "x"
