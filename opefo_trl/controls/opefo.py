@@ -67,8 +67,6 @@ class OPEFO(Control):
             raise ValueError(
                 f"`flow_schedule={flow_schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}."
             )
-        if flow_target is None and flow_schedule != "constant":
-            raise ValueError(f"`flow_schedule={flow_schedule!r}` moves a target; set `flow_target` too.")
         self.sides = sides
         self.static_lambda = None if static_lambda is None else float(static_lambda)
         self.target = None if flow_target is None else EntropyTarget(flow_target, flow_schedule)
