@@ -214,7 +214,7 @@ def describe(window: list[MicroBatch]) -> str:
     return "; ".join(places)
 
 
-def dump_rows(path: Path, window: list[MicroBatch], decode: Callable[[Tensor], str], **context: Any) -> Path:
+def dump_rows(path: Path, window: list[MicroBatch], decode: Callable[[Tensor], str], **context: Any) -> None:
     """Write the offending rows of a window, or all rows where no single one is to blame, as JSON for a person."""
     blamed = [micro_batch.culprits() for micro_batch in window]
     nobody = not any(blamed)
@@ -225,7 +225,6 @@ def dump_rows(path: Path, window: list[MicroBatch], decode: Callable[[Tensor], s
             rows.append({"micro_batch": number, "row": row, **_row(micro_batch, row, decode)})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**context, "rows": rows}, indent=2, ensure_ascii=False, default=str))
-    return path
 
 
 def _row(micro_batch: MicroBatch, row: int, decode: Callable[[Tensor], str]) -> dict[str, Any]:

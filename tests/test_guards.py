@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import digit_reward, scripted_rollout, settings, tiny_dataset, tiny_model, tiny_tokenizer, train
+from tiny import build, digit_reward, scripted_rollout, tiny_dataset, tiny_model, tiny_tokenizer, train
 from transformers import Qwen2Config, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -155,14 +155,8 @@ def test_a_broken_reference_model_is_named(out, model_path):
         def on_train_begin(self, args, state, control, **kwargs):
             trainer.ref_model.lm_head.weight.data[:] = math.nan
 
-    extra = {"beta": 0.1, "max_steps": 1}
-    trainer = OPEFOTrainer(
-        model_path,
-        digit_reward,
-        OPEFOConfig(**settings(out, **extra)),
-        train_dataset=tiny_dataset(),
-        processing_class=tiny_tokenizer(),
-        callbacks=[Break()],
+    trainer = build(
+        OPEFOTrainer, OPEFOConfig, out, model=model_path, beta=0.1, max_steps=1, extra={"callbacks": [Break()]}
     )
     with pytest.raises(NonFiniteError, match=r"reference log-probabilities of rows \[0, 1, 2, 3, 4, 5, 6, 7\]"):
         trainer.train()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import digit_reward, metrics, settings, tiny_dataset, tiny_model, tiny_tokenizer, train
+from tiny import build, metrics, train
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
@@ -64,13 +64,7 @@ def checkpoint(out) -> str:
 
 
 def resume(checkpoint, out, **overrides):
-    trainer = OPEFOTrainer(
-        tiny_model(),
-        digit_reward,
-        OPEFOConfig(**settings(out, max_steps=3, **overrides)),
-        train_dataset=tiny_dataset(),
-        processing_class=tiny_tokenizer(),
-    )
+    trainer = build(OPEFOTrainer, OPEFOConfig, out, max_steps=3, **overrides)
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 

@@ -9,17 +9,17 @@ import torch
 from peft import LoraConfig
 from tiny import (
     assert_equal_runs,
+    build,
     digit_reward,
     metrics,
     parameters,
     scripted_rollout,
-    settings,
     tiny_dataset,
     tiny_model,
     tiny_tokenizer,
     train,
 )
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -419,45 +419,28 @@ def test_a_dataset_without_signal_moves_nothing(out):
     assert [row["flow/lambda"] for row in trainer.state.log_history[:2]] == [0, 0]
 
 
-def fresh_trainer(out, *callbacks, **overrides):
-    trainer = OPEFOTrainer(
-        tiny_model(),
-        digit_reward,
-        OPEFOConfig(**settings(out, **overrides)),
-        train_dataset=tiny_dataset(),
-        processing_class=tiny_tokenizer(),
-        callbacks=list(callbacks),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
 def test_a_run_after_an_interrupted_one_starts_clean(out):
     class Interrupt(TrainerCallback):
-        armed, sizes = True, ()
+        armed = True
 
         def on_substep_end(self, args, state, control, **kwargs):
             if self.armed:
                 self.armed = False
                 raise KeyboardInterrupt
 
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
-            self.sizes = (*self.sizes, len(totals))
-
-    totals = []
-    interrupt = Interrupt()
-    trainer = fresh_trainer(out, interrupt, gradient_accumulation_steps=2)
+    sizes = []
+    trainer = build(OPEFOTrainer, OPEFOConfig, out, gradient_accumulation_steps=2, extra={"callbacks": [Interrupt()]})
     check = trainer._check_step
-    trainer._check_step = lambda *args: totals.append(len(trainer.guard.window)) or check(*args)
+    trainer._check_step = lambda *args: sizes.append(len(trainer.guard.window)) or check(*args)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert len(trainer.guard.window) == 1
     trainer.train()
-    assert totals == [2, 2]  # micro-batches at each update: none is left over
+    assert sizes == [2, 2]  # micro-batches at each update: none is left over
 
 
 def test_a_second_run_anchors_its_target_anew(out):
-    trainer = fresh_trainer(out, flow_target="0.9x", max_steps=3)
+    trainer = build(OPEFOTrainer, OPEFOConfig, out, flow_target="0.9x", max_steps=3)
     for _ in range(2):
         trainer.train()
         first = trainer.state.log_history[0]

@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 import torch
 from packaging.version import Version
-from tiny import digit_reward, scripted_rollout, settings, tiny_dataset, tiny_model, tiny_tokenizer, train
+from tiny import build, scripted_rollout, tiny_model, train
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -162,13 +162,7 @@ def test_rewards_are_gathered_and_inf_comes_through(out, monkeypatch):
 
 
 def test_the_trainer_keeps_the_attributes_that_are_used(out):
-    trainer = GRPOTrainer(
-        tiny_model(),
-        digit_reward,
-        GRPOConfig(**settings(out)),
-        train_dataset=tiny_dataset(),
-        processing_class=tiny_tokenizer(),
-    )
+    trainer = build(GRPOTrainer, GRPOConfig, out)
     assert trainer.reward_func_names == ["digit_reward"] and len(trainer.reward_funcs) == 1
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.temperature) == (0.2, 0.2, 1.0)
     assert set(trainer._metrics) == {"train", "eval"} and trainer._tokenizer is trainer.processing_class

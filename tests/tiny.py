@@ -88,8 +88,8 @@ def scripted_rollout(prompts: list[str], trainer: object) -> dict[str, object]:
     return rollout
 
 
-def train(trainer_class: type, config_class: type, output_dir: object, model: object = None, **overrides: object):
-    """Build and run a trainer of the tiny model; `extra` are arguments of the trainer, all others of the config."""
+def build(trainer_class: type, config_class: type, output_dir: object, model: object = None, **overrides: object):
+    """A silent trainer of the tiny model; `extra` are arguments of the trainer, all others of the config."""
     extra = dict(overrides.pop("extra", {}))
     trainer = trainer_class(
         tiny_model() if model is None else model,
@@ -100,6 +100,12 @@ def train(trainer_class: type, config_class: type, output_dir: object, model: ob
         **extra,
     )
     trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(*arguments: object, **overrides: object):
+    """`build` a trainer and run it."""
+    trainer = build(*arguments, **overrides)
     trainer.train()
     return trainer
 

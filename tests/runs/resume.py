@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny import digit_reward, metrics, parameters, settings, tiny_dataset, tiny_model, tiny_tokenizer
-from transformers import PrinterCallback, TrainerCallback
+from tiny import build, metrics, parameters
+from transformers import TrainerCallback
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 
@@ -36,15 +36,8 @@ def run(out: Path, mode: str, scope: str) -> None:
         "flow_scope": scope,
         "flow_target": "0.95x",
     }
-    trainer = OPEFOTrainer(
-        tiny_model(),
-        digit_reward,
-        OPEFOConfig(**settings(out, **overrides)),
-        train_dataset=tiny_dataset(),
-        processing_class=tiny_tokenizer(),
-        callbacks=[Crash()] if mode == "crash" else [],
-    )
-    trainer.remove_callback(PrinterCallback)
+    extra = {"callbacks": [Crash()] if mode == "crash" else []}
+    trainer = build(OPEFOTrainer, OPEFOConfig, out, extra=extra, **overrides)
     trainer.train(resume_from_checkpoint=str(out / "checkpoint-4") if mode == "resume" else None)
     result = {
         "metrics": metrics(trainer),

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from tiny import digit_reward, scripted_rollout, settings, tiny_dataset, tiny_model, tiny_tokenizer
-from transformers import PrinterCallback, TrainerCallback
+from tiny import build, digit_reward, scripted_rollout, tiny_model
+from transformers import TrainerCallback
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
@@ -66,17 +66,14 @@ def last_rank_is_infinite(completions, **_):
     return rewards
 
 
-def build(out, reward=digit_reward, **overrides):
+def sixteen_rows(out, **overrides):
+    """A trainer of 16 rows a step, however many processes share them, and what catches its gradients."""
     gradients = Gradients()
+    extra = {"rollout_func": scripted_rollout, "callbacks": [gradients], **overrides.pop("extra", {})}
     run = {"gradient_accumulation_steps": 2, **overrides}
     rows = 16 // int(os.environ["WORLD_SIZE"]) // run["gradient_accumulation_steps"]
     common = {"max_steps": 1, "max_grad_norm": 0.0, "flow_lambda_max": 1.0, "ddp_find_unused_parameters": False}
-    args = OPEFOConfig(**settings(out, per_device_train_batch_size=rows, **common, **run))
-    trainer = OPEFOTrainer(
-        tiny_model(), reward, args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer(),
-        rollout_func=scripted_rollout, callbacks=[gradients],
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
+    trainer = build(OPEFOTrainer, OPEFOConfig, out, per_device_train_batch_size=rows, extra=extra, **common, **run)
     return trainer, gradients
 
 
@@ -91,7 +88,7 @@ def main(out: Path) -> None:
     }.items():
         if FSDP and name not in ("batch", "exact"):
             continue
-        trainer, gradients = build(out, **overrides)
+        trainer, gradients = sixteen_rows(out, **overrides)
         trainer.train()
         if trainer.accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
@@ -104,10 +101,10 @@ def main(out: Path) -> None:
     if world > 1:
         for name, broken in {
             "loss": {"control": "poison"},
-            "reward": {"reward": last_rank_is_infinite},
+            "reward": {"extra": {"reward_funcs": last_rank_is_infinite}},
             "skip": {"control": "poison", "nonfinite": "skip"},
         }.items():
-            trainer, _ = build(out, **broken)
+            trainer, _ = sixteen_rows(out, **broken)
             try:
                 trainer.train()
                 message = f"skipped {trainer.guard.skipped}"

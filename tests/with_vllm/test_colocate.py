@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import digit_reward, settings, tiny_dataset, tiny_tokenizer
-from transformers import PrinterCallback
+from tiny import train
 from trl import GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -14,13 +13,8 @@ VLLM = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization"
 
 def run(model_path: str, out: Path, **overrides):
     batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    args = OPEFOConfig(**settings(out, **{**VLLM, **batch, "max_steps": 4, "flow_lambda_max": 1.0, **overrides}))
-    trainer = OPEFOTrainer(
-        model_path, digit_reward, args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer()
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return trainer
+    common = {**VLLM, **batch, "max_steps": 4, "flow_lambda_max": 1.0}
+    return train(OPEFOTrainer, OPEFOConfig, out, model=model_path, **{**common, **overrides})
 
 
 @pytest.fixture(autouse=True)
