@@ -67,6 +67,9 @@ class OPEFOConfig(GRPOConfig):
             What a NaN or infinite loss, gradient or reward does: `"stop"` before the update, with a dump of the rows,
             or `"skip"` the step and count it (ten in a row stop the run). In fp16, gradients are left to the gradient
             scaler, which skips by itself.
+        entropy_curves (`bool`, *optional*, defaults to `True`):
+            Whether to record the entropy flow of every optimizer step in `output_dir`, and to draw it
+            (`entropy_curves.png`, `report.html`) at every save and at the end.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "control_kwargs"]
@@ -141,12 +144,20 @@ class OPEFOConfig(GRPOConfig):
             "the gradient scaler, which skips by itself."
         },
     )
+    entropy_curves: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to record the entropy flow of every optimizer step in `output_dir`, and to draw it "
+            "(`entropy_curves.png`, `report.html`) at every save and at the end."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.control_kwargs = _as_options(self.control_kwargs)
         super().__post_init__()
-        if not isinstance(self.strict_on_policy, bool):
-            raise ValueError(f"`strict_on_policy={self.strict_on_policy!r}` must be True or False.")
+        for name in ("strict_on_policy", "entropy_curves"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}={getattr(self, name)!r}` must be True or False.")
         if self.gradient_accumulation_steps < 1:
             raise ValueError(
                 f"`gradient_accumulation_steps={self.gradient_accumulation_steps}` must be 1 or more: it is the "
@@ -175,6 +186,12 @@ class OPEFOConfig(GRPOConfig):
                 )
         fields = {name: getattr(self, name) for name in CONTROL_FIELDS if name in options}
         return make_control(self.control, **fields, **self.control_kwargs)
+
+    @property
+    def active_fields(self) -> list[str]:
+        """The fields of `CONTROL_FIELDS` that this control reads."""
+        idle = self.make_control().idle_fields
+        return [name for name in CONTROL_FIELDS if name in control_options(self.control) and name not in idle]
 
     @property
     def updates_per_rollout(self) -> float:

@@ -8,6 +8,7 @@ hooks, each held in place by a test in tests/test_trl_contract.py:
     compute_loss, training_step              open and close the window of micro-batches of one optimizer step
     _calculate_rewards, _get_grad_norm       the last places where a NaN can be caught
     _save_checkpoint, _load_optimizer_and_scheduler
+    _metrics                                 what TRL and the controls measured, a list for each name, cleared by `log`
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable
 
+from opefo_trl.answers import RIGHT, distinct_right, names_of
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
+from opefo_trl.curves import PICTURE_FILE, EntropyCurves
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
 from opefo_trl.guards import MicroBatch, NonFiniteError, StepGuard, watch_reward
+from opefo_trl.playground import resolve_model
+from opefo_trl.recording import Recording
 from opefo_trl.vocabulary import vocabulary_scores
 
 logger = get_logger(__name__)
@@ -43,7 +48,12 @@ class OPEFOTrainer(GRPOTrainer):
     """
     Trainer for GRPO with entropy-flow control: On-Policy Entropy Flow Optimization (OPEFO) and its kin.
 
-    Takes the arguments of [`~trl.GRPOTrainer`], with an [`OPEFOConfig`] as `args`.
+    Takes the arguments of [`~trl.GRPOTrainer`], with an [`OPEFOConfig`] as `args`. The model `"playground"` is the
+    tiny one that comes with this package.
+
+    Attributes:
+        curves ([`~opefo_trl.curves.EntropyCurves`]): the steps so far; `trainer.curves.plot()` draws them. None with
+            `entropy_curves=False`, and on all ranks but the first.
 
     Example:
 
@@ -86,6 +96,7 @@ class OPEFOTrainer(GRPOTrainer):
         *positional: Any,
         **keywords: Any,
     ):
+        model = resolve_model(model)
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = OPEFOConfig(f"{name.split('/')[-1]}-OPEFO")
@@ -107,6 +118,8 @@ class OPEFOTrainer(GRPOTrainer):
             function if isinstance(function, nn.Module) else watch_reward(function, name, is_async_callable(function))
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
+        self.recording = Recording(self)
+        self.add_callback(self.recording)
         self._begin()
 
     def _begin(self) -> None:
@@ -132,19 +145,28 @@ class OPEFOTrainer(GRPOTrainer):
         self._window_totals: FlowTotals | None = None  # of the optimizer step under way, this rank's
         self._window_lambdas: list[Tensor | float] = []
         self._step, self._buffered_inputs = 0, None  # TRL's: an interrupted run leaves them inside a rollout
+        self._rollout_rewards: Tensor | None = None  # of this rank's completions, (B,)
+        self.recording.begin()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._begin()
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.recording.end()
+
+    @property
+    def curves(self) -> EntropyCurves | None:
+        return self.recording.curves if self.recording.active else None
 
     # ---- the generation batch: measure its flow before anything is trained on it
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not (self.model.training and self._measures_ahead):
-            return super()._generate_and_score_completions(inputs)
+            return self._with_rewards(super()._generate_and_score_completions(inputs))
         self._scoring_pass = []
         try:
-            batch = super()._generate_and_score_completions(inputs)
+            batch = self._with_rewards(super()._generate_and_score_completions(inputs))
             # Strictly on-policy without vLLM, TRL has no use for a scoring pass: then it is ours to run.
             logps = batch["old_per_token_logps"] if "old_per_token_logps" in batch else self._score(batch)
             # With a PEFT adapter the reference pass is scored as well; the policy's is the one that was kept.
@@ -154,6 +176,12 @@ class OPEFOTrainer(GRPOTrainer):
         mask = _trained(batch)
         batch["token_flow"] = self._flow(batch, mask, logps, entropies, vocabulary)
         self._batch_totals = FlowTotals.of(batch["token_flow"], mask, entropies).reduce(self.accelerator)
+        return batch
+
+    def _with_rewards(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The rewards travel with the batch: TRL shuffles its rows, and the curves show some of them."""
+        if self.model.training:
+            batch["reward"] = self._rollout_rewards
         return batch
 
     def _score(self, batch: dict[str, Any]) -> Tensor:
@@ -314,6 +342,8 @@ class OPEFOTrainer(GRPOTrainer):
         known = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
         self.guard.window.append(MicroBatch(live, known, tokens.mask, loss.detach()))
         self._window_lambdas.append(self.entropy_control.metrics().get("flow/lambda", 0.0))
+        if len(self.guard.window) == 1:
+            self.recording.sample(live, tokens)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -361,7 +391,20 @@ class OPEFOTrainer(GRPOTrainer):
         if any_bad:
             self._report_rewards(bad, completions)
             rewards = rewards.masked_fill(bad, torch.nan)
+        self._count_answers(rewards, completions)
         return rewards
+
+    def _count_answers(self, rewards: Tensor, completions: list) -> None:
+        mode, generations = "eval", self.num_generations_eval
+        if self.model.training:
+            mode, generations = "train", self.num_generations
+            begin = self.accelerator.process_index * len(completions)
+            total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+            self._rollout_rewards = total[begin : begin + len(completions)]
+        names = self.accelerator.gather(names_of(completions, rewards.device))
+        distinct, solved = distinct_right(names, rewards[:, 0] > RIGHT, generations)
+        self._metrics[mode]["answers/distinct"].append(distinct)
+        self._metrics[mode]["answers/solved"].append(solved)
 
     def _report_rewards(self, bad: Tensor, completions: list) -> None:
         faults = []
@@ -403,11 +446,13 @@ class OPEFOTrainer(GRPOTrainer):
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
         ranks = self.accelerator.gather(torch.stack([loss.float(), norm.float()]).unsqueeze(0)).tolist()
         step = self.state.global_step + 1
+        mean_loss = sum(rank_loss for rank_loss, _ in ranks) / len(ranks)
+        self.recording.facts = {"loss": mean_loss, "grad_norm": ranks[0][1]}
         problem = self.guard.inspect(ranks, self.accelerator.process_index, step)
         if problem is None and self._window_is_bad:
             problem = f"Step {step}: a reward was NaN or infinite."
         if problem is None:
-            self.guard.passed(sum(rank_loss for rank_loss, _ in ranks) / len(ranks))
+            self.guard.passed(mean_loss)
             return True
         if self.args.updates_in_backward and grad_norm is not None:
             raise NonFiniteError(
@@ -424,6 +469,8 @@ class OPEFOTrainer(GRPOTrainer):
         if "train_loss" in logs:
             logs["train_loss"] = self.guard.final_loss(logs["train_loss"])
         super().log(logs, start_time)
+        if self.model.training:
+            self.recording.logged()
 
     # ---- state and card
 
@@ -432,7 +479,10 @@ class OPEFOTrainer(GRPOTrainer):
         card = Path(self.args.output_dir) / "README.md"
         if self.is_world_process_zero():  # TRL's template has no words for what is not on the Hub
             text = card.read_text().replace("[None](https://huggingface.co/None)", "a local model")
-            card.write_text(text.replace('model="None"', f'model="{self.args.output_dir}"'))
+            text = text.replace('model="None"', f'model="{self.args.output_dir}"')
+            if (card.parent / PICTURE_FILE).exists() and PICTURE_FILE not in text:
+                text += f"\n## Entropy\n\n![Entropy, its flows, lambda and reward]({PICTURE_FILE})\n"
+            card.write_text(text)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
@@ -441,6 +491,7 @@ class OPEFOTrainer(GRPOTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{STATE_FILE}.part").write_text(state)
             (folder / f"{STATE_FILE}.part").replace(folder / STATE_FILE)
+            self.recording.save(folder)
         super()._save_checkpoint(model, trial)
 
     def _control_state(self) -> str:
@@ -460,6 +511,7 @@ class OPEFOTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        self.recording.restore(Path(checkpoint))
         path = Path(checkpoint) / STATE_FILE
         if not path.exists():
             logger.warning(

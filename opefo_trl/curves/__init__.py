@@ -1,0 +1,17 @@
+"""The entropy-flow record of a run: one row per optimizer step, its pictures, and a page to read it by.
+
+    from opefo_trl.curves import EntropyCurves
+
+    curves = EntropyCurves.load("out")              # a run's folder, a checkpoint, or the parquet file
+    curves.to_pandas()                              # a column for each metric of docs/metrics.md
+    curves.plot("curves.png")
+    EntropyCurves.compare(["out-grpo", "out-opefo"], "both.png")
+
+From a shell: python -m opefo_trl.curves out-grpo out-opefo --png both.png --html both.html
+"""
+
+from opefo_trl.curves.live import LivePlot
+from opefo_trl.curves.record import CURVES_FILE, PICTURE_FILE, REPORT_FILE, CurveRecorder, EntropyCurves
+from opefo_trl.curves.report import write_report
+
+__all__ = ["CURVES_FILE", "PICTURE_FILE", "REPORT_FILE", "CurveRecorder", "EntropyCurves", "LivePlot", "write_report"]

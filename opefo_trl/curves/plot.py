@@ -1,0 +1,98 @@
+"""Curves as a picture that a paper could print."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from opefo_trl.curves.record import EntropyCurves
+
+RAISES, LOWERS = "#2166ac", "#b2182b"  # blue raises entropy, red lowers it: everywhere in this package
+# Told apart without colour vision as well
+RUNS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLE: dict[str, Any] = {"linewidth": 1.6, "solid_capstyle": "round"}
+
+
+class Picture(Figure):
+    """A figure that a notebook shows, whether or not pyplot was ever imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
+def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: int | None = None) -> Figure:
+    """Four panels: entropy, flow up and down, lambda, reward. Faint lines are single steps, strong ones their mean."""
+    if not runs:
+        raise ValueError("There is no run to draw. Give at least one.")
+    if smooth is not None and smooth < 1:
+        raise ValueError(f"`smooth={smooth}` must be a number of steps, 1 or more.")
+    figure = Picture(figsize=(9.0, 5.6), layout="constrained")
+    (entropy, flow), (lam, reward) = figure.subplots(2, 2, sharex=True)
+    many = len(runs) > 1
+    for run, color in zip(runs, [RUNS[index % len(RUNS)] for index in range(len(runs))], strict=True):
+        window = smooth or max(1, len(run.frame) // 30)
+        label = run.name if many else None
+        curve(entropy, run.frame, "entropy", window, color, label)
+        level(entropy, run.frame, "flow/target", color, None if many else "target")
+        up, down = (color, color) if many else (RAISES, LOWERS)
+        curve(flow, run.frame, "flow/increase", window, up, None if many else "raises entropy (E+)")
+        curve(flow, run.frame, "flow/decrease", window, down, None if many else "lowers it (E\N{MINUS SIGN})", "--")
+        curve(lam, run.frame, "flow/lambda", window, color, label or "applied")
+        if not many:
+            curve(lam, run.frame, "flow/lambda_star", window, "#888888", "that would balance", ":")
+        curve(reward, run.frame, "reward", window, color, label)
+    finish(entropy, "Entropy of the policy", "nats per token", floor=0)
+    finish(
+        flow, "Predicted entropy flow" + (": up solid, down dashed" if many else ""), "nats per token and unit step"
+    )
+    finish(lam, "Lambda", "1")
+    finish(reward, "Reward", "mean over the batch")
+    for axes in (lam, reward):
+        axes.set_xlabel("optimizer step")
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        part = Path(f"{path}.part")
+        figure.savefig(part, dpi=160, format=Path(path).suffix[1:] or "png")
+        part.replace(path)
+    return figure
+
+
+def curve(
+    axes: Axes, frame: pd.DataFrame, column: str, window: int, color: str, label: str | None, dash: str = "-"
+) -> None:
+    if column not in frame:
+        return
+    known = frame[["step", column]].dropna()
+    if window > 1:
+        axes.plot(known["step"], known[column], color=color, alpha=0.22, linewidth=0.8)
+    mean = known[column].rolling(window, center=True, min_periods=1).mean()
+    axes.plot(known["step"], mean, dash, color=color, label=label, marker="o" if len(known) == 1 else None, **STYLE)
+
+
+def level(axes: Axes, frame: pd.DataFrame, column: str, color: str, label: str | None) -> None:
+    """A thin dotted line: something aimed at rather than measured."""
+    if column in frame:
+        known = frame[["step", column]].dropna()
+        axes.plot(known["step"], known[column], ":", color=color, linewidth=1.2, label=label)
+
+
+def finish(axes: Axes, title: str, unit: str, floor: float | None = None) -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+    axes.set_ylabel(unit, fontsize=9)
+    axes.tick_params(labelsize=8.5)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.01)
+    if floor is not None:
+        axes.set_ylim(bottom=floor)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=8.5)

@@ -1,0 +1,163 @@
+"""One row per optimizer step, in a parquet file that is whole at any moment, and in every checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CURVES_FILE = "entropy_curves.parquet"
+SAMPLES_FILE = "flow_samples.json"
+PICTURE_FILE = "entropy_curves.png"
+REPORT_FILE = "report.html"
+SETTINGS_KEY = b"opefo_trl"
+PAUSE = 1.0  # seconds between two writes at least, and fifty times what the last one took
+
+
+class EntropyCurves:
+    """
+    The curves of one run.
+
+    Args:
+        frame (`pandas.DataFrame`): a row per optimizer step, with a `step` column and one for each metric.
+        name (`str`): what a legend calls the run.
+        settings (`dict`): the fields of the run's configuration that shape its entropy.
+        samples (`list[dict]`): completions with the flow of their tokens, from a few steps of the run.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        name: str = "run",
+        settings: dict[str, Any] | None = None,
+        samples: list[dict[str, Any]] | None = None,
+    ):
+        self.frame, self.name, self.settings, self.samples = frame, name, settings or {}, samples or []
+
+    @classmethod
+    def load(cls, path: str | Path, name: str | None = None) -> EntropyCurves:
+        """From a run's output folder, one of its checkpoints, or the parquet file itself."""
+        file = Path(path) / CURVES_FILE if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"There are no entropy curves at {str(path)!r}. Give a run's output folder, a checkpoint in it, or a "
+                f"{CURVES_FILE}; runs with `entropy_curves=False` have none."
+            )
+        try:
+            table = pq.read_table(file)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{file} is not a parquet file: {error}") from None
+        frame = table.to_pandas()
+        if "step" not in frame:
+            raise ValueError(f"{file} has no `step` column, so it is not a file of entropy curves.")
+        settings = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"{}"))
+        samples = file.with_name(SAMPLES_FILE)
+        return cls(
+            frame,
+            name or file.resolve().parent.name,
+            settings,
+            json.loads(samples.read_text()) if samples.is_file() else [],
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        return self.frame.copy()
+
+    def plot(self, path: str | Path | None = None, *, smooth: int | None = None) -> Figure:
+        """Entropy, its flows, lambda and reward; written to `path` if there is one. `smooth` is a number of steps."""
+        from opefo_trl.curves.plot import draw
+
+        return draw([self], path, smooth)
+
+    @classmethod
+    def compare(
+        cls,
+        runs: Sequence[str | Path | EntropyCurves],
+        path: str | Path | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+        smooth: int | None = None,
+    ) -> Figure:
+        """The same picture with several runs laid over one another."""
+        from opefo_trl.curves.plot import draw
+
+        curves = [run if isinstance(run, EntropyCurves) else cls.load(run) for run in runs]
+        if labels is not None and len(labels) != len(curves):
+            raise ValueError(f"{len(labels)} labels for {len(curves)} runs; give one for each.")
+        for run, label in zip(curves, labels or [], strict=False):
+            run.name = label
+        return draw(curves, path, smooth)
+
+
+class CurveRecorder:
+    """
+    Writes the rows of a run. The file is replaced as a whole, so it is valid whenever the run dies; each checkpoint
+    takes a copy, so a resumed run goes on behind exactly the rows that its checkpoint knows.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        self.folder, self.settings = folder, settings
+        self.rows: list[dict[str, float]] = []
+        self.samples: list[dict[str, Any]] = []
+        self._next_write = 0.0
+
+    @property
+    def curves(self) -> EntropyCurves:
+        return EntropyCurves(self._frame(), self.folder.name, self.settings, self.samples)
+
+    def append(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if time.monotonic() >= self._next_write:
+            self.write()
+
+    def write(self) -> None:
+        began = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table = pa.Table.from_pandas(self._frame(), preserve_index=False)
+        table = table.replace_schema_metadata({**table.schema.metadata, SETTINGS_KEY: json.dumps(self.settings)})
+        part = self.folder / f"{CURVES_FILE}.part"
+        pq.write_table(table, part)
+        part.replace(self.folder / CURVES_FILE)
+        part = self.folder / f"{SAMPLES_FILE}.part"
+        part.write_text(json.dumps(self.samples))
+        part.replace(self.folder / SAMPLES_FILE)
+        ended = time.monotonic()
+        self._next_write = ended + max(PAUSE, 50 * (ended - began))
+
+    def save(self, checkpoint: Path) -> None:
+        """Write, and leave a copy in a checkpoint."""
+        self.write()
+        for name in (CURVES_FILE, SAMPLES_FILE):
+            shutil.copyfile(self.folder / name, checkpoint / name)
+
+    def restore(self, checkpoint: Path, step: int) -> str | None:
+        """Take the rows up to `step` from the checkpoint, or else from the run's folder; what is missing is said."""
+        for source in (checkpoint, self.folder):
+            try:
+                curves = EntropyCurves.load(source)
+            except FileNotFoundError:
+                continue
+            known = curves.frame[curves.frame["step"] <= step]
+            self.rows = [
+                {name: value for name, value in row.items() if value == value}
+                for row in known.to_dict(orient="records")
+            ]
+            self.samples = [sample for sample in curves.samples if sample["step"] <= step]
+            break
+        missing = step - len(self.rows)
+        if missing:
+            return f"The entropy curves of {missing} of the {step} steps before {checkpoint} are not there any more."
+        return None
+
+    def _frame(self) -> pd.DataFrame:
+        frame = pd.DataFrame(self.rows)
+        return frame.astype({"step": "int64"}) if self.rows else pd.DataFrame({"step": pd.Series(dtype="int64")})

@@ -1,0 +1,66 @@
+"""`report.html`: a run's curves with their values under the pointer, and completions coloured by entropy flow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from opefo_trl.curves.record import EntropyCurves
+
+TEMPLATE = Path(__file__).with_name("report.html")
+COLUMNS = (
+    "reward",
+    "entropy",
+    "flow/target",
+    "flow/increase",
+    "flow/decrease",
+    "flow/lambda",
+    "flow/lambda_star",
+    "flow/increase_share",
+    "answers/distinct",
+    "answers/solved",
+)
+MOST_POINTS = 2000  # of a curve; longer ones are thinned by means
+
+
+def write_report(path: str | Path, runs: Sequence[EntropyCurves]) -> None:
+    """One self-contained page: no server, no network."""
+    data = {
+        "runs": [{"name": run.name, "settings": run.settings, **_series(run.frame)} for run in runs],
+        "samples": [{**sample, "run": run.name} for run in runs for sample in run.samples],
+    }
+    # `<` never appears in the page's data, so no completion can end the script element that holds it.
+    text = json.dumps(_rounded(data), allow_nan=False).replace("<", "\\u003c")
+    page = TEMPLATE.read_text(encoding="utf-8").replace("DATA_OF_THE_RUNS", text)
+    part = Path(path).with_suffix(".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(page, encoding="utf-8")
+    part.replace(path)
+
+
+def _series(frame: pd.DataFrame) -> dict[str, Any]:
+    known = frame[["step", *(column for column in COLUMNS if column in frame)]]
+    stride = math.ceil(len(known) / MOST_POINTS) if len(known) else 1
+    if stride > 1:
+        known = known.groupby([index // stride for index in range(len(known))]).mean()
+    return {
+        "steps": known["step"].tolist(),
+        "columns": {name: known[name].tolist() for name in known.columns if name != "step"},
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits; null for what is not a number."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return value

@@ -1,0 +1,45 @@
+"""A few completions with what each of their tokens did, for the report's page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from opefo_trl.controls import Tokens
+
+SNAPSHOTS = 6  # over a run
+ROWS = 4  # with the highest advantage, and as many with the lowest
+LONGEST = 512  # tokens of a completion
+
+
+def sample_steps(max_steps: int) -> set[int]:
+    """The first step, the last, and some between them."""
+    return {round(1 + part * (max_steps - 1) / (SNAPSHOTS - 1)) for part in range(SNAPSHOTS)}
+
+
+def sample_rows(step: int, batch: dict[str, Any], tokens: Tokens, tokenizer: Any) -> list[dict[str, Any]]:
+    """The completions of a micro-batch that moved the policy most, as plain data."""
+    order = tokens.advantages.squeeze(1).argsort(descending=True).tolist()
+    rows = order if len(order) <= 2 * ROWS else order[:ROWS] + order[-ROWS:]
+    return [_sample(step, row, batch, tokens, tokenizer) for row in rows]
+
+
+def _sample(step: int, row: int, batch: dict[str, Any], tokens: Tokens, tokenizer: Any) -> dict[str, Any]:
+    real = batch["completion_mask"][row].bool()
+    prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+
+    def numbers(values: torch.Tensor) -> list[float]:
+        return [float(f"{value:.5g}") for value in values[row][real][:LONGEST].detach().float().tolist()]
+
+    return {
+        "step": step,
+        "prompt": tokenizer.decode(prompt),
+        "reward": float(batch["reward"][row]),
+        "advantage": float(tokens.advantages[row]),
+        "length": int(real.sum()),
+        "tokens": [tokenizer.decode([token]) for token in batch["completion_ids"][row][real][:LONGEST].tolist()],
+        "flow": numbers(tokens.flow * tokens.mask),
+        "entropy": numbers(tokens.entropies),
+        "probability": numbers(tokens.logps.exp()),
+    }

@@ -1,0 +1,38 @@
+"""The embedded default: a tiny model, its tokenizer, and a task with many right answers. No network, no GPU.
+
+    OPEFOTrainer("playground", playground_reward, args, train_dataset=playground_dataset("train"))
+
+The model is Qwen2's architecture at a third of a million parameters. It writes arithmetic and hits its
+target now and then, so that in a few minutes on a CPU everything that RLVR does to a policy can be watched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from opefo_trl.playground.task import HELD_OUT, TARGETS, is_right, playground_reward, question
+
+PLAYGROUND = "playground"
+MODEL = Path(__file__).parent / "model"
+SPLITS = {
+    "train": [target for target in TARGETS if target not in HELD_OUT],
+    "test": list(HELD_OUT),
+}
+
+__all__ = ["MODEL", "PLAYGROUND", "is_right", "playground_dataset", "playground_reward", "resolve_model"]
+
+
+def playground_dataset(split: str = "train") -> Dataset:
+    """Conversational prompts, each with its `target`; the splits have no target in common."""
+    if split not in SPLITS:
+        raise ValueError(f"The playground has no split {split!r}. Choose one of {', '.join(map(repr, SPLITS))}.")
+    rows = [{"prompt": [{"role": "user", "content": question(target)}], "target": target} for target in SPLITS[split]]
+    return Dataset.from_list(rows)
+
+
+def resolve_model(model: Any) -> Any:
+    """`"playground"` -> the folder of the packaged model; everything else as it is."""
+    return str(MODEL) if isinstance(model, str) and model == PLAYGROUND else model

@@ -1,0 +1,127 @@
+"""Build the playground's model from nothing: python -m opefo_trl.playground.build [--output DIR] [--steps N]
+
+A character tokenizer, a Qwen2 of a third of a million parameters, and supervised training on random expressions half
+of which miss their target by a little. So the model begins where a base model does: it writes well-formed answers of
+every kind, and few of them are right. Everything is drawn from one seed: on one machine the files come out the same,
+byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers import (
+    GenerationConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    get_cosine_schedule_with_warmup,
+)
+
+from opefo_trl.playground import MODEL
+from opefo_trl.playground.task import MAX_ANSWER, TARGETS, question, random_expression
+
+SPECIAL = ("<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
+MERGES = [("M", "a"), ("Ma", "k"), ("Mak", "e")]  # the one word of the task
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% if message.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+STEPS = 2000
+BATCH = 128
+WRONG = 0.5  # share of answers whose target is off by a little
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's own, with next to no merges: every character of an answer is a token, and any text can be read."""
+    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in MERGES)]
+    return Qwen2Tokenizer(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=MERGES,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        unk_token=None,
+        extra_special_tokens=list(SPECIAL[2:]),
+        padding_side="left",
+        model_max_length=256,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_model(vocabulary: int) -> Qwen2ForCausalLM:
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=3,  # of 32 dimensions each, the fewest that vLLM serves
+        num_key_value_heads=3,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def batch(tokenizer: Qwen2Tokenizer, generator: random.Random) -> dict[str, torch.Tensor]:
+    """Questions and answers as token ids, (B, T), with labels on the answers alone."""
+    rows, starts = [], []
+    for _ in range(BATCH):
+        answer, target = random_expression(generator)
+        if generator.random() < WRONG:
+            target += generator.choice((-3, -2, -1, 1, 2, 3))
+            target = min(max(target, TARGETS[0]), TARGETS[-1])
+        start = tokenizer.encode(f"<|user|>{question(target)}<|assistant|>")
+        rows.append([*start, *tokenizer.encode(answer), tokenizer.eos_token_id])
+        starts.append(len(start))
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+    place = torch.arange(length)
+    padding = place >= torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    labels = ids.masked_fill(padding | (place < torch.tensor(starts).unsqueeze(1)), -100)
+    return {"input_ids": ids, "attention_mask": (~padding).long(), "labels": labels}
+
+
+def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, steps: int, seed: int) -> None:
+    generator = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=50, num_training_steps=steps)
+    for step in range(1, steps + 1):
+        loss = model(**batch(tokenizer, generator)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0 or step == steps:
+            print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
+
+
+def build(output: Path, steps: int = STEPS, seed: int = 0) -> None:
+    torch.set_num_threads(1)  # sums in one order
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    model = make_model(len(tokenizer))
+    train(model, tokenizer, steps, seed)
+    model.generation_config = GenerationConfig(
+        do_sample=True, max_new_tokens=MAX_ANSWER + 1, pad_token_id=0, eos_token_id=1
+    )
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Build the playground's model from nothing.")
+    parser.add_argument("--output", type=Path, default=MODEL, help="folder to write (default: the packaged one)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of supervised training (default: {STEPS})")
+    options = parser.parse_args()
+    build(options.output, options.steps)
+    print(f"Wrote {options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.2f} MB")

@@ -1,0 +1,92 @@
+"""The playground's task: write an expression equal to N. It has many right answers, so that diversity can be counted.
+
+    Make 24   ->   3*8    (7-1)*4    30-6    48/2    ...
+
+An answer is right if it is an arithmetic expression of at least two positive integers whose value is exactly N.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+TARGETS = range(10, 100)
+HELD_OUT = TARGETS[::5]  # never trained on
+MAX_ANSWER = 15  # characters; with its end an answer fits 16 tokens
+
+_TOKEN = re.compile(r"[1-9][0-9]*|[-+*/()]")
+
+
+def question(target: int) -> str:
+    return f"Make {target}"
+
+
+def value(answer: str) -> Fraction | None:
+    """The value of an expression of at least two positive integers, or None if it is anything else."""
+    tokens = _TOKEN.findall(answer)
+    if "".join(tokens) != answer or sum(token.isdigit() for token in tokens) < 2 or len(tokens) > 100:
+        return None
+    rest = iter([*tokens, "end"])
+    try:
+        result, following = _sum(next(rest), rest)
+    except (ValueError, ZeroDivisionError, RecursionError):
+        return None
+    return result if following == "end" else None
+
+
+def _sum(token: str, rest: Iterator[str]) -> tuple[Fraction, str]:
+    total, token = _product(token, rest)
+    while token in ("+", "-"):
+        term, following = _product(next(rest), rest)
+        total, token = (total + term if token == "+" else total - term), following
+    return total, token
+
+
+def _product(token: str, rest: Iterator[str]) -> tuple[Fraction, str]:
+    total, token = _atom(token, rest)
+    while token in ("*", "/"):
+        factor, following = _atom(next(rest), rest)
+        total, token = (total * factor if token == "*" else total / factor), following
+    return total, token
+
+
+def _atom(token: str, rest: Iterator[str]) -> tuple[Fraction, str]:
+    if token.isdigit():
+        return Fraction(int(token)), next(rest)
+    if token == "(":
+        total, token = _sum(next(rest), rest)
+        if token == ")":
+            return total, next(rest)
+    raise ValueError(token)
+
+
+def is_right(answer: str, target: int) -> bool:
+    return value(answer) == target
+
+
+def playground_reward(completions: list[Any], target: list[int], **_: Any) -> list[float]:
+    """1 for an expression equal to `target`, else 0. Takes plain and conversational completions, like TRL."""
+    answers = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [float(is_right(answer.strip(), wanted)) for answer, wanted in zip(answers, target, strict=True)]
+
+
+def random_expression(generator: random.Random) -> tuple[str, int]:
+    """An expression of two to four numbers whose value is one of `TARGETS`, and the value."""
+    while True:
+        count = generator.choices((2, 3, 4), (4, 4, 2))[0]
+        numbers = [str(generator.randint(1, generator.choice((9, 20, 99)))) for _ in range(count)]
+        signs = [generator.choice("+-*/+-*") for _ in range(count - 1)] + [""]
+        parts = [part for pair in zip(numbers, signs, strict=True) for part in pair]
+        if count > 2 and generator.random() < 0.4:
+            first = generator.randrange(count - 1)
+            parts[2 * first] = "(" + parts[2 * first]
+            parts[2 * first + 2] += ")"
+        answer = "".join(parts)
+        if len(answer) > MAX_ANSWER:
+            continue
+        result = value(answer)
+        if result is not None and result.denominator == 1 and result in TARGETS:
+            return answer, int(result)
