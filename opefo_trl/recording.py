@@ -60,7 +60,6 @@ class Recording(TrainerCallback):
             "step": trainer.state.global_step,
             "epoch": float(trainer.state.epoch or 0),
             "time": time.time(),
-            "learning_rate": float(trainer._get_learning_rate()),
             **self.facts,
         }
         for name, values in trainer._metrics["train"].items():

@@ -447,7 +447,8 @@ class OPEFOTrainer(GRPOTrainer):
         ranks = self.accelerator.gather(torch.stack([loss.float(), norm.float()]).unsqueeze(0)).tolist()
         step = self.state.global_step + 1
         mean_loss = sum(rank_loss for rank_loss, _ in ranks) / len(ranks)
-        self.recording.facts = {"loss": mean_loss, "grad_norm": ranks[0][1]}
+        rate = float(self._get_learning_rate())
+        self.recording.facts = {"loss": mean_loss, "grad_norm": ranks[0][1], "learning_rate": rate}
         problem = self.guard.inspect(ranks, self.accelerator.process_index, step)
         if problem is None and self._window_is_bad:
             problem = f"Step {step}: a reward was NaN or infinite."

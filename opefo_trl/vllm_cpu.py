@@ -11,6 +11,7 @@ not the trainer's. `adapt` keeps the weights as they are, and serves float32 mod
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ logger = get_logger(__name__)
 
 def adapt(dtype: str) -> None:
     """Prepare this process' vLLM for TRL, before a trainer builds its engine; nothing where vLLM runs on a GPU."""
+    if find_spec("vllm") is None:
+        raise ImportError(
+            "`use_vllm=True` with `use_cpu=True` needs vLLM's CPU build, and there is no vLLM here. Install it as "
+            "`make test-vllm` does, or leave `use_vllm` out: transformers generates then."
+        )
     import trl.generation.vllm_generation as generation
     from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform

@@ -54,7 +54,7 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
     finish(
         flow, "Predicted entropy flow" + (": up solid, down dashed" if many else ""), "nats per token and unit step"
     )
-    finish(lam, "Lambda", "1")
+    finish(lam, "Lambda", "weights are 1 \N{PLUS-MINUS SIGN} lambda")
     finish(reward, "Reward", "mean over the batch")
     for axes in (lam, reward):
         axes.set_xlabel("optimizer step")

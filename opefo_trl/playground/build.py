@@ -1,8 +1,9 @@
 """Build the playground's model from nothing: python -m opefo_trl.playground.build [--output DIR] [--steps N]
 
-A character tokenizer, a Qwen2 of a third of a million parameters, and supervised training on random expressions half
-of which miss their target by a little. So the model begins where a base model does: it writes well-formed answers of
-every kind, and few of them are right. Everything is drawn from one seed: on one machine the files come out the same,
+A character tokenizer, a Qwen2 of a third of a million parameters, and supervised training on random expressions. Most
+of it is on right ones, so that the model can calculate; at the end many of them miss their target by a little, so that
+it is careless. That is where a base model begins: it writes well-formed answers of every kind, few of them are right,
+and reinforcement has something to find. Everything is drawn from one seed: on one machine the files come out the same,
 byte for byte.
 """
 
@@ -32,9 +33,10 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-STEPS = 2000
-BATCH = 128
-WRONG = 0.5  # share of answers whose target is off by a little
+STEPS = 1500
+BATCH = 256
+CARELESS = 0.2  # the last part of the training, in which
+WRONG = 0.6  # of the answers have a target that is off by a little
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
@@ -71,12 +73,12 @@ def make_model(vocabulary: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
-def batch(tokenizer: Qwen2Tokenizer, generator: random.Random) -> dict[str, torch.Tensor]:
+def batch(tokenizer: Qwen2Tokenizer, generator: random.Random, wrong: float) -> dict[str, torch.Tensor]:
     """Questions and answers as token ids, (B, T), with labels on the answers alone."""
     rows, starts = [], []
     for _ in range(BATCH):
         answer, target = random_expression(generator)
-        if generator.random() < WRONG:
+        if generator.random() < wrong:
             target += generator.choice((-3, -2, -1, 1, 2, 3))
             target = min(max(target, TARGETS[0]), TARGETS[-1])
         start = tokenizer.encode(f"<|user|>{question(target)}<|assistant|>")
@@ -95,7 +97,8 @@ def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, steps: int, seed: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=50, num_training_steps=steps)
     for step in range(1, steps + 1):
-        loss = model(**batch(tokenizer, generator)).loss
+        wrong = WRONG if step > steps * (1 - CARELESS) else 0.0
+        loss = model(**batch(tokenizer, generator, wrong)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -15,7 +15,7 @@ from typing import Any
 
 TARGETS = range(10, 100)
 HELD_OUT = TARGETS[::5]  # never trained on
-MAX_ANSWER = 15  # characters; with its end an answer fits 16 tokens
+MAX_ANSWER = 11  # characters; with its end an answer fits 12 tokens
 
 _TOKEN = re.compile(r"[1-9][0-9]*|[-+*/()]")
 
@@ -67,7 +67,7 @@ def is_right(answer: str, target: int) -> bool:
     return value(answer) == target
 
 
-def playground_reward(completions: list[Any], target: list[int], **_: Any) -> list[float]:
+def playground_reward(completions: list[Any], target: list[int], **_: Any) -> list[float | None]:
     """1 for an expression equal to `target`, else 0. Takes plain and conversational completions, like TRL."""
     answers = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [float(is_right(answer.strip(), wanted)) for answer, wanted in zip(answers, target, strict=True)]
@@ -76,7 +76,7 @@ def playground_reward(completions: list[Any], target: list[int], **_: Any) -> li
 def random_expression(generator: random.Random) -> tuple[str, int]:
     """An expression of two to four numbers whose value is one of `TARGETS`, and the value."""
     while True:
-        count = generator.choices((2, 3, 4), (4, 4, 2))[0]
+        count = generator.choices((2, 3, 4), (5, 4, 1))[0]
         numbers = [str(generator.randint(1, generator.choice((9, 20, 99)))) for _ in range(count)]
         signs = [generator.choice("+-*/+-*") for _ in range(count - 1)] + [""]
         parts = [part for pair in zip(numbers, signs, strict=True) for part in pair]

@@ -1,0 +1,41 @@
+"""python -m opefo_trl.curves RUN [RUN ...] [--png FILE] [--html FILE]: draw one run, or several over one another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from opefo_trl.cli import plain_errors
+from opefo_trl.curves.plot import draw
+from opefo_trl.curves.record import PICTURE_FILE, REPORT_FILE, EntropyCurves
+from opefo_trl.curves.report import write_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m opefo_trl.curves", description="Draw the entropy curves of runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders, checkpoints or parquet files")
+    parser.add_argument("--labels", nargs="+", help="a name for each run (default: its folder's)")
+    parser.add_argument("--png", type=Path, help=f"picture to write (default: {PICTURE_FILE})")
+    parser.add_argument("--html", type=Path, help=f"page to write (default: {REPORT_FILE})")
+    parser.add_argument("--smooth", type=int, help="steps of the moving mean (default: a thirtieth of the run)")
+    options = parser.parse_args()
+    with plain_errors(parser.prog):
+        if options.labels is not None and len(options.labels) != len(options.runs):
+            raise ValueError(f"{len(options.labels)} labels for {len(options.runs)} runs; give one for each.")
+        runs = [
+            EntropyCurves.load(run, name)
+            for run, name in zip(options.runs, options.labels or [None] * len(options.runs), strict=True)
+        ]
+        png, html = options.png, options.html
+        if png is None and html is None:
+            png, html = Path(PICTURE_FILE), Path(REPORT_FILE)
+        if png is not None:
+            draw(runs, png, options.smooth)
+            print(f"Wrote {png}")
+        if html is not None:
+            write_report(html, runs)
+            print(f"Wrote {html}")
+
+
+if __name__ == "__main__":
+    main()

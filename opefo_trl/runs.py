@@ -1,0 +1,83 @@
+"""A run's folder: which checkpoint to go on from, and whether it is the same run that would go on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+FACTS_FILE = "run.json"
+# What makes two runs different runs. How long they are, and what they log, save or publish, does not.
+FACTS = tuple(
+    """
+    model_name_or_path dataset_name dataset_config dataset_train_split prompt_column answer_column prompt_template
+    reward_funcs control control_kwargs flow_target flow_schedule flow_lambda_max flow_shape flow_estimator
+    flow_scope learning_rate lr_scheduler_type optim seed per_device_train_batch_size gradient_accumulation_steps
+    steps_per_generation num_iterations num_generations max_completion_length temperature beta loss_type
+    reward_weights use_peft lora_r lora_alpha load_in_4bit load_in_8bit
+    """.split()  # noqa: SIM905
+)
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint with the highest step among those that were written to their end; others are passed over."""
+    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_complete(path)]
+    return max(found, key=_step, default=None)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """`trainer_state.json` is the last file that the Trainer writes: if it is whole, so is the rest."""
+    if not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", checkpoint.name):
+        return False
+    try:
+        return state_of(checkpoint).global_step == _step(checkpoint)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def state_of(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def is_finished(checkpoint: Path, args: TrainingArguments) -> bool:
+    """Whether there is nothing left to train. (The Trainer would take one more step to find that out.)"""
+    state = state_of(checkpoint)
+    if args.max_steps > 0:
+        return state.global_step >= args.max_steps
+    return state.epoch is not None and state.epoch >= args.num_train_epochs
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def facts_of(*arguments: Any) -> dict[str, Any]:
+    """What makes this run itself, as plain data."""
+    known = {name: value for part in arguments for name, value in vars(part).items()}
+    return json.loads(json.dumps({name: known[name] for name in FACTS if name in known}, default=str))
+
+
+def check_same_run(folder: str | Path, facts: dict[str, Any]) -> None:
+    """Refuse to go on with another run than the one that the folder holds."""
+    path = Path(folder) / FACTS_FILE
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    # As text: what is 0.4 in a config file is "0.4" on the command line
+    changed = [name for name in facts if name in before and str(facts[name]) != str(before[name])]
+    if changed:
+        what = ", ".join(f"{name}={before[name]} (now {facts[name]})" for name in changed)
+        raise ValueError(
+            f"{str(folder)!r} holds a run with {what}. Set another --output_dir, delete that folder, or go on with "
+            "changed settings by naming the checkpoint: --resume_from_checkpoint DIR."
+        )
+
+
+def write_facts(folder: str | Path, facts: dict[str, Any]) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")

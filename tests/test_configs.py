@@ -1,0 +1,103 @@
+"""Every recipe is parsed by the real parser, and its arithmetic is what its comments say."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from trl import ModelConfig
+
+from opefo_trl import OPEFOConfig
+from opefo_trl.cli import Parser
+from opefo_trl.data import TEMPLATES
+from opefo_trl.playground.task import MAX_ANSWER
+from opefo_trl.rewards import find_reward
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+MACHINES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+README = (ROOT / "README.md").read_text()
+
+
+def train_script():
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse(path):
+    types = (train_script().ScriptArguments, OPEFOConfig, ModelConfig)
+    return Parser(types).parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
+
+
+def test_the_recipes_are_there():
+    assert {path.stem for path in RECIPES} == {
+        "quickstart", "qwen2.5-math-7b", "qwen3-4b-base", "qwen2.5-1.5b-lora-single-gpu", "qwen2.5-0.5b-gsm8k",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_right(path, recwarn):
+    script, args, model = parse(path)
+    text = path.read_text()
+    assert args.updates_per_rollout == 1 and args.strict_on_policy
+    assert model.model_name_or_path and script.dataset_name and args.output_dir.startswith("out/")
+    assert script.prompt_template in TEMPLATES
+    for name in script.reward_funcs:
+        find_reward(name)
+    assert args.reward_weights is None or len(args.reward_weights) == len(script.reward_funcs)
+    assert not [warning for warning in recwarn if "control=" in str(warning.message)]  # no field is idle
+    if args.use_vllm:
+        assert args.max_completion_length < args.vllm_max_model_length
+    if command := re.search(r"(configs/accelerate/\S+\.yaml) train\.py --config (\S+)", text):
+        assert ROOT / command[2] == path
+        ranks = load_config_from_file(str(ROOT / command[1])).num_processes
+        said = re.search(r"(\d+) x (\d+) micro-batches x (\d+) GPUs? = (\d+) completions", text)
+        assert [int(number) for number in said.groups()] == [
+            args.per_device_train_batch_size, args.gradient_accumulation_steps, ranks,
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks,
+        ]  # fmt: skip
+        completions = int(said[4])
+        prompts, answers = re.search(r"(\d+) problems, (\d+) answers each", text).groups()
+        assert int(prompts) * int(answers) == completions and int(answers) == args.num_generations
+        assert args.per_device_eval_batch_size * ranks % args.num_generations == 0
+    else:
+        assert args.max_completion_length == MAX_ANSWER + 1
+        assert args.per_device_train_batch_size == 32 * args.num_generations
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_names_no_option_twice(path):
+    names = re.findall(r"^(\w+):", path.read_text(), re.M)
+    assert len(names) == len(set(names)) == len(yaml.safe_load(path.read_text()))
+
+
+def test_the_readme_lists_the_recipes():
+    for path in RECIPES:
+        assert f"configs/{path.name}" in README, path.name
+
+
+def test_the_machines_are_there():
+    assert {path.stem for path in MACHINES} == {"single_gpu", "ddp", "zero2", "zero3", "fsdp2", "cpu", "multi_node"}
+
+
+@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)
+def test_a_machine_is_read_by_accelerate(path):
+    config = load_config_from_file(str(path))
+    kinds = {
+        "zero2": "DEEPSPEED",
+        "zero3": "DEEPSPEED",
+        "multi_node": "DEEPSPEED",
+        "fsdp2": "FSDP",
+        "single_gpu": "NO",
+    }
+    assert config.distributed_type == kinds.get(path.stem, "MULTI_GPU")
+    assert config.num_machines == (2 if path.stem == "multi_node" else 1)
+    assert config.use_cpu == (path.stem == "cpu")
+    if config.distributed_type == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == (2 if path.stem == "zero2" else 3)
+    if config.distributed_type == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == 2

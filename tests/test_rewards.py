@@ -1,0 +1,63 @@
+"""Reward functions by name."""
+
+import sys
+
+import pytest
+
+from opefo_trl.rewards import REWARDS, find_reward, format_reward, math_reward
+
+
+@pytest.mark.parametrize(
+    ("gold", "completion", "expected"),
+    [
+        ("72", r"so \boxed{72}", 1.0),
+        ("72", r"so \boxed{73}", 0.0),
+        ("72", "no answer at all", 0.0),
+        (r"\frac{1}{2}", r"\boxed{0.5}", 1.0),
+        (r"$\frac{1}{2}$", r"\boxed{\frac12}", 1.0),
+        ("She has 48/2 = 24.\n#### 24", r"\boxed{24}", 1.0),  # GSM8K
+        ("#### 1,234", r"\boxed{1234}", 1.0),
+        (r"Hence $x = \boxed{x^2+1}$.", r"\boxed{1+x^2}", 1.0),  # a whole solution
+        (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3, \pi/2)}", 1.0),
+        (7, r"\boxed{7}", 1.0),
+    ],
+)
+def test_math(gold, completion, expected):
+    chat = [{"role": "assistant", "content": completion}]
+    assert math_reward([completion, chat], answer=[gold, gold]) == [expected, expected]
+
+
+def test_an_answer_that_cannot_be_read_is_no_reward_rather_than_a_wrong_one():
+    assert math_reward([r"\boxed{1}"], answer=[""]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (r"so \boxed{72}", 1.0),
+        (r"\boxed{\frac{1}{2}}", 1.0),
+        ("72", 0.0),
+        (r"\boxed{}", 0.0),
+        (r"\boxed{ }", 0.0),
+        (r"\boxed{72", 0.0),
+        (r"\boxed{1} or \boxed{2}", 0.0),
+    ],
+)
+def test_format(completion, expected):
+    assert format_reward([completion, [{"role": "assistant", "content": completion}]]) == [expected, expected]
+
+
+def test_rewards_are_found_by_name_or_path(tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_mine.py").write_text("def exact(completions, **_):\n    return [1.0]\nnumber = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert find_reward("math") is REWARDS["math"]
+    assert find_reward("rewards_of_mine.exact")(completions=[""]) == [1.0]
+    for name, words in {
+        "maths": "Choose of math, format, playground",
+        "rewards_of_mine.inexact": "cannot be imported",
+        "nowhere.exact": "cannot be imported: No module named 'nowhere'",
+        "rewards_of_mine.number": "is not a function",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            find_reward(name)

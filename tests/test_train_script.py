@@ -1,0 +1,161 @@
+"""train.py as a person runs it: trained, killed and gone on with, launched twice, given nonsense."""
+
+import importlib.util
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from opefo_trl.curves import EntropyCurves
+from opefo_trl.progress import table_of
+from opefo_trl.runs import newest_checkpoint
+
+ROOT = Path(__file__).parents[1]
+SMALL = """
+    --max_steps 12 --save_steps 3 --per_device_train_batch_size 32 --num_generations 4 --num_generations_eval 4
+    --per_device_eval_batch_size 36 --disable_tqdm false
+""".split()  # noqa: SIM905
+
+
+def command(out, *more):
+    return [sys.executable, str(ROOT / "train.py"), *SMALL, "--output_dir", str(out), *more]
+
+
+def run(out, *more, **options):
+    return subprocess.run(command(out, *more), capture_output=True, text=True, cwd=out.parent, check=True, **options)
+
+
+def test_killed_at_any_step_the_same_command_goes_on(out):
+    out.mkdir()
+    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=out)
+    deadline = time.monotonic() + 120
+    while newest_checkpoint(out) is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "run.json.part").exists()
+    begun = newest_checkpoint(out)
+
+    again = run(out)
+    if begun.name != "checkpoint-12":
+        assert f"Going on from {begun}" in again.stdout
+    curves = EntropyCurves.load(out).to_pandas()
+    assert curves["step"].tolist() == list(range(1, 13))
+    assert re.search(r"start\s+end\n(.+ -> .+\n){4}", again.stdout)
+    assert re.search(r"Held out, 4 samples for each of 18 prompts: reward \d", again.stdout)
+    files = {"entropy_curves.parquet", "entropy_curves.png", "report.html", "README.md", "model.safetensors"}
+    assert files <= {path.name for path in out.iterdir()}
+    assert all(name in again.stdout for name in files)
+    assert re.search(r"12/12 .*reward=\d\.\d+, entropy=\d\.\d+, lambda=", again.stderr)
+
+    done = run(out)  # once more: there is nothing left to do
+    assert "is the end of a finished run" in done.stdout and table_of(curves) in done.stdout
+    entropies = [float(re.search(r"Held out.*entropy (\S+),", text)[1]) for text in (again.stdout, done.stdout)]
+    assert entropies[0] == pytest.approx(entropies[1], rel=0.05)  # of the model that was trained
+    assert EntropyCurves.load(out).to_pandas()["step"].tolist() == list(range(1, 13))
+
+
+def test_accelerate_launches_two_processes(out):
+    port = str(20000 + os.getpid() % 20000)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", port]
+    machine = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu.yaml")]
+    done = subprocess.run(
+        [*launch, *machine, *command(out, "--per_device_train_batch_size", "16", "--max_steps", "3")[1:]],
+        capture_output=True, text=True, cwd=out.parent, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.stdout.count("Held out") == 1  # said once
+    curves = EntropyCurves.load(out).to_pandas()
+    assert curves["step"].tolist() == [1, 2, 3]
+    tokens = curves["completions/mean_length"] * 32  # of both
+    assert curves["num_tokens"].diff()[1:].gt(tokens[1:]).all()
+
+
+# ---- mistakes, in this process
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MISTAKES = {
+    "--config nowhere.yaml": "The config file 'nowhere.yaml' cannot be read",
+    "--config": "--config needs a file",
+    "--config=typo.yaml": "There is no option 'flow_traget' (in typo.yaml). Did you mean 'flow_target'?",
+    "--config broken.yaml": "'broken.yaml' is not YAML",
+    "--config text.yaml": "'text.yaml' must hold a map",
+    "--flow_traget 0.4": "There is no option 'flow_traget' (on the command line). Did you mean 'flow_target'?",
+    "stray": "'stray' belongs to no option",
+    "--max_steps many": "argument --max_steps/--max-steps: invalid int value: 'many'",
+    "--control opfeo": "`control='opfeo'` is unknown. Did you mean 'opefo'?",
+    "--steps_per_generation 2": "OPEFO is strictly on-policy",
+    "--dataset_name nowhere.jsonl": "There is no file 'nowhere.jsonl'",
+    "--dataset_name nobody/nothing": "The data set 'nobody/nothing' cannot be loaded",
+    "--dataset_name questions.jsonl --eval_prompts 0": "The data has no column 'prompt'; it has question, answer",
+    "--dataset_train_split trian": "has no split 'trian'. Choose one of 'train', 'test'",
+    "--eval_prompts -1": "`eval_prompts=-1`",
+    "--reward_funcs maths": "The reward function 'maths' is unknown. Choose of math, format, playground",
+    "--reward_funcs math": "The reward 'math' needs a column 'answer'; the data has prompt, target",
+    "--reward_funcs nowhere.exact": "'nowhere.exact' cannot be imported",
+    "--prompt_template dots": "`prompt_template='dots'` is unknown",
+    "--output_dir questions.jsonl/out": "Nothing can be written to `output_dir='questions.jsonl/out'`",
+    "--per_device_eval_batch_size 7": "`per_device_eval_batch_size=7` on 1 processes does not divide into groups",
+    "--resume_from_checkpoint nowhere": "There is no checkpoint in 'nowhere'",
+    "--model_name_or_path nobody/nothing --dataset_name playground --reward_funcs playground --use_cpu --bf16 false":
+        "The model 'nobody/nothing' cannot be loaded",
+    "--model_name_or_path playground --use_cpu --bf16 false": "There is no data",
+    "--model_name_or_path playground --dataset_name playground --use_cpu --bf16 false": "There is no reward",
+    "--use_vllm true": "needs vLLM's CPU build",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, monkeypatch, capsys):
+    if "--use_vllm" in mistake and importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is here")
+    monkeypatch.chdir(tmp_path)
+    Path("typo.yaml").write_text("control: opefo\nflow_traget: 0.4\n")
+    Path("broken.yaml").write_text("control: [opefo\n")
+    Path("text.yaml").write_text("just text\n")
+    Path("questions.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    monkeypatch.setattr(sys, "argv", ["train.py", *mistake.split()])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error: ")]
+    assert len(lines) == 1 and MISTAKES[mistake] in lines[0]
+
+
+def test_a_traceback_can_be_asked_for(script, monkeypatch):
+    monkeypatch.setenv("OPEFO_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--control", "opfeo"])
+    with pytest.raises(ValueError, match="opfeo"):
+        script.main()
+
+
+def test_help_shows_our_fields_with_their_words():
+    shown = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    text = " ".join(shown.split())
+    for field in (
+        "--control",
+        "--flow_target",
+        "--flow_estimator",
+        "--nonfinite",
+        "--entropy_curves",
+        "--reward_funcs",
+    ):
+        assert field in text
+    assert "Entropy to hold." in text and "How a token's entropy change is estimated" in text
