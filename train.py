@@ -64,7 +64,7 @@ class ScriptArguments:
 
 
 def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig, trained: str | None) -> OPEFOTrainer:
-    """Everything that can be wrong is found out here, before the first step. `trained`: where a finished model lies."""
+    """What can be wrong is found out here, before the first step. `trained` is where a finished model lies."""
     if model.model_name_or_path is None:
         raise ValueError("There is no model. Give --model_name_or_path NAME, or a config file that does.")
     if script.dataset_name is None:
@@ -162,21 +162,25 @@ def main() -> None:
         checkpoint = where_to_begin(args, facts)
         finished = checkpoint is not None and is_finished(Path(checkpoint), args)
         trainer = prepare(script, args, model, trained=checkpoint if finished else None)
-    say = trainer.accelerator.print
     if args.process_index == 0:
         write_facts(args.output_dir, facts)
-
-    # ---- train
-
     if finished:
-        say(
-            f"{checkpoint} is the end of a finished run. More --max_steps go on with it, another --output_dir begins anew."
-        )
         trainer.state = state_of(Path(checkpoint))
         trainer.recording.restore(Path(checkpoint))
+    try:
+        run(trainer, script, checkpoint, finished)
+    except KeyboardInterrupt:
+        trainer.accelerator.print(f"\nStopped in step {trainer.state.global_step + 1}. The same command goes on.")
+        raise SystemExit(130) from None
+
+
+def run(trainer: OPEFOTrainer, script: ScriptArguments, checkpoint: str | None, finished: bool) -> None:
+    say, out = trainer.accelerator.print, trainer.args.output_dir
+    if finished:
+        say(f"{checkpoint} is the end of a finished run: more --max_steps, or another --output_dir, begin another.")
     else:
         if checkpoint is not None:
-            say(f"Going on from {checkpoint}. To begin anew, delete {args.output_dir} or set another --output_dir.")
+            say(f"Going on from {checkpoint}. To begin anew, delete {out} or set another --output_dir.")
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
 
@@ -193,14 +197,14 @@ def main() -> None:
             f"{scores['eval_answers/solved']:.0%} of the prompts solved"
         )
         trainer.save_metrics("eval", scores)
-    if args.process_index == 0:
-        if not finished:  # then it has one
-            trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=script.dataset_name)
-        written = sorted(path.name for path in Path(args.output_dir).iterdir() if not path.name.startswith("."))
-        say(f"\nWritten to {args.output_dir}: {', '.join(written)}")
-    if args.push_to_hub:
+    if not finished:  # then it has a card
+        trainer.create_model_card(model_name=Path(out).name, dataset_name=script.dataset_name)
+    say(f"\nWritten to {out}: {', '.join(sorted(path.name for path in Path(out).iterdir()))}")
+    if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
         say(f"Pushed to {trainer.hub_model_id}")
+    if hasattr(trainer, "end"):  # transformers 5.18: trackers and the process group
+        trainer.end()
 
 
 if __name__ == "__main__":

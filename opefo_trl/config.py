@@ -154,6 +154,8 @@ class OPEFOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self.control_kwargs = _as_options(self.control_kwargs)
+        if isinstance(self.flow_target, str) and self.flow_target.lower() in ("none", "null"):
+            self.flow_target = None  # a command line has no other way to take back what a config file sets
         super().__post_init__()
         for name in ("strict_on_policy", "entropy_curves"):
             if not isinstance(getattr(self, name), bool):

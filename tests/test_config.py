@@ -203,6 +203,8 @@ def test_the_command_line_and_yaml_reach_the_fields(tmp_path):
     (tmp_path / "run.yaml").write_text("flow_target: 0.3\ncontrol_kwargs:\n  sides: decrease\n")
     (args,) = parser.parse_args_and_config([*common, "--config", str(tmp_path / "run.yaml")])
     assert (float(args.flow_target), args.control_kwargs) == (0.3, {"sides": "decrease"})
+    (args,) = parser.parse_args_and_config([*common, "--config", str(tmp_path / "run.yaml"), "--flow_target", "none"])
+    assert args.flow_target is None
 
 
 def test_every_field_is_documented_twice_in_the_same_words():

@@ -38,6 +38,6 @@ def parse_target(value: float | str) -> tuple[float, bool]:
     if isinstance(value, bool) or match is None or not (math.isfinite(number) and number > 0):
         raise ValueError(
             f"`flow_target={value!r}` is not an entropy. Give nats as a positive number (`0.3`), a fraction of the "
-            f'first step\'s entropy (`"0.4x"`), or None (YAML: null; command line: leave it out) to balance always.'
+            f'first step\'s entropy (`"0.4x"`), or None (command line: none; YAML: null) to balance always.'
         )
     return number, match[2] == "x"

@@ -33,9 +33,9 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-STEPS = 1500
+STEPS = 3000
 BATCH = 256
-CARELESS = 0.2  # the last part of the training, in which
+CARELESS = 0.1  # the last part of the training, in which
 WRONG = 0.6  # of the answers have a target that is off by a little
 
 

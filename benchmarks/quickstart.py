@@ -1,0 +1,117 @@
+"""What the quickstart shows, over seeds: plain GRPO and OPEFO, from `python train.py` itself.
+
+    python benchmarks/quickstart.py            # about ten minutes on two cores: `make compare`
+
+Each run is a process of its own, one thread each, as many at a time as there are cores. The table is of the end of the
+runs: reward and entropy are means of the last ten steps, distinct right answers are among 64 samples for each of 18
+questions that were never trained on. Writes benchmarks/results/quickstart.json and docs/images/quickstart.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from opefo_trl.curves import EntropyCurves
+from opefo_trl.curves.plot import Picture, curve, finish
+from opefo_trl.progress import EDGE
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
+FIGURE = ROOT / "docs" / "images" / "quickstart.png"
+CONTROLS = {"none": "GRPO", "opefo": "OPEFO, flow_target 0.4"}
+COLORS = {"none": "#8a8a8a", "opefo": "#2166ac"}
+MEASURES = ("reward", "entropy", "held_out_reward", "held_out_distinct", "seconds")
+
+
+def train(control: str, seed: int, folder: Path, more: list[str]) -> Path:
+    out = folder / f"{control}-{seed}"
+    command = [sys.executable, str(ROOT / "train.py"), "--control", control, "--seed", str(seed), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = folder / f"{control}-{seed}.log"
+    with log.open("w") as file:
+        subprocess.run([*command, "--output_dir", str(out)], check=True, env=environment, stdout=file, stderr=file)
+    print(f"{control}, seed {seed}: done", flush=True)
+    return out
+
+
+def measure(out: Path) -> dict[str, float]:
+    frame = EntropyCurves.load(out).to_pandas()
+    held_out = json.loads((out / "eval_results.json").read_text())
+    return {
+        "reward": frame["reward"].tail(EDGE).mean(),
+        "entropy": frame["entropy"].tail(EDGE).mean(),
+        "held_out_reward": held_out["eval_reward"],
+        "held_out_distinct": held_out["eval_answers/distinct"],
+        "seconds": frame["time"].iloc[-1] - frame["time"].iloc[0],
+    }
+
+
+def draw(folder: Path, seeds: list[int]) -> None:
+    figure = Picture(figsize=(10.0, 3.1), layout="constrained")
+    panels = {
+        "entropy": ("Entropy of the policy", "nats per token"),
+        "answers/distinct": ("Distinct right answers", "of 8 to a question"),
+        "reward": ("Reward", "share that is right"),
+    }
+    for axes, (column, (title, unit)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for control, label in CONTROLS.items():
+            for seed in seeds:
+                frame = EntropyCurves.load(folder / f"{control}-{seed}").to_pandas()
+                curve(axes, frame, column, 10, COLORS[control], label if seed == seeds[0] else None)
+        finish(axes, title, unit, floor=0)
+        axes.set_xlabel("optimizer step")
+        if column != "entropy":
+            axes.get_legend().remove()
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURE, dpi=110)
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    lines = [
+        "| | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |",
+        "|---" * (len(MEASURES) + 1) + "|",
+    ]
+    for control, label in CONTROLS.items():
+        cells = []
+        for name in MEASURES:
+            values = [result[name] for result in results[control].values()]
+            cells.append(f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=ROOT / "out" / "compare")
+    options, more = parser.parse_known_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(control, seed) for seed in options.seeds for control in CONTROLS]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda job: train(*job, options.folder, more), jobs))
+    results = {
+        control: {str(seed): measure(options.folder / f"{control}-{seed}") for seed in options.seeds}
+        for control in CONTROLS
+    }
+    print(f"\nmedian (range) over seeds {', '.join(map(str, options.seeds))}\n\n{table(results)}\n")
+    for seed in map(str, options.seeds):
+        plain, ours = results["none"][seed], results["opefo"][seed]
+        print(
+            f"seed {seed}: {ours['held_out_distinct'] / plain['held_out_distinct']:.1f} times the distinct answers, "
+            f"{ours['entropy'] - plain['entropy']:+.2f} nats, reward {ours['reward']:.2f} (GRPO {plain['reward']:.2f})"
+        )
+    if not more:
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        draw(options.folder, options.seeds)
+        print(f"Wrote {RESULTS.relative_to(ROOT)} and {FIGURE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""report.html in a real browser, where there is one."""
+
+import shutil
+
+import pytest
+from tiny import train
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.curves import REPORT_FILE, EntropyCurves, write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(OPEFOTrainer, OPEFOConfig, folder, max_steps=8, flow_target=3.0)
+    return folder
+
+
+def opened(browser, path, scheme="light"):
+    """The page, with everything that it should not have done."""
+    page = browser.new_context(color_scheme=scheme, viewport={"width": 1200, "height": 900}).new_page()
+    faults = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: faults.append(request.url) if request.url != path.as_uri() else None)
+    page.goto(path.as_uri())
+    return page, faults
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_works_alone(browser, run, scheme):
+    page, faults = opened(browser, run / REPORT_FILE, scheme)
+    assert page.locator("#charts figure").count() == 6
+    assert page.locator("article").count() == 8
+    for index in range(6):
+        page.locator("#charts svg").nth(index).hover()
+    page.locator("#steps button").last.click()
+    page.locator("#smooth").fill("10")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, background[4:-1].split(","))) / 3
+    assert brightness > 200 if scheme == "light" else brightness < 60
+    assert faults == []
+
+
+def test_the_pointer_reads_the_values_of_a_step(browser, run):
+    page, faults = opened(browser, run / REPORT_FILE)
+    frame = EntropyCurves.load(run).to_pandas()
+    chart = page.locator("#charts svg").first
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * (54 / 540) + 1, box["y"] + 60)  # the left end of the curve
+    tip = page.locator("#tip").inner_text()
+    assert tip.startswith("step 1\n")
+    assert f"{frame['entropy'][0]:.4g}  entropy" in tip and "3  target" in tip
+    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 60)
+    assert page.locator("#tip").inner_text().startswith("step 8\n")
+    page.mouse.move(5, 5)
+    assert not page.locator("#tip").is_visible()
+    assert faults == []
+
+
+def test_tokens_are_coloured_by_their_flow(browser, run):
+    page, _ = opened(browser, run / REPORT_FILE)
+    tokens = page.evaluate(
+        "[...document.querySelectorAll('.tokens span')]"
+        ".map((span) => [+span.dataset.flow, getComputedStyle(span).backgroundColor])"
+    )
+    assert len(tokens) > 20
+    for flow, color in tokens:
+        red, _, blue, *alpha = (float(part) for part in color.split("(")[1].rstrip(")").split(","))
+        if flow == 0:
+            assert alpha == [0.0]
+        else:
+            assert (blue > red) == (flow > 0) and alpha[0] >= 0.08
+    page.locator(".tokens span").first.hover()
+    assert "entropy flow" in page.locator("#tip").inner_text()
+
+
+def test_a_completion_is_text_and_nothing_else(browser, tmp_path):
+    hostile = "</script><img src=x onerror=alert(1)>"
+    sample = {"step": 1, "prompt": hostile, "reward": 1.0, "advantage": 0.5, "length": 1,
+              "tokens": [hostile], "flow": [0.1], "entropy": [0.2], "probability": [0.3]}  # fmt: skip
+    frame = EntropyCurves(full_frame()).frame
+    write_report(tmp_path / "report.html", [EntropyCurves(frame, hostile, {"model": hostile}, [sample])])
+    page, faults = opened(browser, tmp_path / "report.html")
+    assert page.locator(".tokens").inner_text() == hostile and page.locator("img").count() == 0
+    assert faults == []
+
+
+def test_several_runs_of_different_lengths(browser, tmp_path):
+    runs = [EntropyCurves(full_frame(10), "short"), EntropyCurves(full_frame(30), "long")]
+    write_report(tmp_path / "report.html", runs)
+    page, faults = opened(browser, tmp_path / "report.html")
+    chart = page.locator("#charts svg").first
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 60)
+    tip = page.locator("#tip").inner_text()
+    assert tip.startswith("step 30\n") and "long: entropy" in tip and "short" not in tip
+    assert not page.locator("#completions").is_visible()
+    assert faults == []
+
+
+def test_a_run_of_nothing_and_a_run_of_one_step(browser, tmp_path):
+    for frame in (full_frame(1), full_frame(1).drop(columns=["entropy", "reward"])):
+        write_report(tmp_path / "report.html", [EntropyCurves(frame)])
+        _, faults = opened(browser, tmp_path / "report.html")
+        assert faults == []
+
+
+def full_frame(steps=12):
+    import numpy as np
+    import pandas as pd
+
+    step = np.arange(1, steps + 1)
+    return pd.DataFrame({"step": step, "entropy": 1 / step, "reward": 1 - 1 / step, "flow/lambda": 0.1})
