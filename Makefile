@@ -1,24 +1,24 @@
 # One command on a fresh machine is enough: every target makes what it needs.
 #
-#   make quickstart  train the playground's model, three minutes on two cores
-#   make compare     the same over three seeds, beside plain GRPO: the figure and the numbers of the README
-#   make playground  build the playground's model from nothing
-#   make test        the test suite
-#   make test-vllm   real vLLM on the CPU (a larger environment, .venv-vllm)
-#   make lint        ruff and mypy
-#   make bench       what the control costs, beside GRPOTrainer
+#   make quickstart        train the playground's model, three minutes on two cores
+#   make quickstart-seeds  the same over three seeds, beside plain GRPO: figure and numbers of the README
+#   make playground        build the playground's model from nothing
+#   make test              the test suite
+#   make test-vllm         real vLLM on the CPU (a larger environment, .venv-vllm)
+#   make lint              ruff and mypy
+#   make bench             what the control costs, beside GRPOTrainer
 
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart compare playground test test-vllm lint format bench clean
+.PHONY: quickstart quickstart-seeds playground test test-vllm lint format bench clean
 
 quickstart: .venv/run
 	.venv/bin/python train.py
 
-compare: .venv/run
+quickstart-seeds: .venv/run
 	.venv/bin/python benchmarks/quickstart.py
 
 playground: .venv/run

@@ -23,6 +23,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.cli import Parser, plain_errors
 from opefo_trl.data import TEMPLATES, hold_out, load_splits, missing_columns, shape_prompts
+from opefo_trl.playground import PLAYGROUND
 from opefo_trl.progress import EntropyProgress, table_of
 from opefo_trl.rewards import REWARDS, find_reward
 from opefo_trl.runs import check_same_run, facts_of, is_finished, newest_checkpoint, state_of, write_facts
@@ -197,11 +198,13 @@ def run(trainer: OPEFOTrainer, script: ScriptArguments, checkpoint: str | None, 
             f"{scores['eval_answers/solved']:.0%} of the prompts solved"
         )
         trainer.save_metrics("eval", scores)
+    on_hub = script.dataset_name != PLAYGROUND and not Path(script.dataset_name).exists()
+    dataset_name = script.dataset_name if on_hub else None
     if not finished:  # then it has a card
-        trainer.create_model_card(model_name=Path(out).name, dataset_name=script.dataset_name)
+        trainer.create_model_card(model_name=Path(out).name, dataset_name=dataset_name)
     say(f"\nWritten to {out}: {', '.join(sorted(path.name for path in Path(out).iterdir()))}")
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.push_to_hub(dataset_name=dataset_name)
         say(f"Pushed to {trainer.hub_model_id}")
     if hasattr(trainer, "end"):  # transformers 5.18: trackers and the process group
         trainer.end()

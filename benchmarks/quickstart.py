@@ -1,6 +1,6 @@
 """What the quickstart shows, over seeds: plain GRPO and OPEFO, from `python train.py` itself.
 
-    python benchmarks/quickstart.py            # about ten minutes on two cores: `make compare`
+    python benchmarks/quickstart.py            # about ten minutes on two cores: `make quickstart-seeds`
 
 Each run is a process of its own, one thread each, as many at a time as there are cores. The table is of the end of the
 runs: reward and entropy are means of the last ten steps, distinct right answers are among 64 samples for each of 18
@@ -65,10 +65,9 @@ def draw(folder: Path, seeds: list[int]) -> None:
             for seed in seeds:
                 frame = EntropyCurves.load(folder / f"{control}-{seed}").to_pandas()
                 curve(axes, frame, column, 10, COLORS[control], label if seed == seeds[0] else None)
-        finish(axes, title, unit, floor=0)
+        finish(axes, title, unit, floor=0, legend=False)
         axes.set_xlabel("optimizer step")
-        if column != "entropy":
-            axes.get_legend().remove()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=110)
 

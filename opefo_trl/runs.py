@@ -79,5 +79,7 @@ def check_same_run(folder: str | Path, facts: dict[str, Any]) -> None:
 
 
 def write_facts(folder: str | Path, facts: dict[str, Any]) -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+    path = Path(folder) / FACTS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(facts, indent=2) + "\n")
+    path.with_suffix(".part").replace(path)

@@ -402,7 +402,8 @@ class OPEFOTrainer(GRPOTrainer):
             total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
             self._rollout_rewards = total[begin : begin + len(completions)]
         names = self.accelerator.gather(names_of(completions, rewards.device))
-        distinct, solved = distinct_right(names, rewards[:, 0] > RIGHT, generations)
+        right = (rewards[:, :1] > RIGHT).any(1)  # by the first function; there may be none
+        distinct, solved = distinct_right(names, right, generations)
         self._metrics[mode]["answers/distinct"].append(distinct)
         self._metrics[mode]["answers/solved"].append(solved)
 

@@ -243,7 +243,7 @@ def test_smoothing_is_a_moving_mean():
 def test_several_runs_are_told_apart(tmp_path):
     runs = [EntropyCurves(full_frame(), "a"), EntropyCurves(full_frame(20, 1.0), "b")]
     figure = EntropyCurves.compare(runs, tmp_path / "both.png", labels=["GRPO", "OPEFO"])
-    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["GRPO", "OPEFO"]
     assert len({line.get_color() for line in figure.axes[0].lines}) == 2
     with pytest.raises(ValueError, match="1 labels for 2 runs"):

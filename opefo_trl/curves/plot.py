@@ -40,24 +40,24 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
     many = len(runs) > 1
     for run, color in zip(runs, [RUNS[index % len(RUNS)] for index in range(len(runs))], strict=True):
         window = smooth or max(1, len(run.frame) // 30)
-        label = run.name if many else None
-        curve(entropy, run.frame, "entropy", window, color, label)
+        curve(entropy, run.frame, "entropy", window, color, run.name if many else None)
         level(entropy, run.frame, "flow/target", color, None if many else "target")
         up, down = (color, color) if many else (RAISES, LOWERS)
-        curve(flow, run.frame, "flow/increase", window, up, None if many else "raises entropy (E+)")
-        curve(flow, run.frame, "flow/decrease", window, down, None if many else "lowers it (E\N{MINUS SIGN})", "--")
-        curve(lam, run.frame, "flow/lambda", window, color, label or "applied")
+        curve(flow, run.frame, "flow/increase", window, up, None if many else "raises (E+)")
+        curve(flow, run.frame, "flow/decrease", window, down, None if many else "lowers (E\N{MINUS SIGN})", "--")
+        curve(lam, run.frame, "flow/lambda", window, color, None if many else "applied")
         if not many:
             curve(lam, run.frame, "flow/lambda_star", window, "#888888", "that would balance", ":")
-        curve(reward, run.frame, "reward", window, color, label)
-    finish(entropy, "Entropy of the policy", "nats per token", floor=0)
-    finish(
-        flow, "Predicted entropy flow" + (": up solid, down dashed" if many else ""), "nats per token and unit step"
-    )
+        curve(reward, run.frame, "reward", window, color, None)
+    finish(entropy, "Entropy of the policy", "nats per token", floor=0, legend=not many)
+    how = ": up solid, down dashed" if many else ""
+    finish(flow, f"Predicted entropy flow{how}", "nats per token and unit step")
     finish(lam, "Lambda", "weights are 1 \N{PLUS-MINUS SIGN} lambda")
     finish(reward, "Reward", "mean over the batch")
     for axes in (lam, reward):
         axes.set_xlabel("optimizer step")
+    if many:
+        figure.legend(*entropy.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         part = Path(f"{path}.part")
@@ -85,7 +85,7 @@ def level(axes: Axes, frame: pd.DataFrame, column: str, color: str, label: str |
         axes.plot(known["step"], known[column], ":", color=color, linewidth=1.2, label=label)
 
 
-def finish(axes: Axes, title: str, unit: str, floor: float | None = None) -> None:
+def finish(axes: Axes, title: str, unit: str, floor: float | None = None, legend: bool = True) -> None:
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
     axes.set_ylabel(unit, fontsize=9)
     axes.tick_params(labelsize=8.5)
@@ -94,5 +94,6 @@ def finish(axes: Axes, title: str, unit: str, floor: float | None = None) -> Non
     axes.margins(x=0.01)
     if floor is not None:
         axes.set_ylim(bottom=floor)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=8.5)
+    if legend and axes.get_legend_handles_labels()[1]:  # beside the title, where no curve is
+        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1}
+        axes.legend(**place, ncols=2, frameon=False, fontsize=8.5)

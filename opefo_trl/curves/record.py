@@ -93,9 +93,8 @@ class EntropyCurves:
         curves = [run if isinstance(run, EntropyCurves) else cls.load(run) for run in runs]
         if labels is not None and len(labels) != len(curves):
             raise ValueError(f"{len(labels)} labels for {len(curves)} runs; give one for each.")
-        for run, label in zip(curves, labels or [], strict=False):
-            run.name = label
-        return draw(curves, path, smooth)
+        named = [cls(run.frame, label) for run, label in zip(curves, labels or [], strict=False)]
+        return draw(named or curves, path, smooth)
 
 
 class CurveRecorder:
