@@ -27,7 +27,13 @@ RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
 FIGURE = ROOT / "docs" / "images" / "quickstart.png"
 CONTROLS = {"none": "GRPO", "opefo": "OPEFO, flow_target 0.4"}
 COLORS = {"none": "#8a8a8a", "opefo": "#2166ac"}
-MEASURES = ("reward", "entropy", "held_out_reward", "held_out_distinct", "seconds")
+MEASURES = {
+    "reward": "reward",
+    "entropy": "entropy, nats",
+    "held_out_reward": "held-out reward",
+    "held_out_distinct": "distinct right answers of 64",
+    "seconds": "seconds",
+}
 
 
 def train(control: str, seed: int, folder: Path, more: list[str]) -> Path:
@@ -73,16 +79,16 @@ def draw(folder: Path, seeds: list[int]) -> None:
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    lines = [
-        "| | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |",
-        "|---" * (len(MEASURES) + 1) + "|",
-    ]
+    """Median and range over the seeds."""
+    lines = [f"| | {' | '.join(MEASURES.values())} |", "|---" * (len(MEASURES) + 1) + "|"]
     for control, label in CONTROLS.items():
         cells = []
         for name in MEASURES:
             values = [result[name] for result in results[control].values()]
-            cells.append(f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+            digits = 0 if name == "seconds" else 2
+            low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
+            cells.append(f"{middle} ({low} to {high})")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -99,7 +105,7 @@ def main() -> None:
         control: {str(seed): measure(options.folder / f"{control}-{seed}") for seed in options.seeds}
         for control in CONTROLS
     }
-    print(f"\nmedian (range) over seeds {', '.join(map(str, options.seeds))}\n\n{table(results)}\n")
+    print(f"\nMedian (range) over seeds {', '.join(map(str, options.seeds))}:\n\n{table(results)}\n")
     for seed in map(str, options.seeds):
         plain, ours = results["none"][seed], results["opefo"][seed]
         print(

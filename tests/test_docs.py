@@ -1,6 +1,8 @@
 """What the documents say is what the code does."""
 
 import dataclasses
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -76,3 +78,10 @@ def test_the_links_in_the_documents_resolve():
 
 def test_no_placeholder_is_left():
     assert "OVERHEAD_TABLE" not in README
+
+
+def test_the_numbers_of_the_quickstart_are_those_of_its_benchmark():
+    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "benchmarks" / "quickstart.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert benchmark.table(json.loads(benchmark.RESULTS.read_text())) in README

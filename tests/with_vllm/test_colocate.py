@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import train
+from tiny import settings, train
 from trl import GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.playground import playground_dataset, playground_reward
 
 VLLM = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.1, "vllm_max_model_length": 64}
 
@@ -61,3 +62,19 @@ def test_exact_flow_of_a_colocated_run(model_path, tmp_path):
     trainer = run(model_path, tmp_path, max_steps=2, flow_estimator="exact")
     assert all(row["flow/increase"] > 0 < row["flow/decrease"] for row in trainer.state.log_history[:2])
     assert torch.isfinite(trainer._last_totals.sums).all()
+
+
+def test_the_playground_is_served_by_vllm(tmp_path):
+    trainer = OPEFOTrainer(
+        "playground",
+        playground_reward,
+        OPEFOConfig(
+            **settings(tmp_path, **VLLM, per_device_train_batch_size=32, num_generations=8, learning_rate=1e-4)
+        ),
+        train_dataset=playground_dataset("train"),
+    )
+    trainer.train()
+    frame = trainer.curves.to_pandas()
+    assert (frame["sampling/sampling_logp_difference/mean"] < 1e-5).all()
+    assert frame["step"].tolist() == [1, 2] and frame["reward"].between(0.02, 0.6).all()
+    assert {len(sample["tokens"]) for sample in trainer.curves.samples} <= set(range(1, 13))
