@@ -22,11 +22,12 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.cli import Parser, plain_errors
-from opefo_trl.data import TEMPLATES, hold_out, load_splits, missing_columns, shape_prompts
+from opefo_trl.data import TEMPLATES, hold_out, load_splits, shape_prompts
 from opefo_trl.playground import PLAYGROUND
-from opefo_trl.progress import EntropyProgress, table_of
+from opefo_trl.preflight import check_columns, check_model, check_sizes, check_writable
+from opefo_trl.progress import EntropyProgress, sentence_of, table_of
 from opefo_trl.rewards import REWARDS, find_reward
-from opefo_trl.runs import check_same_run, facts_of, is_finished, newest_checkpoint, state_of, write_facts
+from opefo_trl.runs import check_newest, check_same_run, facts_of, newest_checkpoint, write_facts
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
@@ -63,9 +64,15 @@ class ScriptArguments:
         },
     )
 
+    def __post_init__(self) -> None:
+        if isinstance(self.reward_funcs, str):  # as a config file may have it
+            self.reward_funcs = [self.reward_funcs]
+        if not self.reward_funcs and self.dataset_name == PLAYGROUND:
+            self.reward_funcs = [PLAYGROUND]
 
-def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig, trained: str | None) -> OPEFOTrainer:
-    """What can be wrong is found out here, before the first step. `trained` is where a finished model lies."""
+
+def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig) -> OPEFOTrainer:
+    """What can be wrong is found out here, before the first step."""
     if model.model_name_or_path is None:
         raise ValueError("There is no model. Give --model_name_or_path NAME, or a config file that does.")
     if script.dataset_name is None:
@@ -88,21 +95,11 @@ def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig, trai
     shape = (script.prompt_column, script.answer_column, script.prompt_template)
     train_data = shape_prompts(train_data, *shape)
     eval_data = None if eval_data is None else shape_prompts(eval_data, *shape)
-
-    samples, batch = args.num_generations_eval or args.num_generations, args.per_device_eval_batch_size
-    if eval_data is not None and batch * args.world_size % samples:
-        raise ValueError(
-            f"`per_device_eval_batch_size={batch}` on {args.world_size} processes does not divide into groups of "
-            f"{samples} samples (`num_generations_eval`, else `num_generations`). Use a multiple, or `eval_prompts=0`."
-        )
+    check_sizes(args, len(train_data), eval_data is not None)
 
     rewards = [find_reward(name) for name in script.reward_funcs]
-    for name, function in zip(script.reward_funcs, rewards, strict=True):
-        for column in missing_columns(function, train_data.column_names):
-            raise ValueError(
-                f"The reward {name!r} needs a column {column!r}; the data has {', '.join(train_data.column_names)}."
-                + (" Name the one with the answers: --answer_column NAME." if column == "answer" else "")
-            )
+    check_columns(script.reward_funcs, rewards, train_data.column_names)
+    check_model(model, args.trust_remote_code)
 
     args.model_init_kwargs = {
         "revision": model.model_revision,
@@ -110,19 +107,15 @@ def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig, trai
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
     }
-    try:
-        trainer = OPEFOTrainer(
-            trained or model.model_name_or_path,
-            rewards,
-            args,
-            train_dataset=train_data,
-            eval_dataset=eval_data,
-            quantization_config=get_quantization_config(model),
-            peft_config=None if trained else get_peft_config(model),  # its adapter is in there
-        )
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"The model {model.model_name_or_path!r} cannot be loaded: {reason}") from error
+    trainer = OPEFOTrainer(
+        model.model_name_or_path,
+        rewards,
+        args,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(EntropyProgress)
@@ -130,28 +123,24 @@ def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig, trai
     return trainer
 
 
-def check_writable(folder: str) -> None:
-    probe = Path(folder) / f".writable-{os.getpid()}"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"Nothing can be written to `output_dir={folder!r}`: {error.strerror}.") from error
-
-
 def where_to_begin(args: OPEFOConfig, facts: dict) -> str | None:
     """The checkpoint to go on from: the one that was named, or the newest whole one of the same run."""
-    named = args.resume_from_checkpoint
-    if named and named not in ("True", "true"):
+    named = str(args.resume_from_checkpoint or "")
+    if named.lower() not in ("", "true", "false"):
         if not (Path(named) / "trainer_state.json").is_file():
             raise ValueError(
                 f"There is no checkpoint in {named!r}. `resume_from_checkpoint` is a folder checkpoint-N."
             )
+        check_newest(named, args.output_dir)
         return named
     newest = newest_checkpoint(args.output_dir)
     if newest is None:
         return None
+    if named.lower() == "false":
+        raise ValueError(
+            f"`resume_from_checkpoint=False`, and {args.output_dir!r} holds {newest.name}, which a later resume would "
+            "take for one of this run. Set another --output_dir, or delete that one."
+        )
     check_same_run(args.output_dir, facts)
     return str(newest)
 
@@ -161,29 +150,22 @@ def main() -> None:
         script, args, model = Parser((ScriptArguments, OPEFOConfig, ModelConfig)).parse(sys.argv[1:], QUICKSTART)
         facts = facts_of(script, model, args)
         checkpoint = where_to_begin(args, facts)
-        finished = checkpoint is not None and is_finished(Path(checkpoint), args)
-        trainer = prepare(script, args, model, trained=checkpoint if finished else None)
+        trainer = prepare(script, args, model)
     if args.process_index == 0:
         write_facts(args.output_dir, facts)
-    if finished:
-        trainer.state = state_of(Path(checkpoint))
-        trainer.recording.restore(Path(checkpoint))
     try:
-        run(trainer, script, checkpoint, finished)
+        run(trainer, script, checkpoint)
     except KeyboardInterrupt:
         trainer.accelerator.print(f"\nStopped in step {trainer.state.global_step + 1}. The same command goes on.")
         raise SystemExit(130) from None
 
 
-def run(trainer: OPEFOTrainer, script: ScriptArguments, checkpoint: str | None, finished: bool) -> None:
+def run(trainer: OPEFOTrainer, script: ScriptArguments, checkpoint: str | None) -> None:
     say, out = trainer.accelerator.print, trainer.args.output_dir
-    if finished:
-        say(f"{checkpoint} is the end of a finished run: more --max_steps, or another --output_dir, begin another.")
-    else:
-        if checkpoint is not None:
-            say(f"Going on from {checkpoint}. To begin anew, delete {out} or set another --output_dir.")
-        trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    if checkpoint is not None:
+        say(f"Going on from {checkpoint}. To begin anew, delete {out} or set another --output_dir.")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(out, _internal_call=True)  # published once, at the end
 
     # ---- what came of it
 
@@ -192,22 +174,28 @@ def run(trainer: OPEFOTrainer, script: ScriptArguments, checkpoint: str | None, 
     if trainer.eval_dataset is not None:
         scores = trainer.evaluate()
         say(
-            f"\nHeld out, {trainer.num_generations_eval} samples for each of {len(trainer.eval_dataset)} prompts: "
-            f"reward {scores['eval_reward']:.3f}, entropy {scores['eval_entropy']:.3f}, "
-            f"{scores['eval_answers/distinct']:.1f} distinct right answers, "
-            f"{scores['eval_answers/solved']:.0%} of the prompts solved"
+            f"\nHeld out, {trainer.num_generations_eval} samples for each of {len(trainer.eval_dataset)} prompts: ",
+            end="",
         )
+        say(sentence_of(scores))
         trainer.save_metrics("eval", scores)
     on_hub = script.dataset_name != PLAYGROUND and not Path(script.dataset_name).exists()
     dataset_name = script.dataset_name if on_hub else None
-    if not finished:  # then it has a card
-        trainer.create_model_card(model_name=Path(out).name, dataset_name=dataset_name)
+    trainer.create_model_card(model_name=Path(out).name, dataset_name=dataset_name)
     say(f"\nWritten to {out}: {', '.join(sorted(path.name for path in Path(out).iterdir()))}")
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=dataset_name)
-        say(f"Pushed to {trainer.hub_model_id}")
+        publish(trainer, dataset_name)
     if hasattr(trainer, "end"):  # transformers 5.18: trackers and the process group
         trainer.end()
+
+
+def publish(trainer: OPEFOTrainer, dataset_name: str | None) -> None:
+    try:
+        trainer.push_to_hub(dataset_name=dataset_name)
+    except Exception as error:  # the run is done, and its model is on disk
+        trainer.accelerator.print(f"NOT pushed to {trainer.hub_model_id}: {type(error).__name__}: {error}")
+        raise SystemExit(1) from None
+    trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}")
 
 
 if __name__ == "__main__":

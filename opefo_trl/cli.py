@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,11 +27,11 @@ class Parser(TrlParser):
         raise UsageError(message)
 
     def parse(self, arguments: Sequence[str], default_config: Path | None = None) -> tuple[Any, ...]:
-        """The dataclasses; without `--config` and without a model, those of `default_config`."""
+        """The dataclasses; without `--config` and without a model but the playground's, those of `default_config`."""
         words = [part for word in arguments for part in _split_config(word)]
         if "--config" in words:
             self._check_config(_value_of("--config", words))
-        elif default_config is not None and "--model_name_or_path" not in _names(words):
+        elif default_config is not None and _is_playground(words):
             words = ["--config", str(default_config), *words]
         self._check_options(words)
         *parts, _, rest = self.parse_args_and_config(
@@ -65,6 +66,11 @@ class Parser(TrlParser):
             raise UsageError(f"There is no option {name!r} ({where}).{guess}")
 
 
+def _is_playground(words: Sequence[str]) -> bool:
+    models = [word for name, word in pairwise(words) if name == "--model_name_or_path"]
+    return "--model_name_or_path" not in _names(words) or models == ["playground"]
+
+
 def _split_config(word: str) -> list[str]:
     """TRL knows `--config FILE`; `--config=FILE` is the same."""
     return word.split("=", 1) if word.startswith("--config=") else [word]
@@ -86,9 +92,9 @@ def plain_errors(program: str) -> Iterator[None]:
     """Turn what a user can mend into one line and exit status 2. OPEFO_TRACEBACK=1 shows where it came from."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, argparse.ArgumentError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, argparse.ArgumentError) as error:
         if os.environ.get("OPEFO_TRACEBACK") == "1":
             raise
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine
             print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

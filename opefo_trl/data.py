@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
@@ -32,7 +30,7 @@ def load_splits(name: str, config: str | None = None) -> DatasetDict:
     try:
         return load_dataset(name, config)
     except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"The data set {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"The data set {name!r} cannot be loaded: {_one_line(error)}") from error
 
 
 def _read_files(path: Path, suffix: str) -> DatasetDict:
@@ -41,7 +39,7 @@ def _read_files(path: Path, suffix: str) -> DatasetDict:
     try:
         return load_dataset(READERS[suffix], data_files=str(path))
     except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {_first_line(error.__cause__ or error)}") from error
+        raise ValueError(f"{str(path)!r} cannot be read: {_one_line(error.__cause__ or error)}") from error
 
 
 def _read_folder(path: Path, config: str | None) -> DatasetDict:
@@ -51,7 +49,7 @@ def _read_folder(path: Path, config: str | None) -> DatasetDict:
     try:
         return load_dataset(str(path), config)
     except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"The folder {str(path)!r} holds no data set: {_first_line(error)}") from error
+        raise ValueError(f"The folder {str(path)!r} holds no data set: {_one_line(error)}") from error
 
 
 def pick_split(splits: DatasetDict, split: str, name: str) -> Dataset:
@@ -119,20 +117,6 @@ def hold_out(splits: DatasetDict, train: str, test: str, count: int, seed: int, 
     return parts["train"], parts["test"]
 
 
-def missing_columns(function: Callable, columns: list[str]) -> list[str]:
-    """Parameters of a reward function that nothing will fill."""
-    import inspect
-
-    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
-    parameters = inspect.signature(function).parameters.values()
-    return [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.name not in {*given, *columns}
-    ]
-
-
-def _first_line(error: BaseException) -> Any:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text} (--dataset_config NAME)" if "onfig name is missing" in text else text

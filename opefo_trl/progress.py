@@ -36,3 +36,17 @@ def table_of(frame: pd.DataFrame) -> str:
             start, end = frame[column].head(edge).mean(), frame[column].tail(edge).mean()
             lines.append(f"{words:<32}{start:>9.3f}  ->  {end:>9.3f}")
     return "\n".join(lines)
+
+
+def sentence_of(scores: dict[str, Any]) -> str:
+    """What an evaluation found; a measure that nothing could be said of is a dash."""
+
+    def shown(name: str, form: str) -> str:
+        value = scores.get(f"eval_{name}")
+        return "-" if value is None else format(value, form)
+
+    return (
+        f"reward {shown('reward', '.3f')}, entropy {shown('entropy', '.3f')}, "
+        f"{shown('answers/distinct', '.1f')} distinct right answers, {shown('answers/solved', '.0%')} of the prompts "
+        "solved"
+    )

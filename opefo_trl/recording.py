@@ -14,7 +14,7 @@ from trl.trainer.utils import get_config_model_id
 
 from opefo_trl.controls import Tokens
 from opefo_trl.curves import PICTURE_FILE, REPORT_FILE, CurveRecorder, EntropyCurves, write_report
-from opefo_trl.curves.sampling import sample_rows, sample_steps
+from opefo_trl.curves.sampling import extremes, sample_rows, sample_steps
 
 if TYPE_CHECKING:
     from opefo_trl.trainer import OPEFOTrainer
@@ -35,6 +35,7 @@ class Recording(TrainerCallback):
     def begin(self) -> None:
         self.recorder = CurveRecorder(Path(self.trainer.args.output_dir), _settings(self.trainer))
         self.facts: dict[str, float] = {}  # of the step under way, known before it ends
+        self._candidates: list[dict[str, Any]] = []  # completions of the step under way, where they are to be shown
         self._counted: dict[str, int] = {}  # how many values of each of TRL's metrics are in a row by now
 
     @property
@@ -46,10 +47,11 @@ class Recording(TrainerCallback):
         return self.recorder.folder
 
     def sample(self, live: dict[str, Any], tokens: Tokens) -> None:
-        """Keep completions of this micro-batch, if it is the first of a step that is to be shown."""
+        """Keep completions of this micro-batch, if its step is one to be shown."""
         state = self.trainer.state
         if self.active and state.global_step + 1 in sample_steps(state.max_steps):
-            self.recorder.samples += sample_rows(state.global_step + 1, live, tokens, self.trainer._tokenizer)
+            step, tokenizer = state.global_step + 1, self.trainer._tokenizer
+            self.keep(lambda: self._candidates.extend(sample_rows(step, live, tokens, tokenizer)))
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """One row: the means of what was measured since the row before."""
@@ -68,6 +70,8 @@ class Recording(TrainerCallback):
             self._counted[name] = len(values)
             if known:
                 row[name] = sum(known) / len(known)
+        self.recorder.samples += extremes(self._candidates, [sample["advantage"] for sample in self._candidates])
+        self._candidates = []
         self.keep(self.recorder.append, row)
 
     def logged(self) -> None:
@@ -76,8 +80,8 @@ class Recording(TrainerCallback):
 
     def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
         if self.active and self.recorder.rows:
-            known = {name: float(value) for name, value in metrics.items() if name.startswith("eval_")}
-            self.recorder.rows[-1].update(known)
+            known = {name: value for name, value in metrics.items() if name.startswith("eval_") and value is not None}
+            self.recorder.rows[-1].update({name: float(value) for name, value in known.items()})
             self.keep(self.recorder.write)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -15,11 +14,13 @@ FACTS_FILE = "run.json"
 # What makes two runs different runs. How long they are, and what they log, save or publish, does not.
 FACTS = tuple(
     """
-    model_name_or_path dataset_name dataset_config dataset_train_split prompt_column answer_column prompt_template
-    reward_funcs control control_kwargs flow_target flow_schedule flow_lambda_max flow_shape flow_estimator
-    flow_scope learning_rate lr_scheduler_type optim seed per_device_train_batch_size gradient_accumulation_steps
-    steps_per_generation num_iterations num_generations max_completion_length temperature beta loss_type
-    reward_weights use_peft lora_r lora_alpha load_in_4bit load_in_8bit
+    model_name_or_path model_revision dtype dataset_name dataset_config dataset_train_split dataset_test_split
+    eval_prompts prompt_column answer_column prompt_template reward_funcs reward_weights scale_rewards
+    control control_kwargs flow_target flow_schedule flow_lambda_max flow_shape flow_estimator flow_scope
+    learning_rate lr_scheduler_type warmup_steps optim weight_decay max_grad_norm seed
+    per_device_train_batch_size gradient_accumulation_steps steps_per_generation num_iterations num_generations
+    max_completion_length mask_truncated_completions temperature top_p top_k epsilon epsilon_high beta loss_type
+    use_peft lora_r lora_alpha lora_target_modules load_in_4bit load_in_8bit
     """.split()  # noqa: SIM905
 )
 
@@ -35,25 +36,25 @@ def is_complete(checkpoint: Path) -> bool:
     if not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", checkpoint.name):
         return False
     try:
-        return state_of(checkpoint).global_step == _step(checkpoint)
+        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step == _step(checkpoint)
     except (OSError, ValueError, TypeError):
         return False
 
 
-def state_of(checkpoint: Path) -> TrainerState:
-    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-
-def is_finished(checkpoint: Path, args: TrainingArguments) -> bool:
-    """Whether there is nothing left to train. (The Trainer would take one more step to find that out.)"""
-    state = state_of(checkpoint)
-    if args.max_steps > 0:
-        return state.global_step >= args.max_steps
-    return state.epoch is not None and state.epoch >= args.num_train_epochs
-
-
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def check_newest(checkpoint: str | Path, folder: str | Path) -> None:
+    """Refuse to go back in a folder whose later checkpoints would then be taken for this run's."""
+    newest = newest_checkpoint(folder)
+    if newest is None or Path(checkpoint).resolve().parent != newest.resolve().parent:
+        return
+    if _step(newest) > _step(Path(checkpoint)):
+        raise ValueError(
+            f"{str(checkpoint)!r} is not the newest checkpoint: {newest.name} would be taken for one of this run. Set "
+            "another --output_dir, or delete the later ones."
+        )
 
 
 def facts_of(*arguments: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ hooks, each held in place by a test in tests/test_trl_contract.py:
     _get_per_token_logps_and_entropies       called by TRL's loss before it reads the advantages: shape them here
     compute_loss, training_step              open and close the window of micro-batches of one optimizer step
     _calculate_rewards, _get_grad_norm       the last places where a NaN can be caught
-    _save_checkpoint, _load_optimizer_and_scheduler
+    _save_checkpoint, _load_optimizer_and_scheduler, _run_epoch
     _metrics                                 what TRL and the controls measured, a list for each name, cleared by `log`
 """
 
@@ -145,6 +145,7 @@ class OPEFOTrainer(GRPOTrainer):
         self._window_totals: FlowTotals | None = None  # of the optimizer step under way, this rank's
         self._window_lambdas: list[Tensor | float] = []
         self._step, self._buffered_inputs = 0, None  # TRL's: an interrupted run leaves them inside a rollout
+        self._metrics["train"].clear()
         self._rollout_rewards: Tensor | None = None  # of this rank's completions, (B,)
         self.recording.begin()
 
@@ -154,6 +155,12 @@ class OPEFOTrainer(GRPOTrainer):
             return super().train(*args, **kwargs)
         finally:
             self.recording.end()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would take one more step
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
 
     @property
     def curves(self) -> EntropyCurves | None:
@@ -342,8 +349,7 @@ class OPEFOTrainer(GRPOTrainer):
         known = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
         self.guard.window.append(MicroBatch(live, known, tokens.mask, loss.detach()))
         self._window_lambdas.append(self.entropy_control.metrics().get("flow/lambda", 0.0))
-        if len(self.guard.window) == 1:
-            self.recording.sample(live, tokens)
+        self.recording.sample(live, tokens)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -400,6 +406,7 @@ class OPEFOTrainer(GRPOTrainer):
             mode, generations = "train", self.num_generations
             begin = self.accelerator.process_index * len(completions)
             total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+            total = total.masked_fill(rewards.isnan().all(1), torch.nan)
             self._rollout_rewards = total[begin : begin + len(completions)]
         names = self.accelerator.gather(names_of(completions, rewards.device))
         right = (rewards[:, :1] > RIGHT).any(1)  # by the first function; there may be none
@@ -449,7 +456,9 @@ class OPEFOTrainer(GRPOTrainer):
         step = self.state.global_step + 1
         mean_loss = sum(rank_loss for rank_loss, _ in ranks) / len(ranks)
         rate = float(self._get_learning_rate())
-        self.recording.facts = {"loss": mean_loss, "grad_norm": ranks[0][1], "learning_rate": rate}
+        self.recording.facts = {"loss": mean_loss, "learning_rate": rate}
+        if grad_norm is not None:
+            self.recording.facts["grad_norm"] = ranks[0][1]
         problem = self.guard.inspect(ranks, self.accelerator.process_index, step)
         if problem is None and self._window_is_bad:
             problem = f"Step {step}: a reward was NaN or infinite."

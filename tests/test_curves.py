@@ -6,13 +6,16 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import build, digit_reward, tiny_dataset, train
+import torch
+from safetensors.torch import load_file
+from tiny import build, digit_reward, tiny_dataset, tiny_model, train
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE, CurveRecorder, EntropyCurves, write_report
 from opefo_trl.curves.__main__ import main
 from opefo_trl.curves.plot import draw
-from opefo_trl.curves.sampling import sample_steps
+from opefo_trl.curves.sampling import ROWS, sample_steps
+from opefo_trl.progress import sentence_of
 
 
 def rows(steps, **columns):
@@ -62,6 +65,39 @@ def test_an_evaluation_stands_in_the_row_of_its_step(out):
     trainer.train()
     known = EntropyCurves.load(out).to_pandas()["eval_reward"].notna().tolist()
     assert known == [False, True, False, True]
+
+
+def test_an_evaluation_that_knows_nothing_is_not_the_end(out):
+    def judged(completions, **_):
+        return [None] * len(completions)
+
+    trainer = build(
+        OPEFOTrainer, OPEFOConfig, out, max_steps=1, per_device_eval_batch_size=8,
+        extra={"eval_dataset": tiny_dataset(1), "reward_funcs": [digit_reward, judged]},
+    )  # fmt: skip
+    trainer.train()
+    scores = trainer.evaluate()
+    assert scores["eval_rewards/judged/mean"] is None
+    assert "eval_reward" in EntropyCurves.load(out).to_pandas()
+    assert "reward 0." in sentence_of(scores) and "reward -" in sentence_of({"eval_reward": None})
+
+
+def test_a_second_run_knows_nothing_of_the_first(out):
+    trainer = build(OPEFOTrainer, OPEFOConfig, out, max_steps=3, logging_steps=1000)
+    trainer._metrics["train"]["reward"] += [100.0, 100.0]  # as an interrupted run leaves them
+    trainer.train()
+    assert trainer.curves.to_pandas()["reward"].max() <= 1
+
+
+def test_a_finished_run_that_is_resumed_takes_no_step(out):
+    overrides = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    train(OPEFOTrainer, OPEFOConfig, out, **overrides)
+    trainer = build(OPEFOTrainer, OPEFOConfig, out, model=tiny_model(seed=9), **overrides)
+    trainer.train(resume_from_checkpoint=str(out / "checkpoint-4"))
+    assert trainer.state.global_step == 4
+    assert EntropyCurves.load(out).to_pandas()["step"].tolist() == [1, 2, 3, 4]
+    saved = load_file(out / "checkpoint-4" / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items() if name in saved)
 
 
 def test_settings_say_what_the_run_was(out):
@@ -118,6 +154,16 @@ def test_counts_of_answers_reach_the_log(out):
 def test_samples_are_of_the_first_step_the_last_and_some_between():
     assert sample_steps(300) == {1, 61, 121, 180, 240, 300}
     assert sample_steps(1) == {1}
+
+
+def test_samples_are_the_extremes_of_all_micro_batches(out):
+    trainer = train(
+        OPEFOTrainer, OPEFOConfig, out, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=8
+    )
+    samples = [sample["advantage"] for sample in trainer.curves.samples]
+    assert len(samples) == 2 * ROWS
+    assert max(samples) == pytest.approx(max(trainer._logs["advantages"])) and samples == sorted(samples, reverse=True)
+    assert min(samples) == pytest.approx(min(trainer._logs["advantages"]))
 
 
 def test_a_sample_is_what_the_policy_wrote(out):
@@ -181,6 +227,14 @@ def test_a_checkpoint_without_curves_takes_those_of_the_folder(tmp_path):
     again = CurveRecorder(tmp_path, {})
     assert again.restore(tmp_path / "checkpoint-4", 4) is None
     assert [row["step"] for row in again.rows] == [1, 2, 3, 4]
+
+
+def test_a_damaged_copy_does_not_stop_a_resume(tmp_path):
+    recorded(tmp_path, range(1, 8))
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / CURVES_FILE).write_bytes(b"PAR1 and no more")
+    again = CurveRecorder(tmp_path, {})
+    assert again.restore(tmp_path / "checkpoint-4", 4) is None and len(again.rows) == 4
 
 
 def test_steps_that_are_gone_are_missed_aloud(tmp_path):

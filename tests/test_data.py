@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from opefo_trl.data import hold_out, load_splits, missing_columns, pick_split, shape_prompts
+from opefo_trl.data import hold_out, load_splits, pick_split, shape_prompts
 
 ROWS = [{"prompt": f"{index}+1=", "answer": str(index + 1)} for index in range(10)]
 
@@ -106,11 +106,3 @@ def test_splits_that_are_not_there_or_empty():
         pick_split(splits, "test", "x")
     with pytest.raises(ValueError, match="empty"):
         pick_split(splits, "none", "x")
-
-
-def test_columns_that_a_reward_needs():
-    def reward(prompts, completions, answer, weight=1.0, **kwargs):
-        return answer
-
-    assert missing_columns(reward, ["prompt"]) == ["answer"]
-    assert missing_columns(reward, ["prompt", "answer"]) == []

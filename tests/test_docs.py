@@ -77,11 +77,18 @@ def test_the_links_in_the_documents_resolve():
 
 
 def test_no_placeholder_is_left():
-    assert "OVERHEAD_TABLE" not in README
+    assert not re.search(r"OVERHEAD_|QUICKSTART_", README)
 
 
 def test_the_numbers_of_the_quickstart_are_those_of_its_benchmark():
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "benchmarks" / "quickstart.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    assert benchmark.table(json.loads(benchmark.RESULTS.read_text())) in README
+    results = json.loads(benchmark.RESULTS.read_text())
+    assert benchmark.table(results) in README
+    assert len(results["opefo"]) == 3
+    for seed, ours in results["opefo"].items():
+        plain = results["none"][seed]
+        assert ours["held_out_distinct"] >= 3 * plain["held_out_distinct"]
+        assert ours["entropy"] >= plain["entropy"] + 0.2 and plain["entropy"] < 0.15
+        assert min(ours["reward"], ours["held_out_reward"]) >= 0.8

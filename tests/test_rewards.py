@@ -20,6 +20,10 @@ from opefo_trl.rewards import REWARDS, find_reward, format_reward, math_reward
         (r"Hence $x = \boxed{x^2+1}$.", r"\boxed{1+x^2}", 1.0),  # a whole solution
         (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3, \pi/2)}", 1.0),
         (7, r"\boxed{7}", 1.0),
+        ("12", "First, \\boxed{3}.\n\nWait, that is wrong. So the answer is \\boxed{12}.", 1.0),  # the last one counts
+        ("3", "First, \\boxed{3}.\n\nWait, that is wrong. So the answer is \\boxed{12}.", 0.0),
+        (r"With \boxed{3} and so \boxed{12}.", r"\boxed{12}", 1.0),
+        ("12", "The answer is 12", 1.0),  # no box: what math-verify finds
     ],
 )
 def test_math(gold, completion, expected):
@@ -47,8 +51,13 @@ def test_format(completion, expected):
     assert format_reward([completion, [{"role": "assistant", "content": completion}]]) == [expected, expected]
 
 
+def test_a_message_without_content_is_no_answer():
+    assert math_reward([[{"role": "assistant", "tool_calls": []}]], answer=["1"]) == [0.0]
+
+
 def test_rewards_are_found_by_name_or_path(tmp_path, monkeypatch):
     (tmp_path / "rewards_of_mine.py").write_text("def exact(completions, **_):\n    return [1.0]\nnumber = 1\n")
+    (tmp_path / "broken.py").write_text("def exact(:\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert find_reward("math") is REWARDS["math"]
@@ -56,8 +65,9 @@ def test_rewards_are_found_by_name_or_path(tmp_path, monkeypatch):
     for name, words in {
         "maths": "Choose of math, format, playground",
         "rewards_of_mine.inexact": "cannot be imported",
-        "nowhere.exact": "cannot be imported: No module named 'nowhere'",
+        "nowhere.exact": "cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
         "rewards_of_mine.number": "is not a function",
+        "broken.exact": "cannot be imported: SyntaxError",
     }.items():
         with pytest.raises(ValueError, match=words):
             find_reward(name)

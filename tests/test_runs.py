@@ -8,7 +8,7 @@ from tiny import train
 from transformers.trainer_callback import TrainerState
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.runs import check_same_run, facts_of, is_complete, newest_checkpoint, write_facts
+from opefo_trl.runs import check_newest, check_same_run, facts_of, is_complete, newest_checkpoint, write_facts
 
 
 def checkpoint(folder, step, state=None):
@@ -36,6 +36,14 @@ def test_what_the_trainer_writes_is_whole(out):
     train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2)
     assert newest_checkpoint(out) == out / "checkpoint-2"
     assert is_complete(out / "checkpoint-2")
+
+
+def test_going_back_needs_the_later_ones_gone(tmp_path):
+    early, late = checkpoint(tmp_path / "a", 50), checkpoint(tmp_path / "a", 100)
+    check_newest(late, tmp_path / "a")
+    check_newest(early, tmp_path / "b")  # into another folder: nothing to mistake there
+    with pytest.raises(ValueError, match="checkpoint-100 would be taken for one of this run"):
+        check_newest(early, tmp_path / "a")
 
 
 @dataclass

@@ -55,6 +55,7 @@ def test_trl_is_the_series_that_these_hooks_were_read_in():
         (GRPOTrainer, "__init__", ["self", "model", "reward_funcs", "args", "train_dataset"]),
         (Trainer, "_get_grad_norm", ["self", "model", "grad_norm"]),
         (Trainer, "_get_output_dir", ["self", "trial"]),
+        (Trainer, "_run_epoch", ["self", "model", "epoch", "train_dataloader"]),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -19,7 +19,7 @@ class LivePlot(TrainerCallback):
     """
 
     def __init__(self, trainer: OPEFOTrainer, seconds: float = 10.0):
-        if trainer.curves is None:
+        if not trainer.args.entropy_curves:
             raise ValueError("There is nothing to plot with `entropy_curves=False`. Set it to True.")
         self.trainer, self.seconds = trainer, seconds
         self.handle: Any = None

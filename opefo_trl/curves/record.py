@@ -136,14 +136,15 @@ class CurveRecorder:
         """Write, and leave a copy in a checkpoint."""
         self.write()
         for name in (CURVES_FILE, SAMPLES_FILE):
-            shutil.copyfile(self.folder / name, checkpoint / name)
+            shutil.copyfile(self.folder / name, checkpoint / f"{name}.part")
+            (checkpoint / f"{name}.part").replace(checkpoint / name)
 
     def restore(self, checkpoint: Path, step: int) -> str | None:
         """Take the rows up to `step` from the checkpoint, or else from the run's folder; what is missing is said."""
         for source in (checkpoint, self.folder):
             try:
                 curves = EntropyCurves.load(source)
-            except FileNotFoundError:
+            except (OSError, ValueError):  # not there, or damaged
                 continue
             known = curves.frame[curves.frame["step"] <= step]
             self.rows = [

@@ -33,7 +33,7 @@ def write_report(path: str | Path, runs: Sequence[EntropyCurves]) -> None:
     """One self-contained page: no server, no network."""
     data = {
         "runs": [{"name": run.name, "settings": run.settings, **_series(run.frame)} for run in runs],
-        "samples": [{**sample, "run": run.name} for run in runs for sample in run.samples],
+        "samples": [{**sample, "run": index} for index, run in enumerate(runs) for sample in run.samples],
     }
     # `<` never appears in the page's data, so no completion can end the script element that holds it.
     text = json.dumps(_rounded(data), allow_nan=False).replace("<", "\\u003c")

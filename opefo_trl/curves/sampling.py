@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,11 +19,16 @@ def sample_steps(max_steps: int) -> set[int]:
     return {round(1 + part * (max_steps - 1) / (SNAPSHOTS - 1)) for part in range(SNAPSHOTS)}
 
 
+def extremes(items: Iterable[Any], advantages: Iterable[float]) -> list[Any]:
+    """Those that moved the policy most: the highest advantages, and the lowest."""
+    ordered = [item for _, item in sorted(zip(advantages, items, strict=True), key=lambda pair: -pair[0])]
+    return ordered if len(ordered) <= 2 * ROWS else ordered[:ROWS] + ordered[-ROWS:]
+
+
 def sample_rows(step: int, batch: dict[str, Any], tokens: Tokens, tokenizer: Any) -> list[dict[str, Any]]:
-    """The completions of a micro-batch that moved the policy most, as plain data."""
-    order = tokens.advantages.squeeze(1).argsort(descending=True).tolist()
-    rows = order if len(order) <= 2 * ROWS else order[:ROWS] + order[-ROWS:]
-    return [_sample(step, row, batch, tokens, tokenizer) for row in rows]
+    """The extreme completions of a micro-batch, as plain data."""
+    advantages = tokens.advantages.squeeze(1).tolist()
+    return [_sample(step, row, batch, tokens, tokenizer) for row in extremes(range(len(advantages)), advantages)]
 
 
 def _sample(step: int, row: int, batch: dict[str, Any], tokens: Tokens, tokenizer: Any) -> dict[str, Any]:

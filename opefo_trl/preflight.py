@@ -1,0 +1,76 @@
+"""What can be known to go wrong before the first step, said before the first step."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from trl import ModelConfig
+
+from opefo_trl.config import OPEFOConfig
+from opefo_trl.playground import resolve_model
+
+
+def check_sizes(args: OPEFOConfig, rows: int, evaluates: bool) -> None:
+    prompts = args.generation_batch_size // args.num_generations
+    if rows < prompts:
+        raise ValueError(
+            f"There are {rows} prompts to train on, and a rollout takes {prompts} (`generation_batch_size="
+            f"{args.generation_batch_size}` / `num_generations={args.num_generations}`). Give more data, set aside "
+            "fewer `eval_prompts`, or lower `per_device_train_batch_size`."
+        )
+    samples, batch = args.num_generations_eval or args.num_generations, args.per_device_eval_batch_size
+    if evaluates and batch * args.world_size % samples:
+        raise ValueError(
+            f"`per_device_eval_batch_size={batch}` on {args.world_size} processes does not divide into groups of "
+            f"{samples} samples (`num_generations_eval`, else `num_generations`). Use a multiple, or `eval_prompts=0`."
+        )
+
+
+def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
+    name = model.model_name_or_path
+    if (Path(name) / "adapter_config.json").exists():  # which names its base model
+        return
+    try:
+        AutoConfig.from_pretrained(
+            resolve_model(name), revision=model.model_revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def check_writable(folder: str) -> None:
+    probe = Path(folder) / f".writable-{os.getpid()}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"Nothing can be written to `output_dir={folder!r}`: {error.strerror}.") from error
+
+
+def check_columns(names: Sequence[str], functions: Sequence[Callable[..., Any]], columns: Sequence[str]) -> None:
+    for name, function in zip(names, functions, strict=True):
+        for column in missing_columns(function, columns):
+            raise ValueError(
+                f"The reward {name!r} needs a column {column!r}; the data has {', '.join(columns)}."
+                + (" Name the one with the answers: --answer_column NAME." if column == "answer" else "")
+            )
+
+
+def missing_columns(function: Callable, columns: Sequence[str]) -> list[str]:
+    """Parameters of a reward function that nothing will fill."""
+    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+    passed = set(columns) - {"prompt", "completion", "completion_ids"}  # TRL keeps these to itself
+    parameters = inspect.signature(function).parameters.values()
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in given | passed
+    ]
