@@ -15,6 +15,7 @@ from trl.trainer.utils import get_config_model_id
 from opefo_trl.controls import Tokens
 from opefo_trl.curves import PICTURE_FILE, REPORT_FILE, CurveRecorder, EntropyCurves, write_report
 from opefo_trl.curves.sampling import extremes, sample_rows, sample_steps
+from opefo_trl.playground import MODEL, PLAYGROUND
 
 if TYPE_CHECKING:
     from opefo_trl.trainer import OPEFOTrainer
@@ -122,7 +123,9 @@ def _settings(trainer: OPEFOTrainer) -> dict[str, Any]:
     args, model = trainer.args, get_config_model_id(trainer.model.config)
     names = ["control", "control_kwargs", *args.active_fields, "flow_estimator", "flow_scope"]
     names += ["learning_rate", "num_generations", "beta", "loss_type", "seed"]
+    if Path(model).is_dir():
+        model = PLAYGROUND if Path(model) == MODEL else Path(model).name
     return {
-        "model": Path(model).name if Path(model).is_dir() else model,
+        "model": model,
         **{name: getattr(args, name) for name in names},
     }
