@@ -1,6 +1,6 @@
 """Train a policy with OPEFO, with another entropy control, or with none.
 
-    python train.py                                                # the playground: two cores, three minutes
+    python train.py                                                # configs/quickstart.yaml: two cores, three minutes
     python train.py --control none --output_dir out/grpo           # the same with plain GRPO
     python train.py --config configs/qwen2.5-0.5b-gsm8k.yaml --flow_target 0.3
     accelerate launch --config_file configs/accelerate/zero2.yaml train.py --config configs/qwen2.5-math-7b.yaml
@@ -11,18 +11,20 @@ A run that was interrupted goes on from its newest whole checkpoint when the sam
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+from accelerate.utils import set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.cli import Parser, plain_errors
-from opefo_trl.data import TEMPLATES, hold_out, load_splits, shape_prompts
+from opefo_trl.data import TEMPLATES, hold_out, load_splits, shape_prompts, whole_batches
 from opefo_trl.playground import PLAYGROUND
 from opefo_trl.preflight import check_columns, check_model, check_sizes, check_writable
 from opefo_trl.progress import EntropyProgress, sentence_of, table_of
@@ -56,11 +58,11 @@ class ScriptArguments:
             "judges the answer: above 0.5 it counts as right."
         },
     )
-    eval_prompts: int = field(
-        default=64,
+    eval_prompts: int | None = field(
+        default=None,
         metadata={
             "help": "Prompts to evaluate on, `num_generations_eval` samples each, from the test split or else taken "
-            "off the training split. 0: no evaluation."
+            "off the training split (by default 64, and of a training split a tenth at most). 0: no evaluation."
         },
     )
 
@@ -77,7 +79,7 @@ def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig) -> O
         raise ValueError("There is no model. Give --model_name_or_path NAME, or a config file that does.")
     if script.dataset_name is None:
         raise ValueError("There is no data. Give --dataset_name NAME: 'playground', a file, or a data set on the Hub.")
-    if script.eval_prompts < 0:
+    if script.eval_prompts is not None and script.eval_prompts < 0:
         raise ValueError(f"`eval_prompts={script.eval_prompts}` must be 0 or more.")
     if not script.reward_funcs:
         raise ValueError(f"There is no reward. Give --reward_funcs, of {', '.join(REWARDS)} or your own.")
@@ -96,6 +98,9 @@ def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig) -> O
     train_data = shape_prompts(train_data, *shape)
     eval_data = None if eval_data is None else shape_prompts(eval_data, *shape)
     check_sizes(args, len(train_data), eval_data is not None)
+    if eval_data is not None:
+        samples = args.num_generations_eval or args.num_generations
+        eval_data = whole_batches(eval_data, args.per_device_eval_batch_size * args.world_size // samples)
 
     rewards = [find_reward(name) for name in script.reward_funcs]
     check_columns(script.reward_funcs, rewards, train_data.column_names)
@@ -146,6 +151,8 @@ def where_to_begin(args: OPEFOConfig, facts: dict) -> str | None:
 
 
 def main() -> None:
+    # A recipe with `--control none` is how one compares: it goes without saying that its control's fields rest then.
+    warnings.filterwarnings("ignore", message="`control='none'` does not use")
     with plain_errors("train.py"):
         script, args, model = Parser((ScriptArguments, OPEFOConfig, ModelConfig)).parse(sys.argv[1:], QUICKSTART)
         facts = facts_of(script, model, args)
@@ -172,6 +179,7 @@ def run(trainer: OPEFOTrainer, script: ScriptArguments, checkpoint: str | None) 
     if trainer.curves is not None:
         say(f"\n{table_of(trainer.curves.to_pandas())}")
     if trainer.eval_dataset is not None:
+        set_seed(trainer.args.seed, device_specific=True)  # the same samples, whether the run was resumed or not
         scores = trainer.evaluate()
         say(
             f"\nHeld out, {trainer.num_generations_eval} samples for each of {len(trainer.eval_dataset)} prompts: ",

@@ -27,16 +27,25 @@ class Parser(TrlParser):
         raise UsageError(message)
 
     def parse(self, arguments: Sequence[str], default_config: Path | None = None) -> tuple[Any, ...]:
-        """The dataclasses; without `--config` and without a model but the playground's, those of `default_config`."""
+        """The dataclasses. Without `--config`, and without a model but the playground's, `default_config` is taken."""
         words = [part for word in arguments for part in _split_config(word)]
         if "--config" in words:
             self._check_config(_value_of("--config", words))
         elif default_config is not None and _is_playground(words):
+            if words and os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"No --config: the rest is as in {default_config.name}.", file=sys.stderr)
             words = ["--config", str(default_config), *words]
         self._check_options(words)
-        *parts, _, rest = self.parse_args_and_config(
-            words, return_remaining_strings=True, separate_remaining_strings=True
-        )
+        try:
+            *parts, _, rest = self.parse_args_and_config(
+                words, return_remaining_strings=True, separate_remaining_strings=True
+            )
+        except ValueError as error:
+            if "bf16/gpu" not in str(error):
+                raise
+            raise UsageError(
+                "These settings are for a GPU, and there is none here. On the CPU: --use_cpu true --bf16 false."
+            ) from None
         if rest:
             raise UsageError(f"{rest[0]!r} belongs to no option. Options begin with --, as in --max_steps 100.")
         return tuple(parts)

@@ -11,6 +11,7 @@ from opefo_trl.playground import PLAYGROUND, SPLITS, playground_dataset
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 BOXED = "{problem}\n\nReason step by step, and put your final answer within \\boxed{{}}."
+EVAL_PROMPTS = 64
 TEMPLATES: dict[str, str | None] = {"none": None, "boxed": BOXED}
 
 
@@ -36,6 +37,8 @@ def load_splits(name: str, config: str | None = None) -> DatasetDict:
 def _read_files(path: Path, suffix: str) -> DatasetDict:
     if suffix not in READERS:
         raise ValueError(f"{str(path)!r} is none of {', '.join(READERS)}, which are the files that can be read.")
+    if not path.stat().st_size:
+        raise ValueError(f"{str(path)!r} is empty.")
     try:
         return load_dataset(READERS[suffix], data_files=str(path))
     except (DatasetsError, OSError, ValueError) as error:
@@ -76,6 +79,13 @@ def shape_prompts(
                 f"The data has no column {column!r}; it has {', '.join(dataset.column_names)}. Say which holds "
                 f"the {option.split('_')[0]}: --{option} NAME."
             )
+    for column in filter(None, (prompt_column, answer_column)):
+        empty = [index for index, value in enumerate(dataset[column]) if value is None or value in ("", [])]
+        if empty:
+            raise ValueError(
+                f"{len(empty)} of {len(dataset)} rows have nothing in column {column!r}, first row {empty[0]}, "
+                "counted from 0. Drop them from the data."
+            )
     dataset = _rename(dataset, prompt_column, "prompt")
     if answer_column is not None:
         dataset = _rename(dataset, answer_column, "answer")
@@ -100,14 +110,21 @@ def _rename(dataset: Dataset, old: str, new: str) -> Dataset:
     )
 
 
-def hold_out(splits: DatasetDict, train: str, test: str, count: int, seed: int, name: str) -> tuple[Dataset, Dataset]:
-    """Rows to train on and `count` rows to evaluate on: from the test split, or else taken off the training split."""
+def hold_out(
+    splits: DatasetDict, train: str, test: str, count: int | None, seed: int, name: str
+) -> tuple[Dataset, Dataset | None]:
+    """
+    Rows to train on and `count` rows to evaluate on: from the test split, or else taken off the training split. None
+    is 64, or a tenth of the training split if that is less and has to give them.
+    """
     dataset = pick_split(splits, train, name)
     if count == 0:
         return dataset, None
     if test in splits and test != train:
         rows = pick_split(splits, test, name).shuffle(seed=seed)
-        return dataset, rows.select(range(min(count, len(rows))))
+        return dataset, rows.select(range(min(EVAL_PROMPTS if count is None else count, len(rows))))
+    if count is None:
+        count = min(EVAL_PROMPTS, max(1, len(dataset) // 10))
     if count >= len(dataset):
         raise ValueError(
             f"`eval_prompts={count}` would leave nothing of the {len(dataset)} rows of {name!r} to train on: there "
@@ -115,6 +132,11 @@ def hold_out(splits: DatasetDict, train: str, test: str, count: int, seed: int, 
         )
     parts = dataset.train_test_split(test_size=count, seed=seed)
     return parts["train"], parts["test"]
+
+
+def whole_batches(dataset: Dataset, prompts: int) -> Dataset:
+    """As many rows as fill batches of `prompts`: TRL averages over batches, and a partial one would count too much."""
+    return dataset if len(dataset) <= prompts else dataset.select(range(len(dataset) - len(dataset) % prompts))
 
 
 def _one_line(error: BaseException) -> str:

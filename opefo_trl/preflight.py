@@ -33,6 +33,8 @@ def check_sizes(args: OPEFOConfig, rows: int, evaluates: bool) -> None:
 
 def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
     name = model.model_name_or_path
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise ValueError(f"The model {name!r} cannot be loaded: there is no such folder.")
     if (Path(name) / "adapter_config.json").exists():  # which names its base model
         return
     try:

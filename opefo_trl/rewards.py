@@ -82,7 +82,7 @@ def find_reward(name: str) -> Callable[..., list[float | None]]:
     module, _, function = name.rpartition(".")
     if not module:
         raise ValueError(
-            f"The reward function {name!r} is unknown. Choose of {', '.join(REWARDS)}, or give a dotted path: "
+            f"The reward function {name!r} is unknown. Choose one of {', '.join(REWARDS)}, or give a dotted path: "
             "my_rewards.exact, for `exact` in my_rewards.py."
         )
     if str(Path.cwd()) not in sys.path:

@@ -110,6 +110,8 @@ class OPEFOTrainer(GRPOTrainer):
 
             vllm_cpu.adapt("bfloat16" if args.bf16 else "float32")
         super().__init__(model, reward_funcs, args, *positional, **keywords)
+        if args.control == "none":  # the model card gives the credit where it is due
+            self._name, self._paper, self._tag_names = GRPOTrainer._name, GRPOTrainer._paper, GRPOTrainer._tag_names
         self._scoring_pass: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
         self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
         self._tokens: Tokens | None = None

@@ -281,7 +281,7 @@ def full_frame(steps=40, shift=0.0):
 def test_a_picture_shows_four_panels_with_names_and_units(tmp_path):
     figure = EntropyCurves(full_frame()).plot(tmp_path / "new" / "curves.png")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["Entropy of the policy", "Predicted entropy flow", "Lambda", "Reward"]
+    assert titles == ["Entropy of the policy", "Entropy flow", "Lambda", "Reward"]
     assert all(axes.get_ylabel() for axes in figure.axes)
     assert matplotlib.image.imread(tmp_path / "new" / "curves.png").std() > 0.05  # not an empty page
     assert figure._repr_png_().startswith(b"\x89PNG")

@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from opefo_trl.data import hold_out, load_splits, pick_split, shape_prompts
+from opefo_trl.data import hold_out, load_splits, pick_split, shape_prompts, whole_batches
 
 ROWS = [{"prompt": f"{index}+1=", "answer": str(index + 1)} for index in range(10)]
 
@@ -96,6 +96,9 @@ def test_evaluation_takes_the_test_split_or_rows_that_are_not_trained_on():
     again = hold_out(DatasetDict({"train": rows}), "train", "test", 3, 0, "x")[1]
     assert again["prompt"] == test["prompt"]
     assert hold_out(DatasetDict({"train": rows}), "train", "test", 0, 0, "x")[1] is None
+    assert len(hold_out(DatasetDict({"train": rows}), "train", "test", None, 0, "x")[1]) == 1  # a tenth
+    assert len(hold_out(DatasetDict({"train": rows, "test": rows}), "train", "test", None, 0, "x")[1]) == 10
+    assert [len(whole_batches(rows, size)) for size in (3, 5, 10, 64)] == [9, 10, 10, 10]
     with pytest.raises(ValueError, match="eval_prompts=10"):
         hold_out(DatasetDict({"train": rows}), "train", "test", 10, 0, "x")
 

@@ -63,7 +63,7 @@ def test_rewards_are_found_by_name_or_path(tmp_path, monkeypatch):
     assert find_reward("math") is REWARDS["math"]
     assert find_reward("rewards_of_mine.exact")(completions=[""]) == [1.0]
     for name, words in {
-        "maths": "Choose of math, format, playground",
+        "maths": "Choose one of math, format, playground",
         "rewards_of_mine.inexact": "cannot be imported",
         "nowhere.exact": "cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
         "rewards_of_mine.number": "is not a function",

@@ -58,8 +58,8 @@ def test_killed_at_any_step_the_same_command_goes_on(out):
 
     done = run(out)  # once more: there is nothing left to do
     assert table_of(curves) in done.stdout
-    entropies = [float(re.search(r"Held out.*entropy (\S+),", text)[1]) for text in (again.stdout, done.stdout)]
-    assert entropies[0] == pytest.approx(entropies[1], rel=0.05)  # of the model that was trained
+    held_out = [re.search(r"Held out.*", text)[0] for text in (again.stdout, done.stdout)]
+    assert held_out[0] == held_out[1]  # of the same model, by the same samples
     assert EntropyCurves.load(out).to_pandas()["step"].tolist() == list(range(1, 13))
 
 
@@ -123,7 +123,7 @@ MISTAKES = {
     "--dataset_name questions.jsonl --eval_prompts 0": "The data has no column 'prompt'; it has question, answer",
     "--dataset_train_split trian": "has no split 'trian'. Choose one of 'train', 'test'",
     "--eval_prompts -1": "`eval_prompts=-1`",
-    "--reward_funcs maths": "The reward function 'maths' is unknown. Choose of math, format, playground",
+    "--reward_funcs maths": "The reward function 'maths' is unknown. Choose one of math, format, playground",
     "--reward_funcs math": "The reward 'math' needs a column 'answer'; the data has prompt, target",
     "--reward_funcs nowhere.exact": "'nowhere.exact' cannot be imported",
     "--prompt_template dots": "`prompt_template='dots'` is unknown",
@@ -133,6 +133,10 @@ MISTAKES = {
     "--model_name_or_path nobody/nothing --dataset_name playground --reward_funcs playground --use_cpu --bf16 false":
         "The model 'nobody/nothing' cannot be loaded",
     "--model_name_or_path ./model --use_cpu --bf16 false": "There is no data",
+    "--model_name_or_path ./model --dataset_name playground --use_cpu --bf16 false": "there is no such folder",
+    "--model_name_or_path ./model --dataset_name playground": "On the CPU: --use_cpu true --bf16 false",
+    "--dataset_name holes.jsonl --eval_prompts 0": "1 of 2 rows have nothing in column 'prompt'",
+    "--dataset_name empty.jsonl": "'empty.jsonl' is empty",
     "--model_name_or_path ./model --dataset_name questions.jsonl --use_cpu --bf16 false": "There is no reward",
     "--dataset_name questions.jsonl --prompt_column question --eval_prompts 0":
         "There are 1 prompts to train on, and a rollout takes 32",
@@ -151,6 +155,8 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, m
     Path("typo.yaml").write_text("control: opefo\nflow_traget: 0.4\n")
     Path("broken.yaml").write_text("control: [opefo\n")
     Path("text.yaml").write_text("just text\n")
+    Path("holes.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": null}\n')
+    Path("empty.jsonl").touch()
     Path("broken.py").write_text("def exact(:\n")
     for step in (2, 4):
         Path(f"done/checkpoint-{step}").mkdir(parents=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from opefo_trl.curves.record import EntropyCurves
@@ -50,12 +51,12 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
             curve(lam, run.frame, "flow/lambda_star", window, "#888888", "that would balance", ":")
         curve(reward, run.frame, "reward", window, color, None)
     finish(entropy, "Entropy of the policy", "nats per token", floor=0, legend=not many)
-    how = ": up solid, down dashed" if many else ""
-    finish(flow, f"Predicted entropy flow{how}", "nats per token and unit step")
+    finish(flow, "Flow: up solid, down dashed" if many else "Entropy flow", "nats per token and unit step")
     finish(lam, "Lambda", "weights are 1 \N{PLUS-MINUS SIGN} lambda")
     finish(reward, "Reward", "mean over the batch")
     for axes in (lam, reward):
         axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if many:
         figure.legend(*entropy.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     if path is not None:
@@ -93,7 +94,7 @@ def finish(axes: Axes, title: str, unit: str, floor: float | None = None, legend
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.01)
     if floor is not None:
-        axes.set_ylim(bottom=floor)
+        axes.set_ylim(floor, floor + 1.05 * max(axes.dataLim.ymax - floor, 1e-9))
     if legend and axes.get_legend_handles_labels()[1]:  # beside the title, where no curve is
         place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1}
-        axes.legend(**place, ncols=2, frameon=False, fontsize=8.5)
+        axes.legend(**place, ncols=2, frameon=False, fontsize=8.5, handlelength=1.6, columnspacing=1.2)

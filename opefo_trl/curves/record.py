@@ -50,8 +50,8 @@ class EntropyCurves:
         file = Path(path) / CURVES_FILE if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise FileNotFoundError(
-                f"There are no entropy curves at {str(path)!r}. Give a run's output folder, a checkpoint in it, or a "
-                f"{CURVES_FILE}; runs with `entropy_curves=False` have none."
+                f"There are no entropy curves at {str(path)!r}. Give a run's output folder, a checkpoint in it, or "
+                f"the {CURVES_FILE}; runs with `entropy_curves=False` have none."
             )
         try:
             table = pq.read_table(file)
@@ -68,6 +68,9 @@ class EntropyCurves:
             settings,
             json.loads(samples.read_text()) if samples.is_file() else [],
         )
+
+    def __repr__(self) -> str:
+        return f"EntropyCurves({self.name!r}, {len(self.frame)} steps, {len(self.frame.columns)} columns)"
 
     def to_pandas(self) -> pd.DataFrame:
         return self.frame.copy()
