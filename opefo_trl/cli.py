@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import os
 import sys
@@ -14,6 +13,8 @@ from typing import Any, NoReturn
 
 import yaml
 from trl import TrlParser
+
+from opefo_trl.playground import PLAYGROUND
 
 
 class UsageError(ValueError):
@@ -77,7 +78,7 @@ class Parser(TrlParser):
 
 def _is_playground(words: Sequence[str]) -> bool:
     models = [word for name, word in pairwise(words) if name == "--model_name_or_path"]
-    return "--model_name_or_path" not in _names(words) or models == ["playground"]
+    return "--model_name_or_path" not in _names(words) or models == [PLAYGROUND]
 
 
 def _split_config(word: str) -> list[str]:
@@ -101,7 +102,7 @@ def plain_errors(program: str) -> Iterator[None]:
     """Turn what a user can mend into one line and exit status 2. OPEFO_TRACEBACK=1 shows where it came from."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, argparse.ArgumentError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("OPEFO_TRACEBACK") == "1":
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine

@@ -43,10 +43,6 @@ class Recording(TrainerCallback):
     def curves(self) -> EntropyCurves:
         return self.recorder.curves
 
-    @property
-    def folder(self) -> Path:
-        return self.recorder.folder
-
     def sample(self, live: dict[str, Any], tokens: Tokens) -> None:
         """Keep completions of this micro-batch, if its step is one to be shown."""
         state = self.trainer.state
@@ -90,9 +86,9 @@ class Recording(TrainerCallback):
 
     def draw(self) -> None:
         if self.active and self.recorder.rows:
-            self.keep(self.recorder.write)
-            self.keep(self.curves.plot, self.folder / PICTURE_FILE)
-            self.keep(write_report, self.folder / REPORT_FILE, [self.curves])
+            curves, folder = self.curves, self.recorder.folder
+            self.keep(curves.plot, folder / PICTURE_FILE)
+            self.keep(write_report, folder / REPORT_FILE, [curves])
 
     def save(self, checkpoint: Path) -> None:
         if self.active:

@@ -10,6 +10,8 @@ from typing import Any
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from opefo_trl.files import write_whole
+
 FACTS_FILE = "run.json"
 # What makes two runs different runs. How long they are, and what they log, save or publish, does not.
 FACTS = tuple(
@@ -82,5 +84,4 @@ def check_same_run(folder: str | Path, facts: dict[str, Any]) -> None:
 def write_facts(folder: str | Path, facts: dict[str, Any]) -> None:
     path = Path(folder) / FACTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(facts, indent=2) + "\n")
-    path.with_suffix(".part").replace(path)
+    write_whole(path, lambda part: part.write_text(json.dumps(facts, indent=2) + "\n"))

@@ -32,6 +32,7 @@ from opefo_trl.answers import RIGHT, distinct_right, names_of
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
 from opefo_trl.curves import PICTURE_FILE, EntropyCurves
+from opefo_trl.files import write_whole
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
 from opefo_trl.guards import MicroBatch, NonFiniteError, StepGuard, watch_reward
 from opefo_trl.playground import resolve_model
@@ -502,8 +503,7 @@ class OPEFOTrainer(GRPOTrainer):
             state = self._control_state()
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{STATE_FILE}.part").write_text(state)
-            (folder / f"{STATE_FILE}.part").replace(folder / STATE_FILE)
+            write_whole(folder / STATE_FILE, lambda part: part.write_text(state))
             self.recording.save(folder)
         super()._save_checkpoint(model, trial)
 

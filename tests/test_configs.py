@@ -1,12 +1,12 @@
 """Every recipe is parsed by the real parser, and its arithmetic is what its comments say."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from scripts import load_script
 from trl import ModelConfig
 
 from opefo_trl import OPEFOConfig
@@ -21,15 +21,8 @@ MACHINES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
 
 
-def train_script():
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def parse(path):
-    types = (train_script().ScriptArguments, OPEFOConfig, ModelConfig)
+    types = (load_script("train.py").ScriptArguments, OPEFOConfig, ModelConfig)
     return Parser(types).parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
 
 

@@ -1,12 +1,12 @@
 """What the documents say is what the code does."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 from tiny import train
 from trl import GRPOConfig, GRPOTrainer
 
@@ -81,9 +81,7 @@ def test_no_placeholder_is_left():
 
 
 def test_the_numbers_of_the_quickstart_are_those_of_its_benchmark():
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "benchmarks" / "quickstart.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script("benchmarks/quickstart.py")
     results = json.loads(benchmark.RESULTS.read_text())
     assert benchmark.table(results) in README
     assert len(results["opefo"]) == 3

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 from transformers.trainer_callback import TrainerState
 
 from opefo_trl.curves import EntropyCurves
@@ -101,10 +102,7 @@ def test_the_playground_needs_no_more_than_its_name(script, monkeypatch):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train.py")
 
 
 MISTAKES = {

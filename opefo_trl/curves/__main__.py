@@ -7,7 +7,7 @@ from pathlib import Path
 
 from opefo_trl.cli import plain_errors
 from opefo_trl.curves.plot import draw
-from opefo_trl.curves.record import PICTURE_FILE, REPORT_FILE, EntropyCurves
+from opefo_trl.curves.record import PICTURE_FILE, REPORT_FILE, load_runs
 from opefo_trl.curves.report import write_report
 
 
@@ -20,12 +20,7 @@ def main() -> None:
     parser.add_argument("--smooth", type=int, help="steps of the moving mean (default: a thirtieth of the run)")
     options = parser.parse_args()
     with plain_errors(parser.prog):
-        if options.labels is not None and len(options.labels) != len(options.runs):
-            raise ValueError(f"{len(options.labels)} labels for {len(options.runs)} runs; give one for each.")
-        runs = [
-            EntropyCurves.load(run, name)
-            for run, name in zip(options.runs, options.labels or [None] * len(options.runs), strict=True)
-        ]
+        runs = load_runs(options.runs, options.labels)
         png, html = options.png, options.html
         if png is None and html is None:
             png, html = Path(PICTURE_FILE), Path(REPORT_FILE)

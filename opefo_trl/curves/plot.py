@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from opefo_trl.files import write_whole
 
 if TYPE_CHECKING:
     from opefo_trl.curves.record import EntropyCurves
@@ -39,7 +42,7 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
     figure = Picture(figsize=(9.0, 5.6), layout="constrained")
     (entropy, flow), (lam, reward) = figure.subplots(2, 2, sharex=True)
     many = len(runs) > 1
-    for run, color in zip(runs, [RUNS[index % len(RUNS)] for index in range(len(runs))], strict=True):
+    for run, color in zip(runs, cycle(RUNS), strict=False):
         window = smooth or max(1, len(run.frame) // 30)
         curve(entropy, run.frame, "entropy", window, color, run.name if many else None)
         level(entropy, run.frame, "flow/target", color, None if many else "target")
@@ -61,9 +64,8 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
         figure.legend(*entropy.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        part = Path(f"{path}.part")
-        figure.savefig(part, dpi=160, format=Path(path).suffix[1:] or "png")
-        part.replace(path)
+        form = Path(path).suffix[1:] or "png"
+        write_whole(Path(path), lambda part: figure.savefig(part, dpi=160, format=form))
     return figure
 
 

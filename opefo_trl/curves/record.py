@@ -6,12 +6,15 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from opefo_trl.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,11 +96,16 @@ class EntropyCurves:
         """The same picture with several runs laid over one another."""
         from opefo_trl.curves.plot import draw
 
-        curves = [run if isinstance(run, EntropyCurves) else cls.load(run) for run in runs]
-        if labels is not None and len(labels) != len(curves):
-            raise ValueError(f"{len(labels)} labels for {len(curves)} runs; give one for each.")
-        named = [cls(run.frame, label) for run, label in zip(curves, labels or [], strict=False)]
-        return draw(named or curves, path, smooth)
+        return draw(load_runs(runs, labels), path, smooth)
+
+
+def load_runs(runs: Sequence[str | Path | EntropyCurves], labels: Sequence[str] | None = None) -> list[EntropyCurves]:
+    """Runs by their folders or as they are, under their own names or others."""
+    if labels is not None and len(labels) != len(runs):
+        raise ValueError(f"{len(labels)} labels for {len(runs)} runs; give one for each.")
+    known = [run if isinstance(run, EntropyCurves) else EntropyCurves.load(run) for run in runs]
+    names = labels or [run.name for run in known]
+    return [EntropyCurves(run.frame, name, run.settings, run.samples) for run, name in zip(known, names, strict=True)]
 
 
 class CurveRecorder:
@@ -126,12 +134,8 @@ class CurveRecorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pandas(self._frame(), preserve_index=False)
         table = table.replace_schema_metadata({**table.schema.metadata, SETTINGS_KEY: json.dumps(self.settings)})
-        part = self.folder / f"{CURVES_FILE}.part"
-        pq.write_table(table, part)
-        part.replace(self.folder / CURVES_FILE)
-        part = self.folder / f"{SAMPLES_FILE}.part"
-        part.write_text(json.dumps(self.samples))
-        part.replace(self.folder / SAMPLES_FILE)
+        write_whole(self.folder / CURVES_FILE, lambda part: pq.write_table(table, part))
+        write_whole(self.folder / SAMPLES_FILE, lambda part: part.write_text(json.dumps(self.samples)))
         ended = time.monotonic()
         self._next_write = ended + max(PAUSE, 50 * (ended - began))
 
@@ -139,8 +143,7 @@ class CurveRecorder:
         """Write, and leave a copy in a checkpoint."""
         self.write()
         for name in (CURVES_FILE, SAMPLES_FILE):
-            shutil.copyfile(self.folder / name, checkpoint / f"{name}.part")
-            (checkpoint / f"{name}.part").replace(checkpoint / name)
+            write_whole(checkpoint / name, partial(shutil.copyfile, self.folder / name))
 
     def restore(self, checkpoint: Path, step: int) -> str | None:
         """Take the rows up to `step` from the checkpoint, or else from the run's folder; what is missing is said."""

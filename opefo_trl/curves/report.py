@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from opefo_trl.files import write_whole
+
 if TYPE_CHECKING:
     from opefo_trl.curves.record import EntropyCurves
 
@@ -38,10 +40,8 @@ def write_report(path: str | Path, runs: Sequence[EntropyCurves]) -> None:
     # `<` never appears in the page's data, so no completion can end the script element that holds it.
     text = json.dumps(_rounded(data), allow_nan=False).replace("<", "\\u003c")
     page = TEMPLATE.read_text(encoding="utf-8").replace("DATA_OF_THE_RUNS", text)
-    part = Path(path).with_suffix(".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(Path(path), lambda part: part.write_text(page, encoding="utf-8"))
 
 
 def _series(frame: pd.DataFrame) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def _sample(step: int, row: int, batch: dict[str, Any], tokens: Tokens, tokenize
     prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
 
     def numbers(values: torch.Tensor) -> list[float]:
-        return [float(f"{value:.5g}") for value in values[row][real][:LONGEST].detach().float().tolist()]
+        return [float(f"{value:.5g}") for value in values[real][:LONGEST].detach().float().tolist()]
 
     return {
         "step": step,
@@ -45,7 +45,7 @@ def _sample(step: int, row: int, batch: dict[str, Any], tokens: Tokens, tokenize
         "advantage": float(tokens.advantages[row]),
         "length": int(real.sum()),
         "tokens": [tokenizer.decode([token]) for token in batch["completion_ids"][row][real][:LONGEST].tolist()],
-        "flow": numbers(tokens.flow * tokens.mask),
-        "entropy": numbers(tokens.entropies),
-        "probability": numbers(tokens.logps.exp()),
+        "flow": numbers(tokens.flow[row] * tokens.mask[row]),
+        "entropy": numbers(tokens.entropies[row]),
+        "probability": numbers(tokens.logps[row].exp()),
     }

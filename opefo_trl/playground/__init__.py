@@ -2,7 +2,7 @@
 
     OPEFOTrainer("playground", playground_reward, args, train_dataset=playground_dataset("train"))
 
-The model is Qwen2's architecture at a third of a million parameters. It writes arithmetic and hits its
+The model is Qwen2's architecture at 0.4 million parameters. It writes arithmetic and hits its
 target now and then, so that in a few minutes on a CPU everything that RLVR does to a policy can be watched.
 """
 

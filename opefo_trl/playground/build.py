@@ -1,6 +1,6 @@
 """Build the playground's model from nothing: python -m opefo_trl.playground.build [--output DIR] [--steps N]
 
-A character tokenizer, a Qwen2 of a third of a million parameters, and supervised training on random expressions. Most
+A character tokenizer, a Qwen2 of 0.4 million parameters, and supervised training on random expressions. Most
 of it is on right ones, so that the model can calculate; at the end many of them miss their target by a little, so that
 it is careless. That is where a base model begins: it writes well-formed answers of every kind, few of them are right,
 and reinforcement has something to find. Everything is drawn from one seed: on one machine the files come out the same,
