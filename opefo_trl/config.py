@@ -12,9 +12,10 @@ from typing import Any
 from trl import GRPOConfig
 
 from opefo_trl.controls import Control, control_options, make_control
-from opefo_trl.flow import ESTIMATORS
+from opefo_trl.flow import ESTIMATORS, VOCABULARY_ESTIMATORS
 
 SCOPES = ("batch", "running", "micro")
+MICRO_BATCHING = ("exact", "trl")
 NONFINITE = ("stop", "skip")
 # Fields that a control may declare as options; the rest of its options come from `control_kwargs`.
 CONTROL_FIELDS = ("flow_lambda_max", "flow_target", "flow_schedule", "flow_shape")
@@ -45,7 +46,8 @@ class OPEFOConfig(GRPOConfig):
             Whose flows fix lambda: `"batch"` (the paper) measures the whole generation batch over all ranks before it
             is trained on, in the scoring pass that vLLM's importance sampling runs anyway, and otherwise in one more
             forward, unless one micro-batch is the whole batch; `"running"` takes the totals of the previous optimizer
-            step, for free; `"micro"` the live micro-batch of this rank, for ablation.
+            step, for free, and with vLLM spares TRL's scoring pass; `"micro"` the live micro-batch of this rank, for
+            ablation.
         flow_lambda_max (`float`, *optional*, defaults to `0.1`):
             Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays under 0.002
             and never meets it; on short completions lambda is far larger, and balancing costs reward. `1.0` is the
@@ -58,6 +60,13 @@ class OPEFOConfig(GRPOConfig):
         flow_schedule (`str`, *optional*, defaults to `"constant"`):
             How the target moves over the run.
 
+        > Parameters that make a run fast
+
+        micro_batching (`str`, *optional*, defaults to `"exact"`):
+            How a rollout is divided into micro-batches. `"exact"` gives the gradient of TRL's from fewer tokens:
+            padding is trimmed, rows of like length share a micro-batch, and rows without a signal are left out, each
+            where the loss allows it. `"trl"` is TRL's grouping.
+
         > Parameters that keep a run right
 
         strict_on_policy (`bool`, *optional*, defaults to `True`):
@@ -67,6 +76,10 @@ class OPEFOConfig(GRPOConfig):
             What a NaN or infinite loss, gradient or reward does: `"stop"` before the update, with a dump of the rows,
             or `"skip"` the step and count it (ten in a row stop the run). In fp16, gradients are left to the gradient
             scaler, which skips by itself.
+        sampling_drift_max (`float`, *optional*, defaults to `0.1`):
+            Mean difference, in nats, between the log-probabilities that vLLM sampled with and the policy's, above
+            which vLLM is suspected of serving stale weights: a warning, and after five rollouts in a row a stop.
+            `None` looks away.
         entropy_curves (`bool`, *optional*, defaults to `True`):
             Whether to record the entropy flow of every optimizer step in `output_dir`, and to draw it
             (`entropy_curves.png`, `report.html`) at every save and at the end.
@@ -102,7 +115,8 @@ class OPEFOConfig(GRPOConfig):
             "help": "Whose flows fix lambda: 'batch' (the paper) measures the whole generation batch over all ranks "
             "before it is trained on, in the scoring pass that vLLM's importance sampling runs anyway, and otherwise "
             "in one more forward, unless one micro-batch is the whole batch; 'running' takes the totals of the "
-            "previous optimizer step, for free; 'micro' the live micro-batch of this rank, for ablation.",
+            "previous optimizer step, for free, and with vLLM spares TRL's scoring pass; 'micro' the live micro-batch "
+            "of this rank, for ablation.",
         },
     )
     flow_lambda_max: float = field(
@@ -129,6 +143,14 @@ class OPEFOConfig(GRPOConfig):
         default="constant",
         metadata={"help": "How the target moves over the run."},
     )
+    micro_batching: str = field(
+        default="exact",
+        metadata={
+            "help": "How a rollout is divided into micro-batches. 'exact' gives the gradient of TRL's from fewer "
+            "tokens: padding is trimmed, rows of like length share a micro-batch, and rows without a signal are left "
+            "out, each where the loss allows it. 'trl' is TRL's grouping."
+        },
+    )
     strict_on_policy: bool = field(
         default=True,
         metadata={
@@ -144,6 +166,14 @@ class OPEFOConfig(GRPOConfig):
             "the gradient scaler, which skips by itself."
         },
     )
+    sampling_drift_max: float | None = field(
+        default=0.1,
+        metadata={
+            "help": "Mean difference, in nats, between the log-probabilities that vLLM sampled with and the policy's, "
+            "above which vLLM is suspected of serving stale weights: a warning, and after five rollouts in a row a "
+            "stop. None looks away."
+        },
+    )
     entropy_curves: bool = field(
         default=True,
         metadata={
@@ -156,6 +186,7 @@ class OPEFOConfig(GRPOConfig):
         self.control_kwargs = _as_options(self.control_kwargs)
         if isinstance(self.flow_target, str) and self.flow_target.lower() in ("none", "null"):
             self.flow_target = None  # a command line has no other way to take back what a config file sets
+        self.sampling_drift_max = _as_drift(self.sampling_drift_max)
         super().__post_init__()
         for name in ("strict_on_policy", "entropy_curves"):
             if not isinstance(getattr(self, name), bool):
@@ -168,6 +199,7 @@ class OPEFOConfig(GRPOConfig):
         _require("flow_estimator", self.flow_estimator, ESTIMATORS)
         _require("flow_scope", self.flow_scope, SCOPES)
         _require("nonfinite", self.nonfinite, NONFINITE)
+        _require("micro_batching", self.micro_batching, MICRO_BATCHING)
         control = self.make_control()
         self._check_on_policy(control)
         self._check_loss(control)
@@ -203,6 +235,28 @@ class OPEFOConfig(GRPOConfig):
     @property
     def _micro_batches_per_rollout(self) -> int:
         return self.steps_per_generation * self.num_iterations
+
+    def measuring(self, control: Control) -> str:
+        """
+        When the flow of a generation batch is measured: `"ahead"` of its training by a scoring pass, `"live"` by the
+        forward that trains it, where one micro-batch is the whole batch of its rank, or `"never"` as a whole.
+        """
+        if self.flow_estimator in VOCABULARY_ESTIMATORS:
+            return "ahead"
+        if self.flow_scope != "batch" or not (control.needs_totals or self.flow_estimator == "covariance"):
+            return "never"
+        one_micro_batch = self.updates_per_rollout == 1 and self.gradient_accumulation_steps == 1
+        return "live" if one_micro_batch and not self.corrects_vllm else "ahead"
+
+    @property
+    def corrects_vllm(self) -> bool:
+        """Whether TRL scores every rollout, to weigh it with the ratio of the policy to what vLLM sampled from."""
+        return self.use_vllm and self.vllm_importance_sampling_correction
+
+    def corrects_live(self, control: Control) -> bool:
+        """Whether the forward that trains a rollout gives that ratio, so that TRL need not score the rollout."""
+        scored = self.flow_scope == "batch" or self.measuring(control) == "ahead"
+        return self.corrects_vllm and self.updates_per_rollout == 1 and not scored
 
     @property
     def updates_in_backward(self) -> bool:
@@ -281,7 +335,7 @@ class OPEFOConfig(GRPOConfig):
         """Fields that were set and that nothing will read."""
         options = control_options(self.control)
         idle = {name: "it takes no such option" for name in CONTROL_FIELDS if name not in options}
-        if not control.needs_totals:
+        if not (control.needs_totals or self.corrects_vllm):
             idle["flow_scope"] = "it does not observe the flow"
         for name, reason in {**idle, **control.idle_fields}.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
@@ -321,6 +375,19 @@ def _as_options(value: Any) -> dict[str, Any]:
             """the command line: --control_kwargs '{"sides": "increase"}'."""
         )
     return options
+
+
+def _as_drift(value: Any) -> float | None:
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+        return None
+    try:
+        if not isinstance(value, bool) and float(value) > 0:
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"`sampling_drift_max={value!r}` must be a number above 0, in nats, or None to let any drift pass."
+    )
 
 
 def _require(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -1,7 +1,9 @@
-"""Numbers that must not reach the optimizer: NaN and infinity in losses, gradients and rewards.
+"""Numbers that must not reach the optimizer: NaN and infinity in losses, gradients and rewards; and signs of a run
+that has gone wrong without any: stale weights in vLLM, an entropy that is gone.
 
 `watch_reward` marks bad rewards where they arise; `StepGuard` decides, once per optimizer step, whether to stop, to
-skip, or to go on. Both only look: the trainer carries the verdict to all ranks and acts on it.
+skip, or to go on; `DriftGuard` looks at every rollout, `CollapseGuard` at every step's entropy. All only look: the
+trainer carries the verdict to all ranks and acts on it.
 """
 
 from __future__ import annotations
@@ -17,10 +19,16 @@ from typing import Any
 from torch import Tensor
 
 SKIPS_IN_A_ROW = 10
+DRIFTS_IN_A_ROW = 5
+COLLAPSED = 0.005  # nats; near 0.0004 vLLM's log-probabilities become NaN
 
 
 class NonFiniteError(RuntimeError):
     """A loss, gradient or reward is NaN or infinite, and the update was not taken."""
+
+
+class StaleWeightsError(RuntimeError):
+    """vLLM samples from another policy than the one that trains."""
 
 
 # ---- rewards
@@ -247,3 +255,56 @@ def _row(micro_batch: MicroBatch, row: int, decode: Callable[[Tensor], str]) -> 
 
 def _readable(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)  # JSON has no NaN
+
+
+# ---- signs
+
+
+@dataclass
+class DriftGuard:
+    """
+    Warns when vLLM's log-probabilities are far from the policy's, and stops when they stay there.
+
+    Args:
+        most (`float`, *optional*): mean absolute difference in nats that is still rounding; None takes any.
+    """
+
+    most: float | None
+    in_a_row: int = 0
+
+    def look(self, drift: float, step: int) -> str | None:
+        """What to warn of. `drift` is TRL's `sampling/sampling_logp_difference/mean` of one rollout."""
+        if self.most is None or drift <= self.most:
+            self.in_a_row = 0
+            return None
+        self.in_a_row += 1
+        message = (
+            f"Step {step}: vLLM's log-probabilities are {drift:.3g} nats from the policy's on average, more than "
+            f"`sampling_drift_max={self.most:g}`."
+        )
+        if self.in_a_row < DRIFTS_IN_A_ROW:
+            return message
+        raise StaleWeightsError(
+            f"{message} It is the {self.in_a_row}th rollout in a row. Likely causes: the weights do not reach vLLM "
+            "(sleep mode, an adapter that is not merged, a server that was restarted or serves another model), or "
+            "they are served in another precision than they train in. If the difference is meant to be (a quantised "
+            "server), raise `sampling_drift_max`, or set it to None."
+        )
+
+
+@dataclass
+class CollapseGuard:
+    """Warns once when entropy is nearly gone, and again only after it has come back."""
+
+    warned: bool = False
+
+    def look(self, entropy: float, step: int) -> str | None:
+        if self.warned or not entropy < COLLAPSED:
+            self.warned = self.warned and not entropy > 2 * COLLAPSED
+            return None
+        self.warned = True
+        return (
+            f"Step {step}: entropy is {entropy:.2g} nats, and the policy all but deterministic: the completions of a "
+            "group are alike, so that there is little left to learn from, and below 0.0004 vLLM returns NaN. Set a "
+            "`flow_target`, lower `learning_rate`, or go back to an earlier checkpoint."
+        )

@@ -4,6 +4,7 @@ TRL keeps generation, rewards, losses and everything around them. This file is t
 hooks, each held in place by a test in tests/test_trl_contract.py:
 
     _generate_and_score_completions          the whole generation batch: measure its flow, all-reduce, fix lambda
+    _prepare_inputs, _buffered_inputs        a rollout's micro-batches: make them exact
     _get_per_token_logps_and_entropies       called by TRL's loss before it reads the advantages: shape them here
     compute_loss, training_step              open and close the window of micro-batches of one optimizer step
     _calculate_rewards, _get_grad_norm       the last places where a NaN can be caught
@@ -16,12 +17,14 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
@@ -29,12 +32,15 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable
 
 from opefo_trl.answers import RIGHT, distinct_right, names_of
+from opefo_trl.batching import PLACE, Batching
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
 from opefo_trl.curves import PICTURE_FILE, EntropyCurves
+from opefo_trl.drift import Drift, importance_ratio
 from opefo_trl.files import write_whole
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
-from opefo_trl.guards import MicroBatch, NonFiniteError, StepGuard, watch_reward
+from opefo_trl.guards import CollapseGuard, DriftGuard, MicroBatch, NonFiniteError, StepGuard, watch_reward
+from opefo_trl.microbatch import MEANS, Means, Parts, columns, positions_of, spread, trained_mask
 from opefo_trl.playground import resolve_model
 from opefo_trl.recording import Recording
 from opefo_trl.vocabulary import vocabulary_scores
@@ -43,6 +49,12 @@ logger = get_logger(__name__)
 
 STATE_FILE = "control_state.json"
 REWARDS_SHOWN = 3
+DRIFT = "sampling/sampling_logp_difference/mean"
+# What a forward takes beside text makes a batch multimodal
+MULTIMODAL = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters) - {
+    *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"),
+    *("compute_entropy", "compute_aux_loss"),
+}
 
 
 class OPEFOTrainer(GRPOTrainer):
@@ -115,6 +127,7 @@ class OPEFOTrainer(GRPOTrainer):
             self._name, self._paper, self._tag_names = GRPOTrainer._name, GRPOTrainer._paper, GRPOTrainer._tag_names
         self._scoring_pass: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
         self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
+        self._loss_trains = False  # whether it is for its gradient, or only for its metrics
         self._tokens: Tokens | None = None
 
         self.reward_funcs = [
@@ -124,23 +137,26 @@ class OPEFOTrainer(GRPOTrainer):
         self.recording = Recording(self)
         self.add_callback(self.recording)
         self._begin()
+        self._seed_vllm(0)
 
     def _begin(self) -> None:
         """The state that a run begins with, whatever a run before it left."""
         args = self.args
         self.entropy_control = args.make_control()
         self._needs_vocabulary = args.flow_estimator in VOCABULARY_ESTIMATORS
-        needs_batch = args.flow_scope == "batch" and (
-            self.entropy_control.needs_totals or args.flow_estimator == "covariance"
+        self._measuring = args.measuring(self.entropy_control)
+        self._corrects_live = args.corrects_live(self.entropy_control)
+        self._measures_drift = self._corrects_live or (
+            args.use_vllm and not args.corrects_vllm and args.updates_per_rollout == 1
         )
-        # Where one micro-batch is the whole batch of its rank, the forward that trains it measures it as well.
-        self._measures_live = (
-            needs_batch
-            and not self._needs_vocabulary
-            and args.updates_per_rollout == 1
-            and args.gradient_accumulation_steps == 1
-        )
-        self._measures_ahead = self._needs_vocabulary or (needs_batch and not self._measures_live)
+        parts = Parts.of(args, self.entropy_control, positions_of(self.model.config), self.aux_loss_enabled)
+        self.batching = self._make_batching(parts)
+        by_rows = {name for name in MEANS if "clip" in name and args.importance_sampling_level == "sequence"}
+        if not self.entropy_control.shapes_tokens:  # by the shape of the advantages
+            by_rows.add("vespo/phi_seq_mean")
+        self._means = Means(by_rows)
+        self._drift: Drift | None = None  # of the optimizer step under way, where no scoring pass tells it
+        self.drift_guard, self.collapse_guard = DriftGuard(args.sampling_drift_max), CollapseGuard()
         self.guard = StepGuard(args.nonfinite, Path(args.output_dir) / "nonfinite", self._tokenizer.decode)
         self._rollout_is_bad = self._window_is_bad = False  # by its rewards
         self._batch_totals: FlowTotals | None = None  # of the generation batch, over all ranks
@@ -152,8 +168,27 @@ class OPEFOTrainer(GRPOTrainer):
         self._rollout_rewards: Tensor | None = None  # of this rank's completions, (B,)
         self.recording.begin()
 
+    def _make_batching(self, parts: Parts) -> Batching:
+        accumulation = self.args.gradient_accumulation_steps
+        return Batching(parts, self.accelerator, self.loss_type, accumulation, self.pad_to_multiple_of)
+
+    def _say_parts(self) -> None:
+        if self.args.micro_batching == "exact":
+            say = logger.warning if self.batching.parts.reasons else logger.info
+            say(str(self.batching.parts))
+
+    def _seed_vllm(self, step: int) -> None:
+        """
+        An engine in this process draws from the process' random numbers, and sets them to its rank when it starts:
+        every run, and every resumed part of one, would sample with the same noise.
+        """
+        if self.args.use_vllm and self.args.vllm_mode == "colocate":
+            group = self.accelerator.process_index // self.args.vllm_tensor_parallel_size  # which samples as one
+            set_seed(self.args.seed + group + step * self.accelerator.num_processes)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._begin()
+        self._say_parts()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -172,33 +207,51 @@ class OPEFOTrainer(GRPOTrainer):
     # ---- the generation batch: measure its flow before anything is trained on it
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if not (self.model.training and self._measures_ahead):
-            return self._with_rewards(super()._generate_and_score_completions(inputs))
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
         self._scoring_pass = []
         try:
-            batch = self._with_rewards(super()._generate_and_score_completions(inputs))
+            with self._corrected_later() if self._corrects_live else nullcontext():
+                batch = super()._generate_and_score_completions(inputs)
+            # The rewards travel with the batch: TRL shuffles its rows, and the curves show some of them.
+            batch["reward"] = self._rollout_rewards
+            if self.args.corrects_vllm and not self._corrects_live:
+                self._look_at_drift()
             # Strictly on-policy without vLLM, TRL has no use for a scoring pass: then it is ours to run.
-            logps = batch["old_per_token_logps"] if "old_per_token_logps" in batch else self._score(batch)
+            logps = batch.get("old_per_token_logps")
+            if logps is None and self._measuring == "ahead":
+                logps = self._score(batch)
             # With a PEFT adapter the reference pass is scored as well; the policy's is the one that was kept.
-            logps, entropies, vocabulary = next(scores for scores in self._scoring_pass if scores[0] is logps)
+            scores = [scores for scores in self._scoring_pass if scores[0] is logps]
         finally:
             self._scoring_pass = None
-        mask = _trained(batch)
-        batch["token_flow"] = self._flow(batch, mask, logps, entropies, vocabulary)
-        self._batch_totals = FlowTotals.of(batch["token_flow"], mask, entropies).reduce(self.accelerator)
+        for logps, entropies, vocabulary in scores:
+            if self.args.updates_per_rollout == 1 and self.batching.parts.drop:  # still true when it is trained on
+                batch["logps"], batch["entropies"] = logps, entropies
+            if self._measuring == "ahead":
+                mask = trained_mask(batch)
+                batch["token_flow"] = self._flow(batch, mask, logps, entropies, vocabulary)
+                self._batch_totals = FlowTotals.of(batch["token_flow"], mask, entropies).reduce(self.accelerator)
         return batch
 
-    def _with_rewards(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The rewards travel with the batch: TRL shuffles its rows, and the curves show some of them."""
-        if self.model.training:
-            batch["reward"] = self._rollout_rewards
-        return batch
+    @contextmanager
+    def _corrected_later(self) -> Iterator[None]:
+        """TRL scores no rollout here: `_correct` computes its ratio in the forward that trains."""
+        self.vllm_importance_sampling_correction = False
+        try:
+            yield
+        finally:
+            self.vllm_importance_sampling_correction = True
+
+    def _look_at_drift(self) -> None:
+        warning = self.drift_guard.look(self._metrics["train"][DRIFT][-1], self.state.global_step + 1)
+        if warning is not None:
+            logger.warning(warning)
 
     def _score(self, batch: dict[str, Any]) -> Tensor:
         """Log-probabilities of the generation batch, as TRL's own scoring pass computes them, (B, T)."""
-        accepted = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-        multimodal = {name: value for name, value in batch.items() if name in accepted}
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        multimodal = {name: value for name, value in batch.items() if name in MULTIMODAL}
+        with torch.no_grad(), self._no_checkpointing():
             logps, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
@@ -209,21 +262,54 @@ class OPEFOTrainer(GRPOTrainer):
             )
         return logps
 
+    def _no_checkpointing(self) -> Any:
+        return disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+
     def _get_per_token_logps_and_entropies(
-        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        score = super()._get_per_token_logps_and_entropies
-        if self._scoring_pass is not None and model is self.model:
-            with self._vocabulary_scores(logits_to_keep) as vocabulary:
-                logps, entropies, aux_loss = score(
-                    model, input_ids, attention_mask, logits_to_keep, **{**kwargs, "compute_entropy": True}
-                )
-            self._scoring_pass.append((logps, entropies, torch.cat(vocabulary) if vocabulary else None))
+        if batch_size is not None:  # TRL's word for a scoring pass
+            return self._score_rows(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+        live = self._loss_inputs
+        if live is not None and not self._loss_trains and "entropies" in live:
+            logps, entropies, aux_loss = live["logps"], live["entropies"], None
         else:
-            logps, entropies, aux_loss = score(model, input_ids, attention_mask, logits_to_keep, **kwargs)
-            if self._loss_inputs is not None:
-                self._shape(self._loss_inputs, logps, entropies)
+            logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, **kwargs
+            )
+        if live is not None:
+            self._shape(live, logps, entropies)
         return logps, entropies, aux_loss
+
+    def _score_rows(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int, batch_size: int, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """TRL's scoring pass, less the padding; what it found of the policy is kept for the flow."""
+        score = super()._get_per_token_logps_and_entropies
+        is_policy = self._scoring_pass is not None and model is self.model
+        kwargs["compute_entropy"] = is_policy
+
+        def forward(ids: Tensor, mask: Tensor, keep: int, **more: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            with self._vocabulary_scores(keep) if is_policy else nullcontext([]) as sums:
+                logps, entropies, _ = score(model, ids, mask, keep, **kwargs, **more)
+            return logps, entropies, torch.cat(sums) if sums else None
+
+        if self.batching.parts.trim and all(kwargs.get(name) is None for name in MULTIMODAL):
+            groups = self.batching.scoring_groups(attention_mask, keep, batch_size)
+            scores = [forward(*columns(input_ids, attention_mask, keep, group), group.completion) for group in groups]
+            logps, entropies, vocabulary = (spread(parts, groups, keep) for parts in zip(*scores, strict=True))
+        else:
+            logps, entropies, vocabulary = forward(input_ids, attention_mask, keep, batch_size=batch_size)
+        assert logps is not None
+        if self._scoring_pass is not None and entropies is not None:
+            self._scoring_pass.append((logps, entropies, vocabulary))
+        return logps, entropies, None
 
     def _vocabulary_scores(self, logits_to_keep: int) -> Any:
         if not self._needs_vocabulary:
@@ -248,7 +334,7 @@ class OPEFOTrainer(GRPOTrainer):
             self.args.flow_estimator,
             mask=mask,
             vocabulary=vocabulary,
-            accelerator=self.accelerator if self._measures_ahead or self._measures_live else None,
+            accelerator=None if self._measuring == "never" else self.accelerator,
         )
         # TRL multiplies the loss by vLLM's importance-sampling ratio: a token it masks out moves nothing.
         ratio = batch.get("importance_sampling_ratio")
@@ -262,6 +348,18 @@ class OPEFOTrainer(GRPOTrainer):
 
     # ---- the window: the micro-batches of one optimizer step
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before or not self.batching.parts.trim:
+            return inputs
+        if MULTIMODAL & set(inputs):
+            self.batching = self._make_batching(Parts.none("images have rows of their own"))
+            self._say_parts()
+            return inputs
+        self._buffered_inputs = self.batching.regroup(self._buffered_inputs, self._metrics["train"])
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -269,22 +367,48 @@ class OPEFOTrainer(GRPOTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.guard.window:
             self._open_window()
-        epsilons = self.epsilon_low, self.epsilon_high
-        self._loss_inputs = {**inputs}
-        try:
-            loss = super().compute_loss(model, self._loss_inputs, return_outputs, num_items_in_batch)
+        place = inputs.get(PLACE)
+        for dropped in place.dropped if place else []:
+            with torch.no_grad(), self._no_checkpointing(), self._loss_of(dropped) as rows:
+                super().compute_loss(self.model, rows, return_outputs, num_items_in_batch)
+        with self._loss_of(inputs, trains=True) as live:
+            loss = super().compute_loss(model, live, return_outputs, num_items_in_batch)
             assert self._tokens is not None, "TRL's loss no longer asks for log-probabilities"
+            if place and place.share != 1:
+                loss = loss * place.share
             penalty = self.entropy_control.penalty(self._tokens)
             if penalty is not None:
-                loss = loss + penalty / self.current_gradient_accumulation_steps
-            self._record(self._loss_inputs, self._tokens, loss)
+                loss = loss + self._mean_over_step(penalty, self._tokens.mask, live["num_items_in_batch"])
+            self._record(live, self._tokens, loss)
             self._window_is_bad |= self._rollout_is_bad
-        finally:
-            self._loss_inputs = self._tokens = None
-            self.epsilon_low, self.epsilon_high = epsilons
         if self.args.updates_in_backward:
             self._check_step(loss.detach(), None)
         return loss
+
+    @contextmanager
+    def _loss_of(self, inputs: dict[str, Any], trains: bool = False) -> Iterator[dict[str, Any]]:
+        """A copy of a micro-batch for TRL's loss, which `_shape` may change; and TRL's metrics of it taken in."""
+        epsilons = self.epsilon_low, self.epsilon_high
+        self._loss_inputs, self._loss_trains = {**inputs}, trains
+        try:
+            yield self._loss_inputs
+        finally:
+            self._loss_inputs = self._tokens = None
+            self.epsilon_low, self.epsilon_high = epsilons
+        if PLACE in inputs:
+            self._means.take(self._metrics["train"], inputs[PLACE].rows, inputs[PLACE].tokens)
+
+    def _mean_over_step(self, values: Tensor, mask: Tensor, rollout_tokens: Tensor) -> Tensor:
+        """A micro-batch's part of the mean of `values` over all tokens of the optimizer step, on all ranks."""
+        if values.shape != mask.shape:
+            raise TypeError(
+                f"`penalty()` of `control={self.args.control!r}` returned a tensor of shape {tuple(values.shape)}; "
+                f"return one term for each token, {tuple(mask.shape)}."
+            )
+        steps = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        # Gradients are averaged over ranks
+        tokens = rollout_tokens.clamp(min=1) / steps / self.accelerator.num_processes
+        return (values * mask).sum() / tokens
 
     def _shape(self, live: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
         """
@@ -293,7 +417,9 @@ class OPEFOTrainer(GRPOTrainer):
         `compute_loss` hands TRL's loss a copy of its inputs; the loss calls `_get_per_token_logps_and_entropies`,
         which calls this; this changes the copy, and only then the loss reads its advantages.
         """
-        mask = _trained(live)
+        mask = trained_mask(live)
+        if self._measures_drift:
+            self._correct(live, logps.detach(), mask)
         flow = live.get("token_flow")
         if flow is None:
             flow = self._flow(live, mask, logps.detach(), entropies.detach())
@@ -306,7 +432,11 @@ class OPEFOTrainer(GRPOTrainer):
             old_logps=logps.detach() if old_logps is None else old_logps,
             flow=flow,
         )
-        self._measure(FlowTotals.of(flow, mask, entropies.detach()))
+        totals = FlowTotals.of(flow, mask, entropies.detach())
+        self._window_totals = totals if self._window_totals is None else self._window_totals + totals
+        self.recording.sample(live, tokens)
+        if self._loss_trains:
+            self._observe_live(totals)
         live["advantages"] = self.entropy_control.advantages(tokens)
         if not (isinstance(live["advantages"], Tensor) and live["advantages"].dim() == 2):
             raise TypeError(
@@ -317,11 +447,33 @@ class OPEFOTrainer(GRPOTrainer):
         if clip_range is not None:
             self.epsilon_low, self.epsilon_high = clip_range
 
-    def _measure(self, totals: FlowTotals) -> None:
-        """Take in the totals of a live micro-batch; where they are what the scope asks for, the control sees them."""
-        self._window_totals = totals if self._window_totals is None else self._window_totals + totals
-        if self._measures_live:
-            self._batch_totals = totals.reduce(self.accelerator)
+    def _correct(self, live: dict[str, Any], logps: Tensor, mask: Tensor) -> None:
+        """TRL's correction for what vLLM sampled, and its metrics, from the forward that trains."""
+        sampling_logps = live.get("sampling_per_token_logps")
+        if sampling_logps is None and self._corrects_live:
+            raise ValueError(
+                "The rollout has no log-probabilities to correct with. Let `rollout_func` return `logprobs`, or set "
+                "`vllm_importance_sampling_correction=False`."
+            )
+        if sampling_logps is None:
+            return
+        ratio = importance_ratio(
+            logps,
+            sampling_logps,
+            mask,
+            self.vllm_importance_sampling_mode,
+            self.vllm_importance_sampling_clip_min,
+            self.vllm_importance_sampling_clip_max,
+        )
+        if self._corrects_live:
+            live["importance_sampling_ratio"] = ratio
+        drift = Drift.of(logps, sampling_logps, mask, ratio)
+        self._drift = drift if self._drift is None else self._drift + drift
+
+    def _observe_live(self, totals: FlowTotals) -> None:
+        """Where the totals of a live micro-batch are what the scope asks for, the control sees them."""
+        if self._measuring == "live":
+            self._batch_totals = (self._window_totals or totals).reduce(self.accelerator)
             self._observe(self._batch_totals)
         elif self.args.flow_scope == "micro":
             # Lambda follows the micro-batch; the entropy that a target looks at stays that of the last whole step.
@@ -329,7 +481,7 @@ class OPEFOTrainer(GRPOTrainer):
             self._observe(totals.with_entropy(unknown if self._last_totals is None else self._last_totals.entropy))
 
     def _open_window(self) -> None:
-        if self.args.flow_scope == "micro" or self._measures_live:
+        if self.args.flow_scope == "micro" or self._measuring == "live":
             return
         totals = self._last_totals
         if self.args.flow_scope == "batch" and self._batch_totals is not None:
@@ -352,7 +504,6 @@ class OPEFOTrainer(GRPOTrainer):
         known = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
         self.guard.window.append(MicroBatch(live, known, tokens.mask, loss.detach()))
         self._window_lambdas.append(self.entropy_control.metrics().get("flow/lambda", 0.0))
-        self.recording.sample(live, tokens)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -369,9 +520,15 @@ class OPEFOTrainer(GRPOTrainer):
             totals = self._batch_totals
         else:
             totals = self._window_totals.reduce(self.accelerator)
+        self._means.give(self._metrics["train"])
         self._log_step(totals)
         self._last_totals = totals
         self._window_totals, self._window_lambdas = None, []
+        if self._drift is not None:
+            for name, value in self._drift.metrics(self.accelerator).items():
+                self._metrics["train"][name].append(value)
+            self._drift = None
+            self._look_at_drift()
 
     def _log_step(self, totals: FlowTotals) -> None:
         metrics: dict[str, Tensor | float] = {
@@ -382,9 +539,14 @@ class OPEFOTrainer(GRPOTrainer):
             metrics["entropy/delta"] = totals.entropy - self._last_totals.entropy
         for name, value in self.entropy_control.metrics().items():
             metrics.setdefault(name if "/" in name else f"control/{name}", value)
-        values = torch.stack([torch.as_tensor(value, device=totals.sums.device).float() for value in metrics.values()])
-        for name, value in zip(metrics, values.tolist(), strict=True):  # the one transfer to the host
+        numbers = [torch.as_tensor(number, device=totals.sums.device) for number in metrics.values()]
+        # The one transfer to the host
+        entropy, *values = torch.stack([number.float() for number in (totals.entropy, *numbers)]).tolist()
+        for name, value in zip(metrics, values, strict=True):
             self._metrics["train"][name].append(value)
+        warning = self.collapse_guard.look(entropy, self.state.global_step + 1)
+        if warning is not None:
+            logger.warning(warning)
 
     # ---- guards
 
@@ -524,6 +686,7 @@ class OPEFOTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        self._seed_vllm(self.state.global_step)  # the Trainer restores a saved state of the random numbers after this
         self.recording.restore(Path(checkpoint))
         path = Path(checkpoint) / STATE_FILE
         if not path.exists():
@@ -550,12 +713,6 @@ class OPEFOTrainer(GRPOTrainer):
                 f"The checkpoint was written with `control={saved['control']!r}`; `control={self.args.control!r}` "
                 "starts afresh."
             )
-
-
-def _trained(batch: dict[str, Any]) -> Tensor:
-    """1 on the tokens that train, (B, T): neither padding, nor truncated, nor a tool's."""
-    mask = batch["completion_mask"]
-    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
 # Editors and `help` show TRL's parameters

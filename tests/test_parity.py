@@ -1,4 +1,4 @@
-"""Without a control, and with lambda 0, this is TRL's trainer bit for bit."""
+"""Without a control, and with lambda 0, TRL's grouping gives TRL's trainer bit for bit."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from opefo_trl import OPEFOConfig, OPEFOTrainer
 
 LOSSES = ["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo"]
 OFF = {"strict_on_policy": False}
+TRL = {"micro_batching": "trl"}
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
@@ -25,8 +26,9 @@ def test_none_and_lambda_zero_are_bitwise_grpo(loss_type, accumulation, beta, mo
     }
     theirs = train(GRPOTrainer, GRPOConfig, out, **run)
     assert all(not torch.equal(p, tiny_model().state_dict()[name]) for name, p in parameters(theirs).items())
-    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **run), theirs)
-    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control_kwargs={"static_lambda": 0}, **run), theirs)
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **TRL, **run), theirs)
+    zero = {"control_kwargs": {"static_lambda": 0}}
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, **zero, **TRL, **run), theirs)
 
 
 @pytest.mark.filterwarnings("ignore:`off_policy_mask_threshold")
@@ -34,6 +36,6 @@ def test_none_and_lambda_zero_are_bitwise_grpo(loss_type, accumulation, beta, mo
 def test_parity_holds_with_several_updates_per_rollout(loss_type, out):
     run = {"max_steps": 4, "num_iterations": 2, "loss_type": loss_type, "off_policy_mask_threshold": 0.5}
     theirs = train(GRPOTrainer, GRPOConfig, out, **run)
-    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **run, **OFF), theirs)
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **run, **TRL, **OFF), theirs)
     zero = {"control_kwargs": {"static_lambda": 0}}
-    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, **zero, **run, **OFF), theirs)
+    assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, **zero, **run, **TRL, **OFF), theirs)

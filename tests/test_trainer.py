@@ -158,7 +158,7 @@ def test_running_scope_uses_the_totals_of_the_step_before(out):
         (2, {"flow_scope": "micro"}, 2),
         (2, {"control": "none"}, 2),
         (2, {"control_kwargs": {"static_lambda": 0.001}}, 2),
-        (2, {"flow_scope": "batch"}, 3),  # two to train, and one call before them to measure
+        (2, {"flow_scope": "batch"}, 4),  # two to train, and two before them to measure
         (1, {"flow_scope": "batch"}, 1),  # the one micro-batch is the batch
         (1, {"flow_estimator": "exact"}, 2),
         (1, {"flow_estimator": "exact", "flow_scope": "running"}, 2),
@@ -330,7 +330,7 @@ class Scripted(Control):
         return torch.full_like(tokens.logps, 0.1).detach(), torch.full_like(tokens.logps, 0.3).detach()
 
     def penalty(self, tokens):
-        return -self.bonus * (tokens.entropies * tokens.mask).sum() / tokens.mask.sum() if self.bonus else None
+        return -self.bonus * tokens.entropies if self.bonus else None
 
     def metrics(self):
         return {"bonus": self.bonus}
@@ -340,7 +340,7 @@ def test_a_control_may_set_the_clip_range(out, monkeypatch):
     monkeypatch.setitem(CONTROLS, "scripted", Scripted)
     run = {"max_steps": 4, "num_iterations": 2, "learning_rate": 0.05}
     theirs = train(GRPOTrainer, GRPOConfig, out, epsilon=0.1, epsilon_high=0.3, **run)
-    ours = train(OPEFOTrainer, OPEFOConfig, out, control="scripted", **run, **OFF)
+    ours = train(OPEFOTrainer, OPEFOConfig, out, control="scripted", micro_batching="trl", **run, **OFF)
     assert any(row.get("clip_ratio/region_mean", 0) > 0 for row in metrics(theirs))
     assert_equal_runs(ours, theirs)
     assert ours.epsilon_low == 0.2  # TRL's own is back in place
@@ -349,11 +349,20 @@ def test_a_control_may_set_the_clip_range(out, monkeypatch):
 
 def test_a_control_may_add_a_penalty(out, monkeypatch):
     monkeypatch.setitem(CONTROLS, "scripted", Scripted)
-    run = {"max_steps": 3, "gradient_accumulation_steps": 2}
-    theirs = train(GRPOTrainer, GRPOConfig, out, entropy_coef=0.3, **run)
-    ours = train(OPEFOTrainer, OPEFOConfig, out, control="scripted", control_kwargs={"bonus": 0.3}, **run)
+    theirs = train(GRPOTrainer, GRPOConfig, out, entropy_coef=0.3, max_steps=3)
+    ours = train(OPEFOTrainer, OPEFOConfig, out, control="scripted", control_kwargs={"bonus": 0.3}, max_steps=3)
     for name, value in parameters(theirs).items():
         torch.testing.assert_close(parameters(ours)[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_penalty_that_is_not_of_tokens_is_named(out, monkeypatch):
+    class Whole(Control):
+        def penalty(self, tokens):
+            return tokens.entropies.mean()
+
+    monkeypatch.setitem(CONTROLS, "whole", Whole)
+    with pytest.raises(TypeError, match=r"`penalty\(\)` of `control='whole'` returned a tensor of shape \(\); return"):
+        train(OPEFOTrainer, OPEFOConfig, out, control="whole")
 
 
 def test_a_control_that_returns_nothing_is_named(out, monkeypatch):
@@ -367,7 +376,7 @@ def test_a_control_that_returns_nothing_is_named(out, monkeypatch):
 
 
 def test_covariance_counts_no_token_without_an_advantage(out):
-    overrides = {"flow_estimator": "covariance", "gradient_accumulation_steps": 2}
+    overrides = {"flow_estimator": "covariance", "gradient_accumulation_steps": 2, "micro_batching": "trl"}
     _, trainer = first_gradients(out, extra={"reward_funcs": partly_flat_reward}, **overrides)
     silent = [inputs["token_flow"][inputs["advantages"] == 0] for inputs in trainer._buffered_inputs]
     assert sum(map(len, silent)) > 0 and all((flow == 0).all() for flow in silent)

@@ -44,12 +44,25 @@ class Control:
     @property
     def needs_totals(self) -> bool:
         """Whether `observe` must see the totals of a batch before that batch is trained on."""
-        return type(self).observe is not Control.observe
+        return self._overrides("observe")
 
     @property
     def shapes_tokens(self) -> bool:
         """Whether `advantages` makes a difference between the tokens of a completion."""
-        return type(self).advantages is not Control.advantages
+        return self._overrides("advantages")
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a completion gets the same whatever others share its micro-batch, so that they may be regrouped."""
+        return not self._overrides("advantages", "clip_range", "penalty")
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether a completion of no advantage stays without one, and without a penalty, so that it may be dropped."""
+        return not self._overrides("advantages", "penalty")
+
+    def _overrides(self, *names: str) -> bool:
+        return any(getattr(type(self), name) is not getattr(Control, name) for name in names)
 
     @property
     def idle_fields(self) -> dict[str, str]:
@@ -68,7 +81,7 @@ class Control:
         return None
 
     def penalty(self, tokens: Tokens) -> Tensor | None:
-        """A term added to the loss, already a mean over tokens; None adds nothing."""
+        """A term for each token, (B, T): the mean over all tokens of the step joins the loss. None adds nothing."""
         return None
 
     def metrics(self) -> dict[str, Tensor | float]:

@@ -75,6 +75,8 @@ class OPEFO(Control):
         self.anchor: Tensor | None = None  # the first step's entropy, kept without a target too: one may come later
         self.target_now: Tensor | None = None
 
+    by_row = keeps_zeros = True  # a factor for each token
+
     @property
     def needs_totals(self) -> bool:
         return self.static_lambda is None

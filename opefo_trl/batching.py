@@ -1,0 +1,155 @@
+"""Exact micro-batching of a run: `microbatch`'s plans for a rollout, agreed on by all ranks.
+
+Every rank runs the same number of micro-batches, with and without gradient, whatever rows it has: collectives would
+hang otherwise. That takes two small ones of its own for each rollout, and none on a single process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from opefo_trl.microbatch import Group, Parts, Widths, join, loss_share, plan, take, trained_mask, widths_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PLACE = "place"  # the key of a micro-batch's `Place` among its tensors
+
+
+@dataclass
+class Place:
+    """What a micro-batch is to its optimizer step."""
+
+    rows: int  # over all ranks
+    tokens: int  # that train, or would with a signal; over all ranks
+    share: float = 1.0  # what its loss is multiplied with
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # to be measured before it, without gradient
+
+
+@dataclass
+class _Row:
+    index: int
+    tokens: int
+    idle: bool  # it cannot move the policy
+
+
+class Batching:
+    """
+    Args:
+        parts (`Parts`): what may be done.
+        loss_type (`str`): TRL's.
+        accumulation (`int`): micro-batches of an optimizer step.
+        multiple (`int`, *optional*): TRL's `pad_to_multiple_of`.
+    """
+
+    def __init__(
+        self, parts: Parts, accelerator: Accelerator, loss_type: str, accumulation: int, multiple: int | None
+    ):
+        self.parts, self.accelerator = parts, accelerator
+        self.loss_type, self.accumulation, self.multiple = loss_type, accumulation, multiple
+
+    # ---- forwards without gradient over a whole rollout
+
+    def scoring_groups(self, attention_mask: Tensor, completion: int, batch_size: int) -> list[Group]:
+        """As many groups as TRL's chunks of `batch_size` rows, and none larger."""
+        rows, width = attention_mask.shape
+        prompt = width - completion
+        masks = {"prompt_mask": attention_mask[:, :prompt], "completion_mask": attention_mask[:, prompt:]}
+        widths = widths_of(masks, self.multiple, self.parts.trim_prompts)
+        budget = Group(list(range(batch_size)), prompt, completion)
+        return plan(range(rows), widths, math.ceil(rows / batch_size), budget)
+
+    # ---- a rollout
+
+    def regroup(self, micro_batches: list[dict[str, Any]], logged: dict[str, list[float]]) -> list[dict[str, Any]]:
+        """A rollout's micro-batches, as TRL split them, made ours. Rows stay in their optimizer step."""
+        size = math.gcd(len(micro_batches), self.accumulation)
+        parts = [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
+        return [ours for theirs in parts for ours in self._regroup_step(theirs, logged)]
+
+    def _regroup_step(self, theirs: list[dict[str, Any]], logged: dict[str, list[float]]) -> list[dict[str, Any]]:
+        batch = join(theirs)
+        widths = widths_of(batch, self.multiple, self.parts.trim_prompts)
+        rows = _rows_of(batch, self.parts.drop)
+        each = len(rows) // len(theirs)
+        chunks = [rows[start : start + each] for start in range(0, len(rows), each)]
+        budget = Group(list(range(each)), batch["prompt_ids"].size(1), batch["completion_ids"].size(1))
+
+        if self.parts.regroup:
+            kept = _kept(rows, len(theirs), widths)
+            groups = plan([row.index for row in kept], widths, len(theirs), budget)
+            shares = [loss_share(self.loss_type, len(group.rows) / each, 1.0) for group in groups]
+        else:
+            chosen = [_kept(chunk, 1, widths) for chunk in chunks]
+            groups = [widths.group([row.index for row in kept]) for kept in chosen]
+            shares = [
+                loss_share(self.loss_type, len(kept) / each, _tokens(kept) / max(1, _tokens(chunk)))
+                for kept, chunk in zip(chosen, chunks, strict=True)
+            ]
+        trained = {row for group in groups for row in group.rows}
+        silent = [row for row in rows if row.index not in trained]
+        dropped = self._dropped_groups([row.index for row in silent], widths, budget, "entropies" in batch)
+
+        counts = self._over_ranks(
+            [[len(group.rows), _tokens([rows[row] for row in group.rows])] for group in [*groups, *dropped]]
+            + [[sum(group.padded for group in groups), widths.real(sorted(trained))], [len(silent), len(rows)]]
+        )
+        (padded, real), (skipped, total) = counts[-2:]
+        logged["batching/padding"].append(padded / real)
+        logged["batching/skipped_rows"].append(skipped / total)
+
+        places = [Place(rows, tokens, share) for (rows, tokens), share in zip(counts, shares, strict=False)]
+        places[0].dropped = [
+            {**(take(batch, group) if group.rows else _nothing(batch, widths)), PLACE: Place(rows, tokens)}
+            for group, (rows, tokens) in zip(dropped, counts[len(groups) :], strict=False)
+        ]
+        return [{**take(batch, group), PLACE: place} for group, place in zip(groups, places, strict=True)]
+
+    def _dropped_groups(self, rows: list[int], widths: Widths, budget: Group, measured: bool) -> list[Group]:
+        """Groups to measure rows in that do not train: as few as fit, and equally many on every rank."""
+        if not self.parts.drop:
+            return []
+        # Where a scoring pass has measured them, TRL's loss only has its sums to do: no forward, no memory.
+        own = min(1, len(rows)) if measured else math.ceil(len(rows) / len(budget.rows))
+        most = int(self.accelerator.gather(torch.tensor([own], device=self.accelerator.device)).max())
+        if measured and rows:
+            groups = [widths.group(rows)]
+        else:
+            groups = plan(rows, widths, min(most, len(rows)), budget) if rows else []
+        return groups + [Group([], 1, 1)] * (most - len(groups))
+
+    def _over_ranks(self, counts: list[list[int]]) -> list[list[int]]:
+        summed = torch.tensor(counts, device=self.accelerator.device)
+        return self.accelerator.reduce(summed, reduction="sum").tolist()
+
+
+def _rows_of(batch: dict[str, Any], drop: bool) -> list[_Row]:
+    """One transfer from the device."""
+    tokens = trained_mask(batch).sum(dim=1)
+    idle = (batch["advantages"].reshape(len(tokens), -1) == 0).all(dim=1) | (tokens == 0)
+    pairs = torch.stack([tokens, idle.long()]).T.tolist()
+    return [_Row(index, count, drop and bool(flag)) for index, (count, flag) in enumerate(pairs)]
+
+
+def _kept(rows: Sequence[_Row], least: int, widths: Widths) -> list[_Row]:
+    """Rows that can move the policy, and the shortest of the others where there are fewer than micro-batches."""
+    kept = [row for row in rows if not row.idle]
+    idle = sorted((row for row in rows if row.idle), key=lambda row: widths.real([row.index]))
+    return kept + idle[: max(0, least - len(kept))]
+
+
+def _tokens(rows: Sequence[_Row]) -> int:
+    return sum(row.tokens for row in rows)
+
+
+def _nothing(batch: dict[str, Any], widths: Widths) -> dict[str, Any]:
+    """A row of which no token counts, to keep step with ranks that have some to measure."""
+    shortest = min(range(len(widths.prompts)), key=lambda row: widths.real([row]))
+    nothing = take(batch, widths.group([shortest]))
+    return {**nothing, "completion_mask": torch.zeros_like(nothing["completion_mask"])}
