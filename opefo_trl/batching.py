@@ -1,7 +1,8 @@
 """Exact micro-batching of a run: `microbatch`'s plans for a rollout, agreed on by all ranks.
 
 Every rank runs the same number of micro-batches, with and without gradient, whatever rows it has: collectives would
-hang otherwise. That takes two small ones of its own for each rollout, and none on a single process.
+hang otherwise. Their rows differ in number, though, and TRL gathers numbers of rows from all ranks for its metrics:
+`Alone` answers for the ranks meanwhile, and `Means` asks them once, at the end of the step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from opefo_trl.microbatch import Group, Parts, Widths, join, loss_share, plan, take, trained_mask, widths_of
+from opefo_trl.microbatch import Group, Means, Parts, Widths, join, loss_share, plan, take, trained_mask, widths_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,8 +27,8 @@ PLACE = "place"  # the key of a micro-batch's `Place` among its tensors
 class Place:
     """What a micro-batch is to its optimizer step."""
 
-    rows: int  # over all ranks
-    tokens: int  # that train, or would with a signal; over all ranks
+    rows: int
+    tokens: int  # that train, or would with a signal
     share: float = 1.0  # what its loss is multiplied with
     dropped: list[dict[str, Any]] = field(default_factory=list)  # to be measured before it, without gradient
 
@@ -37,6 +38,22 @@ class _Row:
     index: int
     tokens: int
     idle: bool  # it cannot move the policy
+
+
+class Alone:
+    """An accelerator that knows of no other ranks."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def reduce(self, tensor: Tensor, reduction: str = "mean") -> Tensor:
+        return tensor
 
 
 class Batching:
@@ -67,13 +84,18 @@ class Batching:
 
     # ---- a rollout
 
-    def regroup(self, micro_batches: list[dict[str, Any]], logged: dict[str, list[float]]) -> list[dict[str, Any]]:
+    @property
+    def uneven(self) -> bool:
+        """Whether micro-batches differ in their number of rows."""
+        return self.parts.regroup or self.parts.drop
+
+    def regroup(self, micro_batches: list[dict[str, Any]], means: Means) -> list[dict[str, Any]]:
         """A rollout's micro-batches, as TRL split them, made ours. Rows stay in their optimizer step."""
         size = math.gcd(len(micro_batches), self.accumulation)
         parts = [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
-        return [ours for theirs in parts for ours in self._regroup_step(theirs, logged)]
+        return [ours for theirs in parts for ours in self._regroup_step(theirs, means)]
 
-    def _regroup_step(self, theirs: list[dict[str, Any]], logged: dict[str, list[float]]) -> list[dict[str, Any]]:
+    def _regroup_step(self, theirs: list[dict[str, Any]], means: Means) -> list[dict[str, Any]]:
         batch = join(theirs)
         widths = widths_of(batch, self.multiple, self.parts.trim_prompts)
         rows = _rows_of(batch, self.parts.drop)
@@ -93,23 +115,20 @@ class Batching:
                 for kept, chunk in zip(chosen, chunks, strict=True)
             ]
         trained = {row for group in groups for row in group.rows}
-        silent = [row for row in rows if row.index not in trained]
-        dropped = self._dropped_groups([row.index for row in silent], widths, budget, "entropies" in batch)
+        silent = [row.index for row in rows if row.index not in trained]
+        real = widths.real(sorted(trained))
+        means.add("batching/padding", sum(group.padded for group in groups) / real, real)
+        means.add("batching/skipped_rows", len(silent) / len(rows), len(rows))
 
-        counts = self._over_ranks(
-            [[len(group.rows), _tokens([rows[row] for row in group.rows])] for group in [*groups, *dropped]]
-            + [[sum(group.padded for group in groups), widths.real(sorted(trained))], [len(silent), len(rows)]]
-        )
-        (padded, real), (skipped, total) = counts[-2:]
-        logged["batching/padding"].append(padded / real)
-        logged["batching/skipped_rows"].append(skipped / total)
+        def made(group: Group, share: float = 1.0) -> dict[str, Any]:
+            micro_batch = take(batch, group) if group.rows else _nothing(batch, widths)
+            tokens = _tokens([rows[index] for index in group.rows])
+            return {**micro_batch, PLACE: Place(len(group.rows), tokens, share)}
 
-        places = [Place(rows, tokens, share) for (rows, tokens), share in zip(counts, shares, strict=False)]
-        places[0].dropped = [
-            {**(take(batch, group) if group.rows else _nothing(batch, widths)), PLACE: Place(rows, tokens)}
-            for group, (rows, tokens) in zip(dropped, counts[len(groups) :], strict=False)
-        ]
-        return [{**take(batch, group), PLACE: place} for group, place in zip(groups, places, strict=True)]
+        ours = [made(group, share) for group, share in zip(groups, shares, strict=True)]
+        dropped = self._dropped_groups(silent, widths, budget, "entropies" in batch)
+        ours[0][PLACE].dropped = [made(group) for group in dropped]
+        return ours
 
     def _dropped_groups(self, rows: list[int], widths: Widths, budget: Group, measured: bool) -> list[Group]:
         """Groups to measure rows in that do not train: as few as fit, and equally many on every rank."""
@@ -123,10 +142,6 @@ class Batching:
         else:
             groups = plan(rows, widths, min(most, len(rows)), budget) if rows else []
         return groups + [Group([], 1, 1)] * (most - len(groups))
-
-    def _over_ranks(self, counts: list[list[int]]) -> list[list[int]]:
-        summed = torch.tensor(counts, device=self.accelerator.device)
-        return self.accelerator.reduce(summed, reduction="sum").tolist()
 
 
 def _rows_of(batch: dict[str, Any], drop: bool) -> list[_Row]:

@@ -14,12 +14,16 @@ data and tensors: the trainer does the talking to TRL and to the other ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PROMPT_TENSORS = ("prompt_ids", "prompt_mask")  # padded on the left; all others on the right
 
@@ -331,29 +335,47 @@ MEANS = (
 @dataclass
 class Means:
     """
-    TRL's metrics of the micro-batches of one optimizer step, which are means over tokens of all ranks, made one mean
-    over all tokens. TRL takes the mean of the means, which is the same only while micro-batches are alike.
+    Metrics of the micro-batches of one optimizer step, which are means over their tokens or rows, made one mean over
+    all of them, on all ranks. TRL takes the mean of the means, which is the same only while micro-batches are alike.
     """
 
-    by_rows: set[str]  # metrics that are means over rows
+    by_rows: set[str]  # TRL's metrics that are means over rows
     values: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
+    def add(self, name: str, value: float, weight: int) -> None:
+        self.values.setdefault(name, []).append((value, weight))
+
     def take(self, logged: dict[str, list[float]], rows: int, tokens: int) -> None:
-        """Move what the last micro-batch logged, of so many rows and tokens over all ranks, into this window."""
+        """Move what TRL's loss has just logged of a micro-batch of so many rows and tokens here."""
         for name in (*MEANS, *EXTREMES):
             if logged.get(name):
-                weight = rows if name in self.by_rows else tokens
-                self.values.setdefault(name, []).append((logged[name].pop(), weight))
+                self.add(name, logged[name].pop(), rows if name in self.by_rows else tokens)
 
-    def give(self, logged: dict[str, list[float]]) -> None:
-        """Log one value for each, and begin anew."""
-        for name, values in self.values.items():
-            known = [(value, weight) for value, weight in values if value == value and weight]
+    def give(self, logged: dict[str, list[float]], accelerator: Accelerator) -> None:
+        """Log one value for each, the same on every rank, in one collective; and begin anew."""
+        if not self.values:
+            return
+        mine = torch.tensor(
+            [self._summary(name) for name in self.values], dtype=torch.float32, device=accelerator.device
+        )
+        ranks = accelerator.gather(mine.unsqueeze(0)).tolist()
+        for place, name in enumerate(self.values):
+            known = [(value, weight) for value, weight in (rank[place] for rank in ranks) if weight]
             if not known:
-                merged = float("nan")
+                merged = math.nan
             elif name in EXTREMES:
                 merged = EXTREMES[name](value for value, _ in known)
             else:
                 merged = sum(value * weight for value, weight in known) / sum(weight for _, weight in known)
             logged[name].append(merged)
         self.values = {}
+
+    def _summary(self, name: str) -> tuple[float, float]:
+        """This rank's value and its weight, 0 where there is none."""
+        known = [(value, weight) for value, weight in self.values[name] if weight and not math.isnan(value)]
+        if not known:
+            return 0.0, 0.0
+        total = sum(weight for _, weight in known)
+        if name in EXTREMES:
+            return EXTREMES[name](value for value, _ in known), total
+        return sum(value * weight for value, weight in known) / total, total

@@ -32,7 +32,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable
 
 from opefo_trl.answers import RIGHT, distinct_right, names_of
-from opefo_trl.batching import PLACE, Batching
+from opefo_trl.batching import PLACE, Alone, Batching
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
 from opefo_trl.curves import PICTURE_FILE, EntropyCurves
@@ -98,6 +98,7 @@ class OPEFOTrainer(GRPOTrainer):
 
     args: OPEFOConfig
     reward_funcs: list[Any]
+    accelerator: Any
     epsilon_low: Any
     epsilon_high: Any
 
@@ -128,6 +129,7 @@ class OPEFOTrainer(GRPOTrainer):
         self._scoring_pass: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
         self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
         self._loss_trains = False  # whether it is for its gradient, or only for its metrics
+        self._ranks = self.accelerator  # also while TRL's loss takes its metrics alone
         self._tokens: Tokens | None = None
 
         self.reward_funcs = [
@@ -334,7 +336,7 @@ class OPEFOTrainer(GRPOTrainer):
             self.args.flow_estimator,
             mask=mask,
             vocabulary=vocabulary,
-            accelerator=None if self._measuring == "never" else self.accelerator,
+            accelerator=None if self._measuring == "never" else self._ranks,
         )
         # TRL multiplies the loss by vLLM's importance-sampling ratio: a token it masks out moves nothing.
         ratio = batch.get("importance_sampling_ratio")
@@ -357,7 +359,7 @@ class OPEFOTrainer(GRPOTrainer):
             self.batching = self._make_batching(Parts.none("images have rows of their own"))
             self._say_parts()
             return inputs
-        self._buffered_inputs = self.batching.regroup(self._buffered_inputs, self._metrics["train"])
+        self._buffered_inputs = self.batching.regroup(self._buffered_inputs, self._means)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def compute_loss(
@@ -388,14 +390,16 @@ class OPEFOTrainer(GRPOTrainer):
     @contextmanager
     def _loss_of(self, inputs: dict[str, Any], trains: bool = False) -> Iterator[dict[str, Any]]:
         """A copy of a micro-batch for TRL's loss, which `_shape` may change; and TRL's metrics of it taken in."""
-        epsilons = self.epsilon_low, self.epsilon_high
+        kept = self.epsilon_low, self.epsilon_high, self.accelerator
         self._loss_inputs, self._loss_trains = {**inputs}, trains
+        if self.batching.uneven:
+            self.accelerator = Alone(self.accelerator)
         try:
             yield self._loss_inputs
         finally:
             self._loss_inputs = self._tokens = None
-            self.epsilon_low, self.epsilon_high = epsilons
-        if PLACE in inputs:
+            self.epsilon_low, self.epsilon_high, self.accelerator = kept
+        if self.batching.uneven:
             self._means.take(self._metrics["train"], inputs[PLACE].rows, inputs[PLACE].tokens)
 
     def _mean_over_step(self, values: Tensor, mask: Tensor, rollout_tokens: Tensor) -> Tensor:
@@ -473,7 +477,7 @@ class OPEFOTrainer(GRPOTrainer):
     def _observe_live(self, totals: FlowTotals) -> None:
         """Where the totals of a live micro-batch are what the scope asks for, the control sees them."""
         if self._measuring == "live":
-            self._batch_totals = (self._window_totals or totals).reduce(self.accelerator)
+            self._batch_totals = (self._window_totals or totals).reduce(self._ranks)
             self._observe(self._batch_totals)
         elif self.args.flow_scope == "micro":
             # Lambda follows the micro-batch; the entropy that a target looks at stays that of the last whole step.
@@ -520,7 +524,7 @@ class OPEFOTrainer(GRPOTrainer):
             totals = self._batch_totals
         else:
             totals = self._window_totals.reduce(self.accelerator)
-        self._means.give(self._metrics["train"])
+        self._means.give(self._metrics["train"], self.accelerator)
         self._log_step(totals)
         self._last_totals = totals
         self._window_totals, self._window_lambdas = None, []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parent / "runs" / "two_processes.py"
-RUNS = ["batch", "live", "covariance", "exact", "running"]
+RUNS = ["batch", "live", "covariance", "exact", "running", "idle", "idle_running"]
 # launch -> (processes, further arguments)
 LAUNCHES = {"one": (1, []), "two": (2, []), "sharded": (2, ["fsdp"])}
 
@@ -45,17 +45,22 @@ def test_there_really_are_two_processes_and_shards(results):
     assert results["two"]["model"] == "Qwen2ForCausalLM" and results["sharded"]["model"].startswith("FSDP")
 
 
-MANY = [("two", run) for run in RUNS] + [("sharded", "batch"), ("sharded", "exact")]
+SHARDED = ["batch", "exact", "idle", "idle_running"]
+MANY = [("two", run) for run in RUNS] + [("sharded", run) for run in SHARDED]
 
 
 @pytest.mark.parametrize(("launch", "run"), MANY)
 def test_flow_and_lambda_are_those_of_one_process(launch, run, results):
-    one, many = results["one"][run], results[launch][run]
+    one, many = dict(results["one"][run]), dict(results[launch][run])
+    skipped = one.pop("batching/skipped_rows"), many.pop("batching/skipped_rows")
     assert one.keys() == many.keys()
     for name, value in one.items():
         assert many[name] == pytest.approx(value, abs=1e-6), name
     assert abs(one["flow/lambda_star"]) > 0.001
-    assert one["flow/lambda"] == (0 if run == "running" else one["flow/lambda_star"])
+    assert one["flow/lambda"] == (0 if "running" in run else one["flow/lambda_star"])
+    # A rank without a signal trains two rows all the same, one for each micro-batch
+    assert skipped[0] - skipped[1] == pytest.approx(2 / 16 if "idle" in run else 0)
+    assert skipped[1] >= (6 / 16 if "idle" in run else 0)
 
 
 @pytest.mark.parametrize(("launch", "run"), MANY)

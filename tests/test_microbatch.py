@@ -1,6 +1,6 @@
 """The plan alone, without a trainer: every row once, nothing above the budget, as little padding as can be."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_no_other_cut_of_the_sorted_rows_is_cheaper(completions, groups):
     costs = []
     for cuts in combinations(range(1, len(order)), groups - 1):
         borders = [0, *cuts, len(order)]
-        parts = [order[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+        parts = [order[a:b] for a, b in pairwise(borders)]
         costs.append(sum(widths.group(part).padded for part in parts))
     assert sum(group.padded for group in plan(order, widths, groups, budget)) == min(costs)
 
@@ -119,20 +119,38 @@ def test_positions_of_a_model(config, positions):
     assert positions_of(config) == positions
 
 
-def test_means_are_over_all_tokens_and_extremes_are_extremes():
+class OneRank:
+    device = "cpu"
+
+    def gather(self, tensor):
+        return tensor
+
+
+class TwoRanks(OneRank):
+    """Another rank has twice the weight, and values that are higher by 1."""
+
+    def gather(self, tensor):
+        return torch.cat([tensor, torch.stack([tensor[..., 0] + 1, 2 * tensor[..., 1]], dim=-1)])
+
+
+@pytest.mark.parametrize(("ranks", "more", "lowest"), [(OneRank(), 0, 0.1), (TwoRanks(), 2 / 3, 0.1)])
+def test_means_are_over_all_tokens_and_extremes_are_extremes(ranks, more, lowest):
     means, logged = Means({"kl"}), {"entropy": [9.0], "kl": [9.0], "clip_ratio/low_min": [9.0], "other": [1.0]}
-    for entropy, kl, low, rows, tokens in [(1.0, 1.0, 0.2, 1, 30), (2.0, 4.0, 0.1, 2, 10), (9.9, 9.9, 0.0, 0, 0)]:
+    for entropy, kl, low, rows, tokens in [
+        (1.0, 1.0, 0.2, 1, 30),
+        (2.0, 4.0, 0.1, 2, 10),
+        (9.9, 9.9, 0.0, 0, 0),  # a row to keep step with other ranks
+        (1.25, 3.0, float("nan"), 1, 1),  # completions without a token
+    ]:
         logged["entropy"].append(entropy)
         logged["kl"].append(kl)
         logged["clip_ratio/low_min"].append(low)
         means.take(logged, rows, tokens)
-    logged["clip_ratio/low_min"].append(float("nan"))  # of completions without a token
-    means.take({"clip_ratio/low_min": logged["clip_ratio/low_min"]}, 1, 1)
-    means.give(logged)
+    means.give(logged, ranks)
     assert logged == {
-        "entropy": [9.0, pytest.approx(1.25)],
-        "kl": [9.0, pytest.approx(3.0)],
-        "clip_ratio/low_min": [9.0, 0.1],
+        "entropy": [9.0, pytest.approx(1.25 + more)],
+        "kl": [9.0, pytest.approx(3.0 + more)],
+        "clip_ratio/low_min": [9.0, pytest.approx(lowest)],
         "other": [1.0],
     }
     assert means.values == {}

@@ -350,7 +350,8 @@ def test_a_control_may_set_the_clip_range(out, monkeypatch):
 def test_a_control_may_add_a_penalty(out, monkeypatch):
     monkeypatch.setitem(CONTROLS, "scripted", Scripted)
     theirs = train(GRPOTrainer, GRPOConfig, out, entropy_coef=0.3, max_steps=3)
-    ours = train(OPEFOTrainer, OPEFOConfig, out, control="scripted", control_kwargs={"bonus": 0.3}, max_steps=3)
+    run = {"control": "scripted", "control_kwargs": {"bonus": 0.3}, "micro_batching": "trl"}
+    ours = train(OPEFOTrainer, OPEFOConfig, out, max_steps=3, **run)
     for name, value in parameters(theirs).items():
         torch.testing.assert_close(parameters(ours)[name], value, rtol=1e-4, atol=1e-5)
 

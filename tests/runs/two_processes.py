@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from tiny import build, digit_reward, scripted_rollout, tiny_model
+from tiny import PROMPTS, build, digit_reward, scripted_rollout, tiny_model
 from transformers import TrainerCallback
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -66,6 +66,15 @@ def last_rank_is_infinite(completions, **_):
     return rewards
 
 
+def flat_on_last_rank(prompts, completions, **_):
+    """No signal for the second half of the prompts, in order: all rows of the last of two ranks."""
+    rewards = digit_reward(completions)
+    return [0.0 if prompt in PROMPTS[2:4] else reward for prompt, reward in zip(prompts, rewards, strict=True)]
+
+
+IDLE = {"shuffle_dataset": False, "extra": {"reward_funcs": flat_on_last_rank}}
+
+
 def sixteen_rows(out, **overrides):
     """A trainer of 16 rows a step, however many processes share them, and what catches its gradients."""
     gradients = Gradients()
@@ -85,8 +94,10 @@ def main(out: Path) -> None:
         "covariance": {"flow_estimator": "covariance"},
         "exact": {"flow_estimator": "exact"},
         "running": {"flow_scope": "running"},
+        "idle": IDLE,
+        "idle_running": {"flow_scope": "running", **IDLE},
     }.items():
-        if FSDP and name not in ("batch", "exact"):
+        if FSDP and name in ("live", "covariance", "running"):
             continue
         trainer, gradients = sixteen_rows(out, **overrides)
         trainer.train()
@@ -94,7 +105,8 @@ def main(out: Path) -> None:
             out.mkdir(parents=True, exist_ok=True)
             torch.save(gradients.gradients, out / f"{name}.pt")
         row = trainer.state.log_history[0]
-        results[name] = {key: row[key] for key in row if key.startswith("flow/")}
+        watched = ("flow/", "entropy", "batching/skipped_rows", "clip_ratio/")
+        results[name] = {key: row[key] for key in row if key.startswith(watched)}
     world = trainer.accelerator.num_processes
     results["model"] = type(trainer.model).__name__
 
