@@ -1,0 +1,173 @@
+"""Recorded rollouts, a model of any size, and a step taken by hand: for benchmarks of everything but generation.
+
+Both trainers are given the same generation batches, so that what is timed is scoring, loss, backward, clipping and
+update. Steps are taken in the order A B B A, over and over; a ratio is that of one such round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM
+from trl import GRPOTrainer
+
+
+def add_sizes(parser: argparse.ArgumentParser, **defaults: int) -> None:
+    """Options of the model and of its rollouts."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    words = {
+        "hidden": "width of the model",
+        "layers": "layers of the model",
+        "vocab": "vocabulary of the model",
+        "rows": "rows of a generation batch",
+        "generations": "completions of a prompt",
+        "length": "longest completion, in tokens",
+        "accumulation": "micro-batches of a step",
+        "rounds": "A B B A rounds of a row, four steps each",
+    }
+    for name, help_ in words.items():
+        parser.add_argument(f"--{name}", type=int, default=defaults[name], help=help_)
+
+
+def rollout(
+    options: argparse.Namespace, lengths: torch.Tensor, prompts: torch.Tensor, rewards: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """
+    A generation batch as TRL makes it, of random tokens.
+
+    Args:
+        lengths, prompts (`Tensor`): tokens of each completion and of its prompt, (rows,).
+        rewards (`Tensor`): (groups, completions of a prompt).
+    """
+    rows, length, width = options.rows, int(lengths.max()), int(prompts.max())
+    completion_mask = (torch.arange(length) < lengths.unsqueeze(1)).long()
+    prompt_mask = (torch.arange(width) >= width - prompts.unsqueeze(1)).long()
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+    batch = {
+        "prompt_ids": torch.randint(2, options.vocab, (rows, width)) * prompt_mask,
+        "prompt_mask": prompt_mask,
+        "completion_ids": torch.randint(2, options.vocab, (rows, length)) * completion_mask,
+        "completion_mask": completion_mask,
+        "advantages": advantages.flatten(),
+        "num_items_in_batch": completion_mask.sum(),
+    }
+    return {name: value.to(options.device) for name, value in batch.items()}
+
+
+def replay(rollouts: list[dict[str, torch.Tensor]]) -> None:
+    """The one thing that is replaced: generation and rewards, by what was recorded. Both trainers call this."""
+
+    def recorded(self, inputs):
+        batch = dict(rollouts[self.state.global_step % len(rollouts)])
+        self._rollout_rewards = batch["advantages"]
+        return batch
+
+    GRPOTrainer._generate_and_score_completions = recorded
+
+
+def build(trainer_class: type, config_class: type, options: argparse.Namespace, bf16: bool = True, **overrides):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=options.vocab,
+        hidden_size=options.hidden,
+        intermediate_size=4 * options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.hidden // 64,
+        num_key_value_heads=max(1, options.hidden // 256),
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    core = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "x": 2}, unk_token="<pad>"))
+    args = config_class(
+        output_dir="/tmp/opefo-replay",
+        use_cpu=options.device == "cpu",
+        bf16=bf16 and options.device == "cuda",
+        gradient_checkpointing=options.device == "cuda",
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=1,
+        max_steps=2,  # to warm up and to build the optimizer; the timed steps are taken by hand
+        per_device_train_batch_size=options.rows // options.accumulation,
+        gradient_accumulation_steps=options.accumulation,
+        num_generations=options.generations,
+        max_completion_length=options.length,
+        **{"learning_rate": 1e-6, **overrides},
+    )
+    trainer = trainer_class(
+        Qwen2ForCausalLM(config),
+        lambda completions, **_: [0.0] * len(completions),
+        args,
+        train_dataset=Dataset.from_dict({"prompt": ["x"] * 4096}),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>"),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.model.forwards = 0
+
+    def count(*_):
+        trainer.model.forwards += 1
+
+    trainer.model.base_model.register_forward_hook(count)
+    return trainer
+
+
+def step(trainer, options: argparse.Namespace) -> None:
+    """One optimizer step, as the Trainer takes it: micro-batches, clipping, update."""
+    model = trainer.model_wrapped
+    for micro_batch in range(options.accumulation):
+        trainer.accelerator.gradient_state._set_sync_gradients(micro_batch == options.accumulation - 1)
+        trainer.training_step(model, {}, None)
+    trainer._get_grad_norm(model, grad_norm=trainer._clip_grad_norm(model))
+    trainer.optimizer.step()
+    model.zero_grad()
+    trainer.state.global_step += 1
+
+
+def seconds(work: Callable[[], None]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def step_seconds(trainer, options: argparse.Namespace) -> float:
+    elapsed = seconds(lambda: step(trainer, options))
+    trainer._metrics["train"].clear()
+    return elapsed
+
+
+def a_b_b_a(theirs, ours, options: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Seconds of each side in every round, two steps each."""
+    a, b = [], []
+    for _ in range(options.rounds):
+        a1, b1, b2, a2 = (step_seconds(trainer, options) for trainer in (theirs, ours, ours, theirs))
+        a.append(a1 + a2)
+        b.append(b1 + b2)
+    return a, b
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def describe(trainer, options: argparse.Namespace) -> str:
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if options.device == "cuda" else cpu
+    return (
+        f"{parameters / 1e6:.1f}M parameters, vocabulary {options.vocab}, {options.rows} rows of up to "
+        f"{options.length} tokens, {options.accumulation} micro-batches, {device}, torch {torch.__version__}"
+    )
