@@ -7,13 +7,14 @@
 #   make test-vllm         real vLLM on the CPU (a larger environment, .venv-vllm)
 #   make lint              ruff and mypy
 #   make bench             what the control costs, beside GRPOTrainer
+#   make bench-training    what exact micro-batching gains, beside GRPOTrainer
 
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-seeds playground test test-vllm lint format bench clean
+.PHONY: quickstart quickstart-seeds playground test test-vllm lint format bench bench-training clean
 
 quickstart: .venv/run
 	.venv/bin/python train.py
@@ -41,9 +42,14 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 # glibc otherwise returns large blocks to the kernel at every step, and gets them back page by page
+bench bench-training: export MALLOC_MMAP_THRESHOLD_ = 4000000000
+bench bench-training: export MALLOC_TRIM_THRESHOLD_ = 8000000000
+
 bench: .venv/ready
-	MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 \
-		.venv/bin/python -u benchmarks/overhead.py --json benchmarks/results/overhead.json
+	.venv/bin/python -u benchmarks/overhead.py --json benchmarks/results/overhead.json
+
+bench-training: .venv/ready
+	.venv/bin/python -u benchmarks/training_phase.py --json benchmarks/results/training_phase.json
 
 # What a run needs; the tests need more of the same environment
 .venv/run: pyproject.toml constraints.txt

@@ -22,8 +22,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 from pathlib import Path
+
+os.environ.update(KINETO_LOG_LEVEL="5", TORCH_CPP_LOG_LEVEL="ERROR")  # the profiler has much to say
 
 import torch
 from replay import a_b_b_a, add_sizes, build, describe, replay, rollout, step

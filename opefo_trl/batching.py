@@ -36,7 +36,8 @@ class Place:
 @dataclass
 class _Row:
     index: int
-    tokens: int
+    real: int  # tokens that are no padding, the prompt's included
+    tokens: int  # of the completion that train
     idle: bool  # it cannot move the policy
 
 
@@ -104,11 +105,11 @@ class Batching:
         budget = Group(list(range(each)), batch["prompt_ids"].size(1), batch["completion_ids"].size(1))
 
         if self.parts.regroup:
-            kept = _kept(rows, len(theirs), widths)
+            kept = _kept(rows, len(theirs))
             groups = plan([row.index for row in kept], widths, len(theirs), budget)
             shares = [loss_share(self.loss_type, len(group.rows) / each, 1.0) for group in groups]
         else:
-            chosen = [_kept(chunk, 1, widths) for chunk in chunks]
+            chosen = [_kept(chunk, 1) for chunk in chunks]
             groups = [widths.group([row.index for row in kept]) for kept in chosen]
             shares = [
                 loss_share(self.loss_type, len(kept) / each, _tokens(kept) / max(1, _tokens(chunk)))
@@ -116,12 +117,12 @@ class Batching:
             ]
         trained = {row for group in groups for row in group.rows}
         silent = [row.index for row in rows if row.index not in trained]
-        real = widths.real(sorted(trained))
+        real = sum(rows[index].real for index in trained)
         means.add("batching/padding", sum(group.padded for group in groups) / real, real)
         means.add("batching/skipped_rows", len(silent) / len(rows), len(rows))
 
         def made(group: Group, share: float = 1.0) -> dict[str, Any]:
-            micro_batch = take(batch, group) if group.rows else _nothing(batch, widths)
+            micro_batch = take(batch, group) if group.rows else _nothing(batch)
             tokens = _tokens([rows[index] for index in group.rows])
             return {**micro_batch, PLACE: Place(len(group.rows), tokens, share)}
 
@@ -147,15 +148,16 @@ class Batching:
 def _rows_of(batch: dict[str, Any], drop: bool) -> list[_Row]:
     """One transfer from the device."""
     tokens = trained_mask(batch).sum(dim=1)
+    real = batch["prompt_mask"].sum(dim=1) + batch["completion_mask"].sum(dim=1)
     idle = (batch["advantages"].reshape(len(tokens), -1) == 0).all(dim=1) | (tokens == 0)
-    pairs = torch.stack([tokens, idle.long()]).T.tolist()
-    return [_Row(index, count, drop and bool(flag)) for index, (count, flag) in enumerate(pairs)]
+    numbers = torch.stack([real, tokens, idle.long()]).T.tolist()
+    return [_Row(index, real, tokens, drop and bool(idle)) for index, (real, tokens, idle) in enumerate(numbers)]
 
 
-def _kept(rows: Sequence[_Row], least: int, widths: Widths) -> list[_Row]:
+def _kept(rows: Sequence[_Row], least: int) -> list[_Row]:
     """Rows that can move the policy, and the shortest of the others where there are fewer than micro-batches."""
     kept = [row for row in rows if not row.idle]
-    idle = sorted((row for row in rows if row.idle), key=lambda row: widths.real([row.index]))
+    idle = sorted((row for row in rows if row.idle), key=lambda row: row.real)
     return kept + idle[: max(0, least - len(kept))]
 
 
@@ -163,8 +165,7 @@ def _tokens(rows: Sequence[_Row]) -> int:
     return sum(row.tokens for row in rows)
 
 
-def _nothing(batch: dict[str, Any], widths: Widths) -> dict[str, Any]:
+def _nothing(batch: dict[str, Any]) -> dict[str, Any]:
     """A row of which no token counts, to keep step with ranks that have some to measure."""
-    shortest = min(range(len(widths.prompts)), key=lambda row: widths.real([row]))
-    nothing = take(batch, widths.group([shortest]))
+    nothing = take(batch, Group([0], batch["prompt_ids"].size(1), 1))
     return {**nothing, "completion_mask": torch.zeros_like(nothing["completion_mask"])}

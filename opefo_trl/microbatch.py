@@ -52,10 +52,6 @@ class Widths:
     prompts: list[int]
     completions: list[int]
 
-    def real(self, rows: Sequence[int]) -> int:
-        """Tokens that are no padding."""
-        return sum(self.prompts[row] + self.completions[row] for row in rows)
-
     def group(self, rows: Sequence[int]) -> Group:
         """The narrowest group of these rows."""
         return Group(list(rows), max(self.prompts[r] for r in rows), max(self.completions[r] for r in rows))
