@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 SKIPS_IN_A_ROW = 10
@@ -100,10 +101,17 @@ def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
 class MicroBatch:
     """What a guard needs of one micro-batch to tell, after the fact, what went wrong in it. Tensors are detached."""
 
-    inputs: dict[str, Any]
+    inputs: dict[str, Any]  # as they lie in TRL's buffer
     tensors: dict[str, Tensor]  # name -> (B, T) or (B, 1)
     mask: Tensor  # (B, T)
     loss: Tensor
+
+    def __post_init__(self):
+        """Forget numbers that are all in order: kept until the step is taken, they would cost memory. TRL's loss has
+        just waited for the device, so that asking it again costs no time."""
+        sound = [(tensor.isfinite() | ~self.mask.bool()).all() for tensor in self.tensors.values()]
+        if torch.stack([self.loss.isfinite(), *sound]).all():
+            self.tensors = {}
 
     def culprits(self) -> dict[str, Tensor]:
         """The tensors with a non-finite number on a token that trains, each with its rows, (rows,)."""

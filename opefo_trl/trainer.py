@@ -506,7 +506,8 @@ class OPEFOTrainer(GRPOTrainer):
             "importance-sampling ratios": live.get("importance_sampling_ratio"),
         }
         known = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
-        self.guard.window.append(MicroBatch(live, known, tokens.mask, loss.detach()))
+        inputs = {name: live[name] for name in ("prompt_ids", "prompt_mask", "completion_ids")}
+        self.guard.window.append(MicroBatch(inputs, known, tokens.mask, loss.detach()))
         self._window_lambdas.append(self.entropy_control.metrics().get("flow/lambda", 0.0))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

@@ -70,6 +70,17 @@ WRONG = {
         r"takes 0\.5 optimizer steps per rollout",
     ),
     "nonfinite": ({"nonfinite": "ignore"}, r"`nonfinite='ignore'` is unknown\. Choose one of 'stop', 'skip'"),
+    "micro-batching": (
+        {"micro_batching": "Exact"},
+        r"`micro_batching='Exact'` is unknown\. Choose one of 'exact', 'trl'",
+    ),
+    "no drift": (
+        {"sampling_drift_max": 0},
+        r"`sampling_drift_max=0` must be a number above 0, in nats, or None to let any drift pass",
+    ),
+    "drift in words": ({"sampling_drift_max": "little"}, r"`sampling_drift_max='little'` must be a number"),
+    "drift nan": ({"sampling_drift_max": float("nan")}, r"`sampling_drift_max=nan` must be a number"),
+    "drift as a switch": ({"sampling_drift_max": True}, r"`sampling_drift_max=True` must be a number"),
     "sequence level": (
         {"importance_sampling_level": "sequence"},
         r"token weights of `control='opefo'` would be averaged",

@@ -10,7 +10,16 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
-from opefo_trl.guards import MicroBatch, NonFiniteError, StepGuard, describe, watch_reward
+from opefo_trl.guards import (
+    CollapseGuard,
+    DriftGuard,
+    MicroBatch,
+    NonFiniteError,
+    StaleWeightsError,
+    StepGuard,
+    describe,
+    watch_reward,
+)
 
 
 class Snapshots(TrainerCallback):
@@ -366,6 +375,50 @@ def test_a_rank_is_blamed_by_its_loss_and_by_the_norm_only_if_all_losses_are_fin
     blamed = guard.inspect([[1.0, math.inf], [3.0, math.inf]], rank=1, step=7)
     assert blamed.startswith("Step 7: not finite on rank 0, 1. On rank 1: gradient norm inf; the rows are in ")
     assert [path.name for path in tmp_path.iterdir()] == ["step-7-rank-1.json"]
+
+
+def test_a_micro_batch_in_order_keeps_no_numbers_and_a_bad_one_all():
+    def tensors_of(logps, loss):
+        tensors = {"log-probabilities": torch.tensor([logps]), "advantages": torch.ones(1, 1)}
+        return set(MicroBatch({}, tensors, torch.tensor([[1, 0]]), torch.tensor(loss)).tensors)
+
+    both = {"log-probabilities", "advantages"}
+    assert tensors_of([0.0, 0.0], 1.0) == set()
+    assert tensors_of([0.0, math.nan], 1.0) == set()  # under the mask
+    assert tensors_of([math.inf, 0.0], 1.0) == both
+    assert tensors_of([0.0, 0.0], math.nan) == both
+
+
+# ---- signs
+
+
+def test_a_drift_is_warned_of_and_the_fifth_in_a_row_stops():
+    guard = DriftGuard(0.1)
+    assert guard.look(0.1, 1) is None
+    for step in range(2, 6):
+        assert guard.look(0.25, step).startswith(
+            f"Step {step}: vLLM's log-probabilities are 0.25 nats from the policy's on average, more than "
+            "`sampling_drift_max=0.1`."
+        )
+    assert guard.look(0.001, 6) is None  # counted from the beginning again
+    for step in range(7, 11):
+        guard.look(0.25, step)
+    with pytest.raises(StaleWeightsError, match=r"Step 11: .* 5th rollout in a row\. Likely causes: the weights"):
+        guard.look(0.25, 11)
+
+
+def test_a_drift_that_is_not_a_number_counts_and_none_takes_any():
+    guard = DriftGuard(0.1)
+    assert "nan nats" in guard.look(math.nan, 1)
+    assert all(DriftGuard(None).look(drift, 1) is None for drift in (math.nan, math.inf, 9.0))
+
+
+def test_an_entropy_that_is_nearly_gone_is_warned_of_once_until_it_is_back():
+    guard = CollapseGuard()
+    warned = [guard.look(entropy, step) is not None for step, entropy in enumerate([0.3, 0.004, 0.003, 0.006, 0.004])]
+    assert warned == [False, True, False, False, False]
+    assert guard.look(0.02, 5) is None and "Step 6: entropy is 0.001 nats" in guard.look(0.001, 6)
+    assert CollapseGuard().look(math.nan, 1) is None
 
 
 def test_describe_names_tensors_rows_and_micro_batches():

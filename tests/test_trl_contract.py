@@ -14,6 +14,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.batching import Alone
+from opefo_trl.microbatch import EXTREMES, MEANS
 
 
 def named(function) -> list[str]:
@@ -46,6 +48,7 @@ def test_trl_is_the_series_that_these_hooks_were_read_in():
             "_get_per_token_logps_and_entropies",
             ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"],
         ),
+        (GRPOTrainer, "_prepare_inputs", ["self", "generation_batch"]),
         (GRPOTrainer, "compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         (GRPOTrainer, "training_step", ["self", "model", "inputs", "num_items_in_batch"]),
         (GRPOTrainer, "_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
@@ -130,6 +133,81 @@ def test_entries_of_ones_own_travel_with_their_rows(out, monkeypatch):
         assert torch.equal(inputs["tag"][:, 0], inputs["advantages"])
 
 
+def test_a_rollout_is_a_list_of_micro_batches_that_may_be_replaced(out, monkeypatch):
+    """`_prepare_inputs` hands out `_buffered_inputs[_step % steps_per_generation]`, one list for each rollout."""
+    original, lists = GRPOTrainer._prepare_inputs, []
+
+    def watched(self, generation_batch):
+        inputs = original(self, generation_batch)
+        lists.append(self._buffered_inputs)
+        assert inputs is self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    monkeypatch.setattr(GRPOTrainer, "_prepare_inputs", watched)
+    trainer = train(GRPOTrainer, GRPOConfig, out, max_steps=2, gradient_accumulation_steps=2)
+    assert trainer.current_gradient_accumulation_steps == 2
+    assert [len(batches) for batches in lists] == [2] * 4
+    assert lists[0] is lists[1] and lists[2] is lists[3] and lists[1] is not lists[2]
+
+
+def test_only_a_scoring_pass_says_how_many_rows_to_take_at_once(out, monkeypatch):
+    calls = recorded(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies")
+    train(GRPOTrainer, GRPOConfig, out, max_steps=1, num_iterations=2)  # both of its kinds
+    sizes = [
+        (torch.is_grad_enabled() and logps.requires_grad, kwargs.get("batch_size"))
+        for _, _, kwargs, (logps, *_) in calls
+    ]
+    assert sizes == [(False, 8), (True, None)]
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo", "vespo", "sapo"])
+def test_the_loss_logs_of_a_micro_batch_what_is_known_to_be_merged(model_path, out, loss_type, level):
+    if (loss_type, level) == ("vespo", "sequence"):
+        pytest.skip("TRL refuses it")
+    trainer = build(
+        GRPOTrainer, GRPOConfig, out, model_path, loss_type=loss_type, importance_sampling_level=level, beta=0.1
+    )
+    logged = []
+    compute = trainer._compute_loss
+
+    def watched(model, inputs):
+        before = {name: len(values) for name, values in trainer._metrics["train"].items()}
+        loss = compute(model, inputs)
+        logged.append(
+            {name for name, values in trainer._metrics["train"].items() if len(values) > before.get(name, 0)}
+        )
+        return loss
+
+    trainer._compute_loss = watched
+    trainer.train()
+    assert logged[0] and logged[0] <= {*MEANS, *EXTREMES} and {"entropy", "kl"} <= logged[0]
+
+
+def test_the_loss_asks_other_ranks_only_for_what_alone_answers(model_path, out, monkeypatch):
+    """`gather` and `reduce`: anything else would wait for ranks that have other numbers of rows."""
+    asked = set()
+
+    class Watched(Alone):
+        def __getattr__(self, name):
+            asked.add(name)
+            return super().__getattr__(name)
+
+    compute = GRPOTrainer._compute_loss
+
+    def watched(self, model, inputs):
+        accelerator, self.accelerator = self.accelerator, Watched(self.accelerator)
+        try:
+            return compute(self, model, inputs)
+        finally:
+            self.accelerator = accelerator
+
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", watched)
+    for loss_type in ("dapo", "cispo", "vespo", "sapo"):
+        train(GRPOTrainer, GRPOConfig, out, model_path, max_steps=1, loss_type=loss_type, beta=0.1)
+    assert asked <= {"autocast", "num_processes", "sync_gradients", "is_main_process", "device"}
+
+
 def test_tool_masks_are_called_tool_mask(out):
     def rollout(prompts, trainer):
         scripted = scripted_rollout(prompts, trainer)
@@ -168,6 +246,8 @@ def test_the_trainer_keeps_the_attributes_that_are_used(out):
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.temperature) == (0.2, 0.2, 1.0)
     assert set(trainer._metrics) == {"train", "eval"} and trainer._tokenizer is trainer.processing_class
     assert trainer.accelerator.mixed_precision == "no" and trainer.is_deepspeed_enabled is False
+    assert (trainer.aux_loss_enabled, trainer.pad_to_multiple_of) == (False, None)
+    assert trainer.vllm_importance_sampling_correction is True and trainer.loss_type == "dapo"
     assert {"_tag_names", "_name", "_paper"} <= set(dir(GRPOTrainer))
 
 
