@@ -5,6 +5,7 @@
 #   make playground        build the playground's model from nothing
 #   make test              the test suite
 #   make test-vllm         real vLLM on the CPU (a larger environment, .venv-vllm)
+#   make test-deepspeed    DeepSpeed ZeRO on two processes of the CPU (.venv-deepspeed)
 #   make lint              ruff and mypy
 #   make bench             what the control costs, beside GRPOTrainer
 #   make bench-training    what exact micro-batching gains, beside GRPOTrainer
@@ -14,7 +15,7 @@ PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-seeds playground test test-vllm lint format bench bench-training clean
+.PHONY: quickstart quickstart-seeds playground test test-vllm test-deepspeed lint format bench bench-training clean
 
 quickstart: .venv/run
 	.venv/bin/python train.py
@@ -31,6 +32,9 @@ test: .venv/ready
 test-vllm: .venv-vllm/ready
 	TORCH_COMPILE_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
 		.venv-vllm/bin/python -m pytest tests/with_vllm --override-ini addopts=-q
+
+test-deepspeed: .venv-deepspeed/ready
+	.venv-deepspeed/bin/python -m pytest tests/with_deepspeed --override-ini addopts=-q
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -69,5 +73,13 @@ bench-training: .venv/ready
 	.venv-vllm/bin/python $(PIP) --no-deps --editable .
 	touch $@
 
+# Built from source, in the environment that has torch; its own kernels are not needed
+.venv-deepspeed/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python $(PIP) --constraint constraints.txt --editable '.[test]' wheel setuptools
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu .venv-deepspeed/bin/python $(PIP) --no-build-isolation \
+		--constraint constraints.txt deepspeed==0.19.8
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm build dist *.egg-info
+	rm -rf .venv .venv-vllm .venv-deepspeed build dist *.egg-info
