@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,7 @@ MEASURES = {
 
 def train(control: str, seed: int, folder: Path, more: list[str]) -> Path:
     out = folder / f"{control}-{seed}"
+    shutil.rmtree(out, ignore_errors=True)  # or train.py would go on with what is there
     command = [sys.executable, str(ROOT / "train.py"), "--control", control, "--seed", str(seed), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     log = folder / f"{control}-{seed}.log"

@@ -19,7 +19,7 @@ STEPS = 3
 RUN = f"""
     --max_steps {STEPS} --eval_prompts 0 --save_strategy no --num_generations 4
     --per_device_train_batch_size 16 --gradient_accumulation_steps 2 --flow_target none --flow_lambda_max 1.0
-""".split()  # noqa: SIM905
+""".split()
 SAME = [
     "reward",
     "entropy",
