@@ -112,7 +112,7 @@ class Batching:
             chosen = [_kept(chunk, 1) for chunk in chunks]
             groups = [widths.group([row.index for row in kept]) for kept in chosen]
             shares = [
-                loss_share(self.loss_type, len(kept) / each, _tokens(kept) / max(1, _tokens(chunk)))
+                loss_share(self.loss_type, len(kept) / each, _tokens(kept) / _tokens(chunk)) if _tokens(chunk) else 1.0
                 for kept, chunk in zip(chosen, chunks, strict=True)
             ]
         trained = {row for group in groups for row in group.rows}

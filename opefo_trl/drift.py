@@ -53,11 +53,11 @@ class Drift:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, logps: Tensor, sampling_logps: Tensor, mask: Tensor, ratio: Tensor) -> Drift:
+    def of(cls, logps: Tensor, sampling_logps: Tensor, mask: Tensor, ratio: Tensor, by_row: bool) -> Drift:
+        """`by_row`: whether a ratio is that of a sequence. TRL takes those of all, and a token's if it trains."""
         known = mask.bool() & ~sampling_logps.isnan()
         gap = (logps - sampling_logps).abs().float().masked_fill(~known, 0.0)
-        # TRL takes a ratio of sequences over all of them, and one of tokens over those that train
-        counted = mask.bool() if ratio.shape == mask.shape else torch.ones_like(ratio, dtype=torch.bool)
+        counted = torch.ones_like(ratio, dtype=torch.bool) if by_row else mask.bool()
         ratio, outside = ratio.float(), ~counted
         sums = [gap.sum(), known.sum(), ratio.masked_fill(outside, 0.0).sum(), counted.sum()]
         extremes = [gap.amax(), ratio.masked_fill(outside, -torch.inf).amax()]

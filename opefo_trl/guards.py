@@ -106,7 +106,7 @@ class MicroBatch:
     mask: Tensor  # (B, T)
     loss: Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Forget numbers that are all in order: kept until the step is taken, they would cost memory. TRL's loss has
         just waited for the device, so that asking it again costs no time."""
         sound = [(tensor.isfinite() | ~self.mask.bool()).all() for tensor in self.tensors.values()]
@@ -282,7 +282,7 @@ class DriftGuard:
 
     def look(self, drift: float, step: int) -> str | None:
         """What to warn of. `drift` is TRL's `sampling/sampling_logp_difference/mean` of one rollout."""
-        if self.most is None or drift <= self.most:
+        if self.most is None or not drift > self.most:  # NaN is the policy's, and StepGuard's business
             self.in_a_row = 0
             return None
         self.in_a_row += 1

@@ -133,7 +133,9 @@ def widths_of(batch: dict[str, Any], multiple: int | None = None, trim_prompts: 
     prompt, completion = batch["prompt_mask"], batch["completion_mask"]
     # The outermost token counts, not the number of tokens: a mask may have holes.
     first = _reach(prompt.flip(1)) if trim_prompts else torch.full_like(prompt[:, 0], prompt.size(1))
-    prompts, completions = torch.stack([first, _reach(completion)]).tolist()
+    # TRL's metrics take a single column for one number a row
+    last = _reach(completion).clamp(min=min(2, completion.size(1)))
+    prompts, completions = torch.stack([first, last]).tolist()
     return Widths(
         [_round_up(width, multiple, prompt.size(1)) for width in prompts],
         [_round_up(width, multiple, completion.size(1)) for width in completions],
@@ -232,7 +234,7 @@ class Parts:
         drop = mixes or _moves_without_advantage(args, control)
         reasons = {"regroup": regroup, "drop": drop}
         if positions == "absolute":
-            reasons["trim prompts"] = "the model has no rotary embedding, and its positions may be absolute"
+            reasons["trim prompts"] = "the model's positions are absolute, or may be"
         return cls(
             True,
             positions == "relative",
@@ -259,11 +261,18 @@ class Parts:
 
 def positions_of(config: Any) -> str:
     """How a model's config counts positions: `relative`, `absolute`, or `by length` of the batch."""
-    rope = getattr(config.get_text_config(), "rope_parameters", None)
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None)
     if not rope:
         return "absolute"
-    kinds = {rope.get("rope_type")} if "rope_type" in rope else {layer.get("rope_type") for layer in rope.values()}
-    return "by length" if kinds & {"dynamic", "longrope"} else "relative"
+    layers = [rope] if "rope_type" in rope else list(rope.values())
+    if {layer.get("rope_type") for layer in layers} & {"dynamic", "longrope"}:
+        return "by length"
+    # Llama 4 and its kin scale attention by the index of a token
+    scaled = getattr(text, "attn_temperature_tuning", False) or any(
+        "llama_4_scaling_beta" in layer for layer in layers
+    )
+    return "absolute" if scaled else "relative"
 
 
 def _mixes_rows(args: Any, control: Any, aux_loss: bool) -> str | None:

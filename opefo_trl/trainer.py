@@ -355,12 +355,19 @@ class OPEFOTrainer(GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training or self._buffered_inputs is before or not self.batching.parts.trim:
             return inputs
-        if MULTIMODAL & set(inputs):
+        if self._anywhere(bool(MULTIMODAL & set(inputs))):
             self.batching = self._make_batching(Parts.none("images have rows of their own"))
             self._say_parts()
             return inputs
         self._buffered_inputs = self.batching.regroup(self._buffered_inputs, self._means)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _anywhere(self, has_images: bool) -> bool:
+        """Whether any rank's rollout has images, so that all ranks group their rows in the same way."""
+        if not self._is_vlm:
+            return has_images
+        flag = torch.tensor([has_images], device=self.accelerator.device)
+        return bool(self.accelerator.gather(flag).any())
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -438,7 +445,8 @@ class OPEFOTrainer(GRPOTrainer):
         )
         totals = FlowTotals.of(flow, mask, entropies.detach())
         self._window_totals = totals if self._window_totals is None else self._window_totals + totals
-        self.recording.sample(live, tokens)
+        if _counts(live):
+            self.recording.sample(live, tokens)
         if self._loss_trains:
             self._observe_live(totals)
         live["advantages"] = self.entropy_control.advantages(tokens)
@@ -471,8 +479,11 @@ class OPEFOTrainer(GRPOTrainer):
         )
         if self._corrects_live:
             live["importance_sampling_ratio"] = ratio
-        drift = Drift.of(logps, sampling_logps, mask, ratio)
-        self._drift = drift if self._drift is None else self._drift + drift
+        if _counts(live):
+            drift = Drift.of(
+                logps, sampling_logps, mask, ratio, self.vllm_importance_sampling_mode.startswith("sequence")
+            )
+            self._drift = drift if self._drift is None else self._drift + drift
 
     def _observe_live(self, totals: FlowTotals) -> None:
         """Where the totals of a live micro-batch are what the scope asks for, the control sees them."""
@@ -718,6 +729,11 @@ class OPEFOTrainer(GRPOTrainer):
                 f"The checkpoint was written with `control={saved['control']!r}`; `control={self.args.control!r}` "
                 "starts afresh."
             )
+
+
+def _counts(live: dict[str, Any]) -> bool:
+    """Whether a micro-batch has rows, and is not only there to keep step with other ranks."""
+    return PLACE not in live or live[PLACE].rows > 0
 
 
 # Editors and `help` show TRL's parameters

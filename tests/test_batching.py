@@ -123,18 +123,35 @@ def test_each_part_is_active_where_it_is_exact(overrides, active, model_path, ou
 
 @pytest.mark.parametrize("active", [True, False])
 def test_a_routers_loss_leaves_rows_in_place(active, out):
-    def moe():
-        torch.manual_seed(0)
-        small = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 2}
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-        experts = {"num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 23, "pad_token_id": 0, "eos_token_id": 1}
-        return Qwen3MoeForCausalLM(Qwen3MoeConfig(**small, **heads, **experts))
-
     run = {"router_aux_loss_coef": 0.5 if active else 0.0}
     exact, ours = one_step(out, 4, model=moe(), **run)
     theirs, _ = one_step(out, 4, model=moe(), micro_batching="trl", **run)
     assert relative_difference(exact, theirs) < 1e-5
     assert ours.batching.parts.regroup is ours.batching.parts.drop is not active
+
+
+def test_a_routers_loss_stays_where_no_token_trains(out):
+    """Half of the micro-batches hold nothing but truncated completions; `bnpo` weighs the others by their tokens."""
+
+    def truncated(prompts, trainer):
+        rollout = scripted_rollout(prompts, trainer)
+        rollout["completion_ids"] = [ids[:-1] if i % 4 < 2 else ids for i, ids in enumerate(rollout["completion_ids"])]
+        return rollout
+
+    run = {"loss_type": "bnpo", "mask_truncated_completions": True, "router_aux_loss_coef": 0.5}
+    gradients = [
+        one_step(out, 16, model=moe(), extra={"rollout_func": truncated}, micro_batching=kind, **run)[0]
+        for kind in ("exact", "trl")
+    ]
+    assert relative_difference(*gradients) < 1e-5
+
+
+def moe():
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 23, "pad_token_id": 0, "eos_token_id": 1}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**small, **heads, **experts))
 
 
 # ---- metrics are of all rows

@@ -92,6 +92,33 @@ def test_a_relative_target_is_anchored_at_the_first_entropy_and_survives_a_resta
     assert fresh.state_dict() == {"anchor": None}
 
 
+def test_what_a_control_says_of_itself_does_not_hold_for_a_subclass_that_changes_it():
+    class Bonus(CONTROLS["opefo"]):
+        def penalty(self, tokens):
+            return -tokens.entropies
+
+    class Relabelled(CONTROLS["opefo"]):
+        def metrics(self):
+            return {}
+
+    class Clip(CONTROLS["opefo"]):
+        def clip_range(self, tokens):
+            return 0.1, 0.3
+
+    class Sure(Bonus):
+        by_row = True
+
+    class Mixed(type("Mixin", (), {"advantages": lambda self, tokens: tokens.entropies}), CONTROLS["opefo"]):
+        pass
+
+    def promises(control):
+        return control.by_row, control.keeps_zeros
+
+    assert promises(CONTROLS["none"]) == promises(CONTROLS["opefo"]) == promises(Relabelled) == (True, True)
+    assert promises(Bonus) == promises(Mixed) == (False, False)
+    assert promises(Clip) == (False, True) and promises(Sure) == (True, False)
+
+
 def test_the_registry_takes_a_control_of_ones_own(monkeypatch):
     class Halve(Control):
         def __init__(self, *, by: float = 2.0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, Phi3Config, Qwen2Config
+from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, Llama4TextConfig, Phi3Config, Qwen2Config
 
 from opefo_trl.microbatch import Group, Means, Widths, columns, join, plan, positions_of, spread, take, widths_of
 
@@ -78,7 +78,7 @@ def test_widths_reach_to_the_outermost_token_and_round_up():
     assert widths_of(batch(), multiple=8) == Widths([3, 3], [4, 4])
     assert widths_of(batch(), trim_prompts=False) == Widths([3, 3], [2, 3])
     empty = {**batch(), "completion_mask": torch.zeros(2, 4, dtype=torch.long)}
-    assert widths_of(empty).completions == [1, 1]
+    assert widths_of(empty).completions == [2, 2]  # TRL's metrics take one column for one number a row
 
 
 def test_take_trims_prompts_on_the_left_and_all_else_on_the_right():
@@ -109,6 +109,7 @@ def test_columns_and_spread_are_each_others_inverse():
         (Qwen2Config(), "relative"),
         (Gemma3TextConfig(), "relative"),
         (GPT2Config(), "absolute"),
+        (Llama4TextConfig(attn_temperature_tuning=True), "absolute"),
         (BloomConfig(), "absolute"),  # ALiBi; we would have to look deeper to tell
         (Qwen2Config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "by length"),
         (Phi3Config(), "relative"),

@@ -33,13 +33,33 @@ class Tokens:
     flow: Tensor
 
 
+# What a control may say of itself, and the methods that it is said of
+PROMISES = {"by_row": ("advantages", "clip_range", "penalty"), "keeps_zeros": ("advantages", "penalty")}
+
+
 class Control:
     """
     Base of every entropy control; by itself it changes nothing.
 
     Keyword arguments of a subclass' constructor are its options: those named like an `OPEFOConfig` field
     (`flow_target`, ...) are filled from it, all others from `control_kwargs`.
+
+    Attributes:
+        by_row (`bool`): whether a completion gets the same whatever others share its micro-batch, so that they may be
+            regrouped.
+        keeps_zeros (`bool`): whether a completion of no advantage stays without one, and without a penalty, so that it
+            may be dropped.
     """
+
+    by_row = True
+    keeps_zeros = True
+
+    def __init_subclass__(cls, **keywords: Any):
+        """What a class says of its methods does not hold for those that a subclass puts in their place."""
+        super().__init_subclass__(**keywords)
+        for promise, methods in PROMISES.items():
+            if any(_definer(cls, method) < _definer(cls, promise) for method in methods):
+                setattr(cls, promise, False)
 
     @property
     def needs_totals(self) -> bool:
@@ -51,18 +71,8 @@ class Control:
         """Whether `advantages` makes a difference between the tokens of a completion."""
         return self._overrides("advantages")
 
-    @property
-    def by_row(self) -> bool:
-        """Whether a completion gets the same whatever others share its micro-batch, so that they may be regrouped."""
-        return not self._overrides("advantages", "clip_range", "penalty")
-
-    @property
-    def keeps_zeros(self) -> bool:
-        """Whether a completion of no advantage stays without one, and without a penalty, so that it may be dropped."""
-        return not self._overrides("advantages", "penalty")
-
-    def _overrides(self, *names: str) -> bool:
-        return any(getattr(type(self), name) is not getattr(Control, name) for name in names)
+    def _overrides(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(Control, name)
 
     @property
     def idle_fields(self) -> dict[str, str]:
@@ -94,3 +104,8 @@ class Control:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+
+
+def _definer(cls: type, name: str) -> int:
+    """How far up the first class is that defines a name."""
+    return next(distance for distance, base in enumerate(cls.__mro__) if name in vars(base))

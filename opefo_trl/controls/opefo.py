@@ -78,6 +78,10 @@ class OPEFO(Control):
     by_row = keeps_zeros = True  # a factor for each token
 
     @property
+    def shapes_tokens(self) -> bool:
+        return self.static_lambda != 0
+
+    @property
     def needs_totals(self) -> bool:
         return self.static_lambda is None
 

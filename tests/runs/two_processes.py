@@ -72,6 +72,16 @@ def flat_on_last_rank(prompts, completions, **_):
     return [0.0 if prompt in PROMPTS[2:4] else reward for prompt, reward in zip(prompts, rewards, strict=True)]
 
 
+class ImagesOnLastRank(OPEFOTrainer):
+    """As a vision model's rollout looks to the ranks, where only one has images in it."""
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        self._is_vlm = True
+        images = {"num_images": [1] * len(batch["advantages"])}
+        return batch | images if self.accelerator.process_index + 1 == self.accelerator.num_processes else batch
+
+
 IDLE = {"shuffle_dataset": False, "extra": {"reward_funcs": flat_on_last_rank}}
 
 
@@ -79,15 +89,16 @@ def sixteen_rows(out, **overrides):
     """A trainer of 16 rows a step, however many processes share them, and what catches its gradients."""
     gradients = Gradients()
     extra = {"rollout_func": scripted_rollout, "callbacks": [gradients], **overrides.pop("extra", {})}
+    trainer_class = overrides.pop("trainer_class", OPEFOTrainer)
     run = {"gradient_accumulation_steps": 2, **overrides}
     rows = 16 // int(os.environ["WORLD_SIZE"]) // run["gradient_accumulation_steps"]
     common = {"max_steps": 1, "max_grad_norm": 0.0, "flow_lambda_max": 1.0, "ddp_find_unused_parameters": False}
-    trainer = build(OPEFOTrainer, OPEFOConfig, out, per_device_train_batch_size=rows, extra=extra, **common, **run)
+    trainer = build(trainer_class, OPEFOConfig, out, per_device_train_batch_size=rows, extra=extra, **common, **run)
     return trainer, gradients
 
 
 def main(out: Path) -> None:
-    results = {}
+    results, sampled = {}, {}
     for name, overrides in {
         "batch": {},
         "live": {"gradient_accumulation_steps": 1},
@@ -95,9 +106,10 @@ def main(out: Path) -> None:
         "exact": {"flow_estimator": "exact"},
         "running": {"flow_scope": "running"},
         "idle": IDLE,
+        "images": {"trainer_class": ImagesOnLastRank},
         "idle_running": {"flow_scope": "running", **IDLE},
     }.items():
-        if FSDP and name in ("live", "covariance", "running"):
+        if FSDP and name in ("live", "covariance", "running", "images"):
             continue
         trainer, gradients = sixteen_rows(out, **overrides)
         trainer.train()
@@ -107,6 +119,7 @@ def main(out: Path) -> None:
         row = trainer.state.log_history[0]
         watched = ("flow/", "entropy", "batching/skipped_rows", "clip_ratio/")
         results[name] = {key: row[key] for key in row if key.startswith(watched)}
+        sampled[name] = [sample["length"] for sample in trainer.recording.recorder.samples]
     world = trainer.accelerator.num_processes
     results["model"] = type(trainer.model).__name__
 
@@ -131,7 +144,7 @@ def main(out: Path) -> None:
             results[name] = said
 
     if trainer.accelerator.is_main_process:
-        (out / "results.json").write_text(json.dumps({"world": world, **results}))
+        (out / "results.json").write_text(json.dumps({"world": world, "sampled": sampled, **results}))
     del trainer
     gc.collect()
     if dist.is_initialized():
