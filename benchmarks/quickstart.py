@@ -26,7 +26,7 @@ from opefo_trl.progress import EDGE
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
 FIGURE = ROOT / "docs" / "images" / "quickstart.png"
-CONTROLS = {"none": "GRPO", "opefo": "OPEFO, flow_target 0.4"}
+CONTROLS = {"none": "GRPO", "opefo": "OPEFO, flow_target 0.5"}
 COLORS = {"none": "#8a8a8a", "opefo": "#2166ac"}
 MEASURES = {
     "reward": "reward",

@@ -54,4 +54,4 @@ def test_the_quickstart_keeps_what_grpo_loses(grpo, opefo):
     assert scores["eval_answers/distinct"] >= 3 * plain_scores["eval_answers/distinct"]
     assert ours["entropy"].tail(EDGE).mean() >= plain["entropy"].tail(EDGE).mean() + 0.2
     assert ours["reward"].tail(EDGE).mean() >= 0.8 and scores["eval_reward"] >= 0.75
-    assert ours["entropy"].tail(50).sub(0.4).abs().max() < 0.12  # it holds its target
+    assert ours["entropy"].tail(50).sub(0.5).abs().max() < 0.12  # it holds its target

@@ -92,7 +92,7 @@ def test_the_playground_needs_no_more_than_its_name(script, monkeypatch):
     parts = script.Parser((script.ScriptArguments, script.OPEFOConfig, script.ModelConfig)).parse(
         words, script.QUICKSTART
     )
-    assert parts[0].reward_funcs == ["playground"] and parts[1].use_cpu and parts[1].flow_target == 0.4
+    assert parts[0].reward_funcs == ["playground"] and parts[1].use_cpu and parts[1].flow_target == 0.5
     assert script.ScriptArguments(dataset_name="playground").reward_funcs == ["playground"]
     assert script.ScriptArguments(reward_funcs="math").reward_funcs == ["math"]
 
