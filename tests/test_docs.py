@@ -16,6 +16,7 @@ from opefo_trl.flow import ESTIMATORS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 
 
 def first_column(text: str) -> set[str]:
@@ -77,7 +78,21 @@ def test_the_links_in_the_documents_resolve():
 
 
 def test_no_placeholder_is_left():
-    assert not re.search(r"OVERHEAD_|QUICKSTART_", README)
+    assert not re.search(r"TRAINING_PHASE|WHOLE_LOOP|OVERHEAD", README + PERFORMANCE)
+
+
+def test_the_numbers_of_the_training_phase_are_those_of_its_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = load_script("benchmarks/training_phase.py")
+    results = json.loads((ROOT / "benchmarks" / "results" / "training_phase.json").read_text())["results"]
+    assert len(results) == len(benchmark.ROWS)
+    for row, least in zip(results, (0.98, 1.7, 2.5, 4.0, 1.0), strict=True):
+        assert benchmark.line(row) in PERFORMANCE and row["ratio"] >= least
+        low, high = row["quartiles"]
+        if row["scope"] == "running":
+            assert f"| {row['ratio']:.2f} | {low:.2f} to {high:.2f} |" in README
+        theirs, ours = row["peak_mib"]
+        assert ours <= 1.0001 * theirs and row["gradient"] < 1e-5 and row["padded"][1] <= 1.1
 
 
 def test_the_numbers_of_the_quickstart_are_those_of_its_benchmark():
