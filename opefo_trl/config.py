@@ -19,6 +19,8 @@ MICRO_BATCHING = ("exact", "trl")
 NONFINITE = ("stop", "skip")
 # Fields that a control may declare as options; the rest of its options come from `control_kwargs`.
 CONTROL_FIELDS = ("flow_lambda_max", "flow_target", "flow_schedule", "flow_shape")
+# And those of TRL's that it may want to know.
+RUN_FIELDS = ("num_train_epochs", "max_steps", "epsilon", "epsilon_high")
 
 
 @dataclass
@@ -187,6 +189,7 @@ class OPEFOConfig(GRPOConfig):
         if isinstance(self.flow_target, str) and self.flow_target.lower() in ("none", "null"):
             self.flow_target = None  # a command line has no other way to take back what a config file sets
         self.sampling_drift_max = _as_drift(self.sampling_drift_max)
+        self._apply_presets(self.make_control())
         super().__post_init__()
         for name in ("strict_on_policy", "entropy_curves"):
             if not isinstance(getattr(self, name), bool):
@@ -213,13 +216,29 @@ class OPEFOConfig(GRPOConfig):
         """A fresh control with the options of this configuration."""
         options = control_options(self.control)
         assert isinstance(self.control_kwargs, dict)  # since `__post_init__`
+        known = (*CONTROL_FIELDS, *RUN_FIELDS)
         for name in self.control_kwargs:
-            if name in CONTROL_FIELDS and name in options:
+            if name in known and name in options:
                 raise ValueError(
                     f"`control_kwargs` sets {name!r}, which has a field of its own: set `{name}` instead."
                 )
-        fields = {name: getattr(self, name) for name in CONTROL_FIELDS if name in options}
+        fields = {name: getattr(self, name) for name in known if name in options}
         return make_control(self.control, **fields, **self.control_kwargs)
+
+    def _apply_presets(self, control: Control) -> None:
+        """A control that is TRL's own sets TRL's fields, and does not overrule what somebody has set otherwise."""
+        for name, value in control.presets.items():
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) not in (default, value):
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` and `control={self.control!r}`, which sets it to {value!r}: "
+                    "drop the field and use `control_kwargs`, or keep it and use `control='none'`."
+                )
+            setattr(self, name, value)
+
+    def estimator_of(self, control: Control) -> str:
+        """The flow estimator that a control insists on, or else the one of this configuration."""
+        return control.estimator or self.flow_estimator
 
     @property
     def active_fields(self) -> list[str]:
@@ -241,9 +260,10 @@ class OPEFOConfig(GRPOConfig):
         When the flow of a generation batch is measured: `"ahead"` of its training by a scoring pass, `"live"` by the
         forward that trains it, where one micro-batch is the whole batch of its rank, or `"never"` as a whole.
         """
-        if self.flow_estimator in VOCABULARY_ESTIMATORS:
+        estimator = self.estimator_of(control)
+        if estimator in VOCABULARY_ESTIMATORS:
             return "ahead"
-        if self.flow_scope != "batch" or not (control.needs_totals or self.flow_estimator == "covariance"):
+        if self.flow_scope != "batch" or not (control.needs_totals or estimator == "covariance"):
             return "never"
         one_micro_batch = self.updates_per_rollout == 1 and self.gradient_accumulation_steps == 1
         return "live" if one_micro_batch and not self.corrects_vllm else "ahead"
@@ -273,6 +293,12 @@ class OPEFOConfig(GRPOConfig):
                     "make `steps_per_generation` a multiple of `gradient_accumulation_steps`."
                 )
             return
+        if not control.acts_on_policy:
+            self._warn(
+                f"`control={self.control!r}` does nothing strictly on-policy, where the ratio of every token is 1. It "
+                f"acts with `strict_on_policy=False` and several updates to a rollout, such as `steps_per_generation="
+                f"{4 * self.gradient_accumulation_steps}` (4 updates)."
+            )
         way_out = "or pass `strict_on_policy=False`."
         if self.num_iterations != 1:
             raise ValueError(
@@ -337,6 +363,8 @@ class OPEFOConfig(GRPOConfig):
         idle = {name: "it takes no such option" for name in CONTROL_FIELDS if name not in options}
         if not (control.needs_totals or self.corrects_vllm):
             idle["flow_scope"] = "it does not observe the flow"
+        if control.estimator:
+            idle["flow_estimator"] = f"it needs {control.estimator!r}"
         for name, reason in {**idle, **control.idle_fields}.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 self._warn(f"`control={self.control!r}` does not use `{name}={getattr(self, name)!r}`: {reason}.")

@@ -150,18 +150,22 @@ class FlowTotals:
     Both flows of a set of tokens. Totals of micro-batches and of ranks add; all sums travel as one stacked tensor.
 
     Attributes:
-        sums (`Tensor`): [E+, E-, summed entropy, tokens, tokens with unknown flow], fp32, (5,).
+        sums (`Tensor`): [E+, E-, summed entropy, tokens, tokens with unknown flow, leverage], fp32, (6,).
     """
 
     sums: Tensor
 
     @classmethod
     @torch.no_grad()
-    def of(cls, flow: Tensor, mask: Tensor, entropies: Tensor) -> FlowTotals:
-        """Totals of the tokens where `mask` is 1; `flow`, `mask` and `entropies` are (B, T)."""
+    def of(cls, flow: Tensor, mask: Tensor, entropies: Tensor, advantages: Tensor | None = None) -> FlowTotals:
+        """
+        Totals of the tokens where `mask` is 1; `flow`, `mask` and `entropies` are (B, T). `advantages`, (B,), (B, 1)
+        or (B, T), are for the leverage alone, which is 0 without them.
+        """
         trained = mask.bool()
         known = trained & flow.isfinite() & entropies.isfinite()
         flow = flow.float().masked_fill(~known, 0)
+        leverage = flow.new_zeros(()) if advantages is None else _per_advantage(flow, advantages).square().sum()
         entropies = entropies.float().masked_fill(~known, 0)
         return cls(
             torch.stack(
@@ -171,6 +175,7 @@ class FlowTotals:
                     entropies.sum(),
                     known.sum().float(),
                     (trained & ~known).sum().float(),
+                    leverage,
                 ]
             )
         )
@@ -179,7 +184,7 @@ class FlowTotals:
         return FlowTotals(self.sums + other.sums)
 
     def reduce(self, accelerator: Accelerator) -> FlowTotals:
-        """Totals over all ranks: one all-reduce of five numbers."""
+        """Totals over all ranks: one all-reduce of six numbers."""
         return FlowTotals(accelerator.reduce(self.sums, reduction="sum"))
 
     def metrics(self) -> dict[str, Tensor]:
@@ -226,6 +231,11 @@ class FlowTotals:
         return self.sums[4]
 
     @property
+    def leverage(self) -> Tensor:
+        """The sum of d^2 / A^2: by how much the net flow moves when every weight does so by mu d / A^2, over mu."""
+        return self.sums[5]
+
+    @property
     def entropy(self) -> Tensor:
         """Mean entropy of the tokens, in nats; NaN of no tokens."""
         return self.sums[2] / self.tokens
@@ -251,3 +261,20 @@ def flow_weights(flow: Tensor, lam: Tensor | float, sides: str = "both") -> Tens
     if sides != "increase":
         weights = torch.where(known & (flow < 0), 1 - lam, weights)
     return weights
+
+
+def minimal_weights(flow: Tensor, advantages: Tensor, mu: Tensor | float) -> Tensor:
+    """
+    1 + mu d / A^2, within [0, 3], (B, T); 1 where the advantage is 0 or the flow is not finite. Of all weights that
+    move the net flow as far, they change the learning signal least: the sum of A^2 (w - 1)^2.
+    """
+    leverage = _per_advantage(_per_advantage(flow.float(), advantages), advantages)
+    return torch.where(flow.isfinite(), 1 + mu * leverage, 1.0).clamp(0, 3)
+
+
+def _per_advantage(values: Tensor, advantages: Tensor) -> Tensor:
+    """values / A, 0 where A is 0."""
+    advantages = advantages.float()
+    if advantages.dim() == values.dim() - 1:
+        advantages = advantages.unsqueeze(-1)
+    return torch.where(advantages == 0, 0.0, values / advantages)

@@ -283,7 +283,7 @@ def _mixes_rows(args: Any, control: Any, aux_loss: bool) -> str | None:
         return f"`top_entropy_quantile={args.top_entropy_quantile}` ranks the tokens of each micro-batch"
     if aux_loss:
         return "the router's auxiliary loss is of each micro-batch"
-    if args.flow_estimator == "covariance" and args.measuring(control) != "ahead":
+    if args.estimator_of(control) == "covariance" and args.measuring(control) != "ahead":
         return "`flow_estimator='covariance'` takes its means over the rows of each micro-batch here"
     if not control.by_row:
         return f"`control={args.control!r}` does not say (`by_row = True`) that it treats each row by itself"

@@ -145,7 +145,8 @@ class OPEFOTrainer(GRPOTrainer):
         """The state that a run begins with, whatever a run before it left."""
         args = self.args
         self.entropy_control = args.make_control()
-        self._needs_vocabulary = args.flow_estimator in VOCABULARY_ESTIMATORS
+        self._estimator = args.estimator_of(self.entropy_control)
+        self._needs_vocabulary = self._estimator in VOCABULARY_ESTIMATORS
         self._measuring = args.measuring(self.entropy_control)
         self._corrects_live = args.corrects_live(self.entropy_control)
         self._measures_drift = self._corrects_live or (
@@ -168,6 +169,7 @@ class OPEFOTrainer(GRPOTrainer):
         self._step, self._buffered_inputs = 0, None  # TRL's: an interrupted run leaves them inside a rollout
         self._metrics["train"].clear()
         self._rollout_rewards: Tensor | None = None  # of this rank's completions, (B,)
+        self._rollout_solved: Tensor | None = None  # share of right answers in the group of each, (B,)
         self.recording.begin()
 
     def _make_batching(self, parts: Parts) -> Batching:
@@ -216,7 +218,7 @@ class OPEFOTrainer(GRPOTrainer):
             with self._corrected_later() if self._corrects_live else nullcontext():
                 batch = super()._generate_and_score_completions(inputs)
             # The rewards travel with the batch: TRL shuffles its rows, and the curves show some of them.
-            batch["reward"] = self._rollout_rewards
+            batch["reward"], batch["solved"] = self._rollout_rewards, self._rollout_solved
             if self.args.corrects_vllm and not self._corrects_live:
                 self._look_at_drift()
             # Strictly on-policy without vLLM, TRL has no use for a scoring pass: then it is ours to run.
@@ -233,7 +235,9 @@ class OPEFOTrainer(GRPOTrainer):
             if self._measuring == "ahead":
                 mask = trained_mask(batch)
                 batch["token_flow"] = self._flow(batch, mask, logps, entropies, vocabulary)
-                self._batch_totals = FlowTotals.of(batch["token_flow"], mask, entropies).reduce(self.accelerator)
+                self._batch_totals = FlowTotals.of(batch["token_flow"], mask, entropies, batch["advantages"]).reduce(
+                    self.accelerator
+                )
         return batch
 
     @contextmanager
@@ -319,7 +323,7 @@ class OPEFOTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         return vocabulary_scores(
             model.get_base_model() if hasattr(model, "get_base_model") else model,
-            estimator=self.args.flow_estimator,
+            estimator=self._estimator,
             temperature=self.temperature,
             keep=logits_to_keep,
             head_in_fp32=self.args.cast_lm_head_to_fp32,
@@ -333,7 +337,7 @@ class OPEFOTrainer(GRPOTrainer):
             logps,
             entropies,
             batch["advantages"],
-            self.args.flow_estimator,
+            self._estimator,
             mask=mask,
             vocabulary=vocabulary,
             accelerator=None if self._measuring == "never" else self._ranks,
@@ -442,8 +446,9 @@ class OPEFOTrainer(GRPOTrainer):
             mask=mask,
             old_logps=logps.detach() if old_logps is None else old_logps,
             flow=flow,
+            solved=None if live.get("solved") is None else live["solved"].unsqueeze(1),
         )
-        totals = FlowTotals.of(flow, mask, entropies.detach())
+        totals = FlowTotals.of(flow, mask, entropies.detach(), live["advantages"])
         self._window_totals = totals if self._window_totals is None else self._window_totals + totals
         if _counts(live):
             self.recording.sample(live, tokens)
@@ -589,6 +594,8 @@ class OPEFOTrainer(GRPOTrainer):
             total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
             total = total.masked_fill(rewards.isnan().all(1), torch.nan)
             self._rollout_rewards = total[begin : begin + len(completions)]
+            of_group = (rewards[:, :1] > RIGHT).any(1).float().view(-1, generations).mean(1)
+            self._rollout_solved = of_group.repeat_interleave(generations)[begin : begin + len(completions)]
         names = self.accelerator.gather(names_of(completions, rewards.device))
         right = (rewards[:, :1] > RIGHT).any(1)  # by the first function; there may be none
         distinct, solved = distinct_right(names, right, generations)

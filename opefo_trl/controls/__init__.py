@@ -7,14 +7,47 @@ import inspect
 from typing import Any
 
 from opefo_trl.controls.base import Control, Tokens
+from opefo_trl.controls.clipping import BAPO, CEGPPO, DCPO, ClipHigher, ClipLow, DynamicClip
+from opefo_trl.controls.covariance import ClipCov, CovarianceKernel, KLCov
+from opefo_trl.controls.entropy import AER, AdaptiveEntropy, EntropyAdvantage, EntropyBonus, HighEntropyTokens
 from opefo_trl.controls.none import NoControl
 from opefo_trl.controls.opefo import OPEFO
+from opefo_trl.controls.positive_advantage import (
+    AdvantageSign,
+    NegativeReinforcement,
+    PositiveAdvantage,
+    RandomPositiveClip,
+)
+from opefo_trl.controls.steer import STEER
+from opefo_trl.controls.token_selection import REPO, STARE, EntropyDynamics
 
 __all__ = ["CONTROLS", "Control", "Tokens", "control_options", "make_control"]
 
 CONTROLS: dict[str, type[Control]] = {
     "none": NoControl,
     "opefo": OPEFO,
+    "steer": STEER,
+    "clip_cov": ClipCov,
+    "kl_cov": KLCov,
+    "covariance_kernel": CovarianceKernel,
+    "positive_advantage": PositiveAdvantage,
+    "random_positive_clip": RandomPositiveClip,
+    "advantage_sign": AdvantageSign,
+    "negative_reinforcement": NegativeReinforcement,
+    "entropy_bonus": EntropyBonus,
+    "adaptive_entropy": AdaptiveEntropy,
+    "aer": AER,
+    "clip_higher": ClipHigher,
+    "clip_low": ClipLow,
+    "dynamic_clip": DynamicClip,
+    "ce_gppo": CEGPPO,
+    "bapo": BAPO,
+    "dcpo": DCPO,
+    "entropy_advantage": EntropyAdvantage,
+    "high_entropy_tokens": HighEntropyTokens,
+    "stare": STARE,
+    "repo": REPO,
+    "entropy_dynamics": EntropyDynamics,
 }
 
 

@@ -23,6 +23,7 @@ class Tokens:
         mask (`Tensor`): 1 on the tokens that train, (B, T).
         old_logps (`Tensor`): log-probabilities when the batch was generated, (B, T).
         flow (`Tensor`): `flow.token_flow` of each token, detached, (B, T).
+        solved (`Tensor`, *optional*): share of right answers to the completion's question, (B, 1).
     """
 
     logps: Tensor
@@ -31,6 +32,12 @@ class Tokens:
     mask: Tensor
     old_logps: Tensor
     flow: Tensor
+    solved: Tensor | None = None
+
+    @property
+    def ratio(self) -> Tensor:
+        """pi / pi_old, detached, (B, T); 1 strictly on-policy."""
+        return (self.logps.detach() - self.old_logps).exp()
 
 
 # What a control may say of itself, and the methods that it is said of
@@ -49,10 +56,16 @@ class Control:
             regrouped.
         keeps_zeros (`bool`): whether a completion of no advantage stays without one, and without a penalty, so that it
             may be dropped.
+        acts_on_policy (`bool`): whether it changes anything strictly on-policy, where every ratio is 1.
+        estimator (`str`, *optional*): the `flow_estimator` that it needs, whatever the configuration says.
+        presets (`dict[str, Any]`): fields of `GRPOConfig` that are this control, which is TRL's own then.
     """
 
     by_row = True
     keeps_zeros = True
+    acts_on_policy = True
+    estimator: str | None = None
+    presets: dict[str, Any] = {}
 
     def __init_subclass__(cls, **keywords: Any):
         """What a class says of its methods does not hold for those that a subclass puts in their place."""

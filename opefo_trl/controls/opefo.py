@@ -6,10 +6,21 @@ over the whole batch and all ranks, weights detached, the loss' denominator unch
 -sign(A_t) sign(log p_t + H_t), the weighted advantage is A_t - lambda |A_t| sign(log p_t + H_t): an entropy push in
 sign form, whose coefficient is solved for.
 
-It acts strictly on-policy, which is what it was made for. Ours, not the paper's: the bound `flow_lambda_max`
-(lambda* reaches 0.5 on short completions, where the unbounded rule destroys the reward; 1 is the literal paper), and
-`flow_target`: lambda acts, bounded by 1 only, while the last measured entropy is below the target, and is 0 above it.
-Below a target lambda is never negative: it does not hold back an entropy that is already on its way up.
+It acts strictly on-policy, which is what it was made for. Ours, not the paper's:
+
+- `flow_lambda_max`, a bound: lambda* reaches 0.5 on short completions, where the unbounded rule destroys the reward;
+  1 is the literal paper.
+- `flow_target`: hold an entropy, instead of balancing always. With e = (target - entropy) / target,
+
+      lambda = clamp(share lambda* + GAIN e, 0, 1)       share <- clamp(share + RATE e, 0, MOST)
+
+  `share` is how much of the balance the target needs: 0 is GRPO, 1 the paper's rule. It is learned as the run goes, so
+  that there is neither a steady offset nor a switching on and off. Lambda is never negative: an entropy on its way up
+  is not held back.
+- `flow_shape: minimal`: the weights that move the predicted flow as far as the others do, and change the learning
+  signal least: of all w, those with the smallest sum of A^2 (w - 1)^2,
+
+      w_t = 1 + mu d_t / A_t^2,   mu = lambda (E+ + E-) / sum d_t^2 / A_t^2,   within [0, 3]
 """
 
 from __future__ import annotations
@@ -20,11 +31,12 @@ import torch
 from torch import Tensor
 
 from opefo_trl.controls.base import Control, Tokens
+from opefo_trl.controls.options import choice, number
 from opefo_trl.controls.target import SCHEDULES, EntropyTarget
-from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights
+from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights, minimal_weights
 
-# `sign` is the paper's 1 +- lambda.
-SHAPES = ("sign",)
+SHAPES = ("sign", "minimal")
+GAIN, RATE, MOST = 3.0, 0.2, 1.5  # of the law that holds a target
 
 
 class OPEFO(Control):
@@ -34,6 +46,8 @@ class OPEFO(Control):
         static_lambda (`float`, *optional*): a fixed lambda in [-1, 1] instead of lambda*, the paper's ablation.
         flow_lambda_max, flow_target, flow_schedule, flow_shape: see `OPEFOConfig`.
     """
+
+    by_row = keeps_zeros = True  # a factor for each token
 
     def __init__(
         self,
@@ -45,37 +59,37 @@ class OPEFO(Control):
         flow_schedule: str = "constant",
         flow_shape: str = "sign",
     ):
-        if sides not in SIDES:
-            raise ValueError(
-                f"`sides={sides!r}` in `control_kwargs` is unknown. Choose one of {', '.join(map(repr, SIDES))}."
-            )
-        if static_lambda is not None and not -1 <= _number("static_lambda", static_lambda) <= 1:
-            raise ValueError(f"`static_lambda={static_lambda!r}` in `control_kwargs` must be in [-1, 1].")
+        self.sides = choice("sides", sides, SIDES)
+        if static_lambda is not None:
+            static_lambda = number("static_lambda", static_lambda, -1, 1)
         if static_lambda is not None and flow_target is not None:
             raise ValueError(
                 f"`static_lambda={static_lambda}` fixes lambda for the whole run and `flow_target={flow_target!r}` "
                 "moves it. Drop one of them."
             )
-        if not 0 < _number("flow_lambda_max", flow_lambda_max) <= 1:
-            raise ValueError(
-                f"`flow_lambda_max={flow_lambda_max!r}` must be in (0, 1]: the weights are 1 +- lambda and must not "
-                "change sign. 1.0 is the paper's unbounded rule."
-            )
+        self.static_lambda = static_lambda
+        bound = _bound(flow_lambda_max)
         if flow_shape not in SHAPES:
             raise ValueError(f"`flow_shape={flow_shape!r}` is unknown. Choose one of {', '.join(map(repr, SHAPES))}.")
+        if flow_shape == "minimal" and sides != "both":
+            raise ValueError(
+                f"`sides={sides!r}` scales one group of tokens, and `flow_shape='minimal'` knows no groups."
+            )
+        self.shape = flow_shape
         if flow_schedule not in SCHEDULES:
             raise ValueError(
                 f"`flow_schedule={flow_schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}."
             )
-        self.sides = sides
-        self.static_lambda = None if static_lambda is None else float(static_lambda)
+        if flow_schedule != "constant" and flow_target is None:
+            raise ValueError(f"`flow_schedule={flow_schedule!r}` moves a target: set `flow_target` as well.")
         self.target = None if flow_target is None else EntropyTarget(flow_target, flow_schedule)
-        self.bound = float(flow_lambda_max) if self.target is None else 1.0
-        self.lam: Tensor | float = self.static_lambda or 0.0
+        self.bound = bound if self.target is None else 1.0
+        self.lam: Tensor | float = static_lambda or 0.0
+        self.mu: Tensor | float = 0.0
+        self.share: Tensor | float = 0.0  # of the balance that the target needs
         self.anchor: Tensor | None = None  # the first step's entropy, kept without a target too: one may come later
         self.target_now: Tensor | None = None
-
-    by_row = keeps_zeros = True  # a factor for each token
+        self._step = -1  # the last one that moved `share`
 
     @property
     def shapes_tokens(self) -> bool:
@@ -83,7 +97,7 @@ class OPEFO(Control):
 
     @property
     def needs_totals(self) -> bool:
-        return self.static_lambda is None
+        return self.static_lambda is None or self.shape == "minimal"
 
     @property
     def idle_fields(self) -> dict[str, str]:
@@ -94,37 +108,56 @@ class OPEFO(Control):
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
         anchor = totals.entropy if self.anchor is None else self.anchor.to(totals.entropy.device)
         self.anchor = torch.where(anchor.isnan(), totals.entropy, anchor)
-        if self.static_lambda is not None:
-            return
-        self.lam = balance(totals).clamp(-self.bound, self.bound)
-        if self.target is not None:
-            self.target_now = self.target.at(self.anchor, step, max_steps)
-            self.lam = torch.where(totals.entropy < self.target_now, self.lam.clamp(min=0), torch.zeros_like(self.lam))
+        if self.static_lambda is None:
+            lambda_star = balance(totals)
+            held = None if self.target is None else self._held(lambda_star, totals.entropy, step, max_steps)
+            self.lam = lambda_star.clamp(-self.bound, self.bound) if held is None else held
+        self.mu = self.lam * (totals.increase + totals.decrease) / totals.leverage.clamp(min=1e-30)
+
+    def _held(self, lambda_star: Tensor, entropy: Tensor, step: int, max_steps: int) -> Tensor:
+        """The lambda that holds the target."""
+        assert self.target is not None and self.anchor is not None
+        self.target_now = self.target.at(self.anchor, step, max_steps)
+        missing = ((self.target_now - entropy) / self.target_now).nan_to_num(0.0)
+        share = torch.as_tensor(self.share, device=entropy.device, dtype=entropy.dtype)
+        if step != self._step:  # once a step, also where a step has several micro-batches to look at
+            share, self._step = (share + RATE * missing).clamp(0, MOST), step
+        self.share = share
+        return (share * lambda_star + GAIN * missing).clamp(0, 1)
 
     def advantages(self, tokens: Tokens) -> Tensor:
         if self.static_lambda == 0:
             return tokens.advantages
+        if self.shape == "minimal":
+            return tokens.advantages * minimal_weights(tokens.flow, tokens.advantages, self.mu)
         return tokens.advantages * flow_weights(tokens.flow, self.lam, self.sides)
 
     def metrics(self) -> dict[str, Tensor | float]:
         metrics: dict[str, Tensor | float] = {"flow/lambda": self.lam}
         if self.target_now is not None:
-            metrics["flow/target"] = self.target_now
+            metrics.update({"flow/target": self.target_now, "flow/share": self.share})
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
         known = self.anchor is not None and not self.anchor.isnan()
-        return {"anchor": self.anchor.item() if known and self.anchor is not None else None}
+        return {
+            "anchor": self.anchor.item() if known and self.anchor is not None else None,
+            "share": float(self.share),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.anchor = None if state["anchor"] is None else torch.tensor(state["anchor"])
+        self.share = state["share"]
 
 
-def _number(name: str, value: Any) -> float:
-    """A number, also one that YAML takes for text (`1e-3`)."""
+def _bound(value: Any) -> float:
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        return float(value)
+        bound = float("no" if isinstance(value, bool) else value)
     except (TypeError, ValueError):
-        raise ValueError(f"`{name}={value!r}` is not a number.") from None
+        raise ValueError(f"`flow_lambda_max={value!r}` is not a number.") from None
+    if not 0 < bound <= 1:
+        raise ValueError(
+            f"`flow_lambda_max={value!r}` must be in (0, 1]: the weights are 1 +- lambda and must not change sign. "
+            "1.0 is the paper's unbounded rule."
+        )
+    return bound

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-# How a target may move over a run. One entry here and one branch in `EntropyTarget.at` make another.
-SCHEDULES = ("constant",)
+SWING = 0.5  # of the target, to either side
+
+# How a target may move: its factor at the share t of the run that is done. `linear` and `cosine` go from 1 at the
+# first step's entropy to 0 at the target; the others are the target times a factor.
+FROM_THE_START: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: 1 - t,
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+}
+AROUND: dict[str, Callable[[float], float]] = {
+    "constant": lambda t: 1.0,
+    "increase_decrease": lambda t: 1 + SWING * math.sin(math.pi * t),
+    "decrease_increase_decrease": lambda t: 1 + SWING * math.cos(3 * math.pi * t),
+    "oscillating": lambda t: 1 + SWING * (1 - t) * math.cos(6 * math.pi * t),
+}
+SCHEDULES = ("constant", *FROM_THE_START, *(name for name in AROUND if name != "constant"))
 
 
 class EntropyTarget:
@@ -25,7 +39,11 @@ class EntropyTarget:
 
     def at(self, anchor: Tensor, step: int, max_steps: int) -> Tensor:
         """The target for this step, in nats; `anchor` is the first step's entropy (NaN: not measured yet)."""
-        return self.number * anchor if self.relative else torch.full_like(anchor, self.number)
+        level = self.number * anchor if self.relative else torch.full_like(anchor, self.number)
+        done = min(1.0, step / max(1, max_steps - 1))
+        if self.schedule in FROM_THE_START:
+            return level + (anchor - level) * FROM_THE_START[self.schedule](done)
+        return level * AROUND[self.schedule](done)
 
 
 def parse_target(value: float | str) -> tuple[float, bool]:

@@ -1,0 +1,262 @@
+"""Controls by the clip range. Strictly on-policy every ratio is 1 and nothing is clipped: they need several updates to
+a rollout.
+
+TRL's losses `cispo`, `sapo` and `vespo` have no such range, or only its upper end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opefo_trl.controls.base import Control, Tokens
+from opefo_trl.controls.entropy import EntropyControl
+from opefo_trl.controls.options import choice, number
+
+Bounds = tuple[Tensor | float, Tensor | float]
+
+
+class ClipHigher(Control):
+    """
+    TRL's `epsilon` and `epsilon_high`, as DAPO (arXiv 2503.14476) sets them: unlikely tokens may rise further.
+
+    Args:
+        low, high (`float`): the paper's, 0.2 and 0.28.
+    """
+
+    acts_on_policy = False
+
+    def __init__(self, *, low: float = 0.2, high: float = 0.28):
+        self.presets = {"epsilon": number("low", low, 0, 1), "epsilon_high": number("high", high, 0)}
+
+
+class ClipLow(ClipHigher):
+    """
+    TRL's `epsilon` alone, smaller: clipping at the lower bound raises entropy (arXiv 2509.26114).
+
+    Args:
+        low, high (`float`): 0.1 and 0.2. The paper's tuned value is not known to us; its baseline is 0.2 and 0.2.
+    """
+
+    def __init__(self, *, low: float = 0.1, high: float = 0.2):
+        super().__init__(low=low, high=high)
+
+
+class DynamicClip(EntropyControl):
+    """
+    Bounds that depend on a token's probability, and on the time (Flexible Entropy Control, arXiv 2602.09782).
+
+    With p = pi_old, a wide upper bound for unlikely tokens lets entropy rise, and a lower bound that is tight for
+    likely ones lets it fall:
+
+        upper(p) = (1 + b) / (1 - a p) - 1,        a = -0.25,  b = 0.5
+        lower(p) = 1 - (1 - b') / (1 + a' p),      a' = -0.13, b' = 0.3
+
+    `increase_decrease`: from (eps, upper) to (eps, eps) in the first half, from (lower, eps) to (eps, eps) in the
+    second.
+    `decrease_increase_decrease`: from (eps, eps) to (eps, upper), then from (lower, upper) to (eps, upper).
+    `oscillating`: (eps, upper) once entropy is under a fifth of where it began, (lower, eps) once it is above a bound
+    that falls from the beginning's entropy to that fifth over the run.
+
+    Formulas: the authors' page. The slopes and intercepts are a third party's defaults; the authors' are not known to
+    us.
+
+    Args:
+        schedule (`str`): one of the three.
+        epsilon (`float`): eps. The authors', 0.2.
+        upper_slope, upper_intercept, lower_slope, lower_intercept (`float`): a, b, a', b'.
+    """
+
+    acts_on_policy = False
+    by_row = True
+    SCHEDULES = ("increase_decrease", "decrease_increase_decrease", "oscillating")
+    FLOOR = 0.2  # of the first entropy
+
+    def __init__(
+        self,
+        *,
+        schedule: str = "increase_decrease",
+        epsilon: float = 0.2,
+        upper_slope: float = -0.25,
+        upper_intercept: float = 0.5,
+        lower_slope: float = -0.13,
+        lower_intercept: float = 0.3,
+    ):
+        self.schedule = choice("schedule", schedule, self.SCHEDULES)
+        self.epsilon = number("epsilon", epsilon, 0, 1)
+        self.upper_slope = number("upper_slope", upper_slope, high=0.9)
+        self.upper_intercept = number("upper_intercept", upper_intercept, 0)
+        self.lower_slope = number("lower_slope", lower_slope, low=-0.9)
+        self.lower_intercept = number("lower_intercept", lower_intercept, 0, 1)
+        self.low: float = 0.0  # share of the dynamic lower bound, the rest is epsilon's
+        self.high: float = 1.0 if schedule == "increase_decrease" else 0.0
+        super().__init__(1.0)  # `oscillating`: 1 while entropy is to rise
+
+    def moved(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
+        done = step / max(1, max_steps)
+        first, second = max(0.0, 1 - 2 * done), 2 - 2 * done if done > 0.5 else 0.0  # what is left of either half
+        if self.schedule == "increase_decrease":
+            self.low, self.high = second, first
+        elif self.schedule == "decrease_increase_decrease":
+            self.low, self.high = second, 1 - first
+        assert self.anchor is not None
+        floor = self.FLOOR * self.anchor
+        ceiling = floor + (self.anchor - floor) * (1 - done)
+        coef = torch.as_tensor(self.coef, device=entropy.device, dtype=entropy.dtype)
+        falling = torch.where(entropy > ceiling, torch.zeros_like(coef), coef)
+        return torch.where(entropy <= floor, torch.ones_like(coef), falling)
+
+    def clip_range(self, tokens: Tokens) -> Bounds:
+        p = tokens.old_logps.exp()
+        upper = (1 + self.upper_intercept) / (1 - self.upper_slope * p) - 1
+        lower = 1 - (1 - self.lower_intercept) / (1 + self.lower_slope * p)
+        low, high = (1 - self.coef, self.coef) if self.schedule == "oscillating" else (self.low, self.high)
+        return (
+            (low * lower + (1 - low) * self.epsilon).clamp(0, 1),
+            (high * upper + (1 - high) * self.epsilon).clamp(min=0),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "low": self.low, "high": self.high}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.low, self.high = state["low"], state["high"]
+
+
+class CEGPPO(Control):
+    """
+    Keep the gradient of clipped tokens, at a chosen size (CE-GPPO, arXiv 2509.20712).
+
+        r < 1 - low,  A < 0:  beta_low (1 - low) / r        r > 1 + high, A > 0:  beta_high (1 + high) / r
+
+    times the advantage, in place of clipping, which is switched off; tokens with A < 0 and r above `dual_clip` stop,
+    as in the authors' code, which was read directly. (Their loss has the same gradient and another value.)
+
+    Args:
+        beta_low, beta_high (`float`): the authors' for 7B, 0.75 and 1 (for 1.5B 0.5 and 1).
+        low, high (`float`): bounds of the ratio. The authors', 0.2 and 0.2.
+        dual_clip (`float`): the authors', 3.
+    """
+
+    acts_on_policy = False
+    by_row = keeps_zeros = True
+
+    def __init__(
+        self,
+        *,
+        beta_low: float = 0.75,
+        beta_high: float = 1.0,
+        low: float = 0.2,
+        high: float = 0.2,
+        dual_clip: float = 3.0,
+    ):
+        self.beta_low, self.beta_high = number("beta_low", beta_low, 0), number("beta_high", beta_high, 0)
+        self.low, self.high = number("low", low, 0, 1), number("high", high, 0)
+        self.dual_clip = number("dual_clip", dual_clip, above=1)
+
+    def clip_range(self, tokens: Tokens) -> Bounds:
+        return 1.0, torch.inf
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        r, advantages = tokens.ratio, tokens.advantages
+        weights = torch.where((r < 1 - self.low) & (advantages < 0), self.beta_low * (1 - self.low) / r, 1.0)
+        weights = torch.where((r > 1 + self.high) & (advantages > 0), self.beta_high * (1 + self.high) / r, weights)
+        weights = torch.where((r > self.dual_clip) & (advantages < 0), 0.0, weights)
+        return advantages * weights
+
+
+class BAPO(Control):
+    """
+    Widen the clip range until positive samples weigh enough (BAPO, arXiv 2510.18927).
+
+        P(high) = sum over A >= 0 of min(r, high) A          N(low) = sum over A < 0 of max(r, low) |A|
+
+    First `low` rises in steps from its start to its end, until P / N reaches the target, and then `high`. Sums are
+    over the micro-batch of this rank (the authors' are over all ranks). Code read directly.
+
+    Args:
+        target (`float`): of P / N. The code's, 1.
+        low, low_end, high, high_end, step (`float`): the code's, 0.6 to 0.8 and 1.2 to 2.0, in steps of 0.05.
+        dual_clip (`float`): ratio from which on tokens with A < 0 stop. The code's, 3.
+    """
+
+    acts_on_policy = False
+
+    def __init__(
+        self,
+        *,
+        target: float = 1.0,
+        low: float = 0.6,
+        low_end: float = 0.8,
+        high: float = 1.2,
+        high_end: float = 2.0,
+        step: float = 0.05,
+        dual_clip: float = 3.0,
+    ):
+        self.target, step = number("target", target, above=0), number("step", step, above=0)
+        self.lows = _steps(number("low", low, 0, 1), number("low_end", low_end, low, 1), step)
+        self.highs = _steps(number("high", high, 1), number("high_end", high_end, high), step)
+        self.dual_clip = number("dual_clip", dual_clip, above=1)
+        self._metrics: dict[str, Tensor | float] = {}
+
+    def clip_range(self, tokens: Tokens) -> Bounds:
+        r = tokens.ratio.clamp(max=torch.finfo(torch.float32).max)
+        advantages, mask = tokens.advantages.expand_as(r), tokens.mask.bool()
+        positive, negative = mask & (advantages >= 0), mask & (advantages < 0)
+        lows, highs = (torch.tensor(steps, device=r.device) for steps in (self.lows, self.highs))
+        gain = torch.stack([torch.where(positive, r.clamp(max=high) * advantages, 0).sum() for high in self.highs])
+        loss = torch.stack([torch.where(negative, r.clamp(min=low) * -advantages, 0).sum() for low in self.lows])
+        low = _first(gain[0] >= self.target * loss)
+        high = _first(gain >= self.target * loss[low])
+        self._metrics = {"clip_low": lows[low], "clip_high": highs[high]}
+        return 1 - lows[low], highs[high] - 1
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        stopped = (tokens.ratio > self.dual_clip) & (tokens.advantages < 0)
+        return tokens.advantages.expand_as(stopped).masked_fill(stopped, 0)
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        return self._metrics
+
+
+class DCPO(Control):
+    """
+    Bounds from a token's old probability (DCPO, arXiv 2509.02333): wide for unlikely tokens.
+
+        r_low = (1 + sqrt(max(1 - 4 low / q, 0))) / 2        r_high = min((1 + sqrt(1 + 4 high / q)) / 2, most)
+
+    with q = pi_old. Code read directly. Its smooth advantages need the reward history of every prompt, and are not in
+    this.
+
+    Args:
+        low, high (`float`): the authors', 0.16 and 0.2.
+        most (`float`): the code's, 10.
+    """
+
+    acts_on_policy = False
+    by_row = True
+
+    def __init__(self, *, low: float = 0.16, high: float = 0.2, most: float = 10.0):
+        self.low, self.high = number("low", low, 0), number("high", high, 0)
+        self.most = number("most", most, above=1)
+
+    def clip_range(self, tokens: Tokens) -> Bounds:
+        q = tokens.old_logps.exp().clamp(min=1e-8)
+        low = (1 + (1 - 4 * self.low / q).clamp(min=0).sqrt()) / 2
+        high = ((1 + (1 + 4 * self.high / q).sqrt()) / 2).clamp(max=self.most)
+        return 1 - low, high - 1
+
+
+def _steps(start: float, end: float, step: float) -> list[float]:
+    count = int((end - start) / step + 1e-6)
+    return [round(start + place * step, 10) for place in range(count + 1)]
+
+
+def _first(holds: Tensor) -> Tensor:
+    """The first place where it holds, the last one where it never does."""
+    last = torch.zeros_like(holds)
+    last[-1] = True
+    return (holds | last).int().argmax()

@@ -1,0 +1,133 @@
+"""How much to learn from what went well: positive advantages reinforce what is likely, and entropy falls by them.
+
+`positive_advantage` and `random_positive_clip` are of arXiv 2511.05993, known from a summary of the paper; the masks
+by sign are its ablations. `negative_reinforcement` is the weighted form of arXiv 2506.01347, from memory. All act
+strictly on-policy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from opefo_trl.controls.base import Control, Tokens
+from opefo_trl.controls.entropy import EntropyControl, toward
+from opefo_trl.controls.options import choice, number
+from opefo_trl.controls.statistics import at_random, share_of
+
+
+def scaled(advantages: Tensor, positive: Tensor | float, negative: Tensor | float = 1.0) -> Tensor:
+    """Advantages above 0 times `positive`, those below times `negative`."""
+    return torch.where(advantages > 0, advantages * positive, advantages * negative)
+
+
+class PositiveAdvantage(EntropyControl):
+    """
+    Weigh positive advantages by a factor from 0 to 1 that follows a schedule.
+
+    `stage`: 0 in the first half of the run, then linearly to 1. `epoch`: (e - 1) / (E - 1) in epoch e of E.
+    `entropy`: a step down whenever the last entropy was below the target, and up otherwise, from 0.
+
+    Args:
+        schedule (`str`): `entropy` (the paper's main form), `stage` or `epoch`.
+        target (`float`): nats, for `entropy`. The paper's, 0.2.
+        step (`float`): for `entropy`. The paper's, 0.05.
+        num_train_epochs, max_steps: the run's, for `epoch`.
+    """
+
+    by_row = keeps_zeros = True
+    shapes_tokens = False
+
+    def __init__(
+        self,
+        *,
+        schedule: str = "entropy",
+        target: float = 0.2,
+        step: float = 0.05,
+        num_train_epochs: float = 1.0,
+        max_steps: int = -1,
+    ):
+        self.schedule = choice("schedule", schedule, ("entropy", "stage", "epoch"))
+        self.target, self.step = number("target", target, above=0), number("step", step, 0, 1)
+        self.epochs = num_train_epochs
+        if schedule == "epoch" and max_steps > 0:
+            raise ValueError(
+                f"`schedule='epoch'` in `control_kwargs` counts epochs, and `max_steps={max_steps}` ends the run by "
+                "steps. Drop `max_steps` and set `num_train_epochs`, or use `schedule='stage'`."
+            )
+        if schedule == "epoch" and num_train_epochs < 2:
+            raise ValueError(
+                f"`schedule='epoch'` in `control_kwargs` goes from 0 in the first epoch to 1 in the last: with "
+                f"`num_train_epochs={num_train_epochs:g}` there is no second one. Set it to 2 or more, or use "
+                "`schedule='stage'`."
+            )
+        super().__init__(0.0)
+
+    def moved(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
+        if self.schedule == "entropy":
+            return toward(self.coef, entropy < self.target, -self.step, 0.0, 1.0)
+        done = step / max(1, max_steps)
+        if self.schedule == "stage":
+            return torch.full_like(entropy, max(0.0, 2 * done - 1))
+        return torch.full_like(entropy, min(1.0, math.floor(done * self.epochs) / (math.ceil(self.epochs) - 1)))
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        return scaled(tokens.advantages, self.coef)
+
+
+class RandomPositiveClip(Control):
+    """
+    Take a few tokens of positive advantage out of the loss, at random: the control of the paper's clipping
+    experiments.
+
+    Args:
+        ratio (`float`): of the tokens that train, at least one. Not given by the paper; `clip_cov`'s 0.0002 is
+            assumed.
+    """
+
+    def __init__(self, *, ratio: float = 2e-4):
+        self.ratio = number("ratio", ratio, 0, 1)
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        eligible = (tokens.advantages > 0) & tokens.mask.bool()
+        drawn = at_random(eligible, share_of(tokens.mask, self.ratio))
+        return tokens.advantages.expand_as(drawn).masked_fill(drawn, 0)
+
+
+class AdvantageSign(Control):
+    """
+    Learn from one sign of the advantage alone.
+
+    Args:
+        keep (`str`): `positive` or `negative`.
+    """
+
+    by_row = keeps_zeros = True
+    shapes_tokens = False
+
+    def __init__(self, *, keep: str = "positive"):
+        self.keep = choice("keep", keep, ("positive", "negative"))
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        kept = (1.0, 0.0) if self.keep == "positive" else (0.0, 1.0)
+        return scaled(tokens.advantages, *kept)
+
+
+class NegativeReinforcement(Control):
+    """
+    Weigh positive advantages down, and learn above all from what went wrong.
+
+    Args:
+        positive_weight (`float`): the paper's, 0.1, as we recall it.
+    """
+
+    by_row = keeps_zeros = True
+    shapes_tokens = False
+
+    def __init__(self, *, positive_weight: float = 0.1):
+        self.positive_weight = number("positive_weight", positive_weight, 0)
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        return scaled(tokens.advantages, self.positive_weight)

@@ -1,0 +1,101 @@
+"""The controls of the literature once more, in numpy and one token at a time, straight from their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def covariances(logps, advantages, mask):
+    kept = mask.astype(bool)
+    return (advantages - advantages[kept].mean()) * (logps - logps[kept].mean())
+
+
+def steer(p, old_p, entropy, advantage, mask, kind, low, high):
+    """Weights of all tokens; `advantage` is given per token."""
+    omega = np.zeros_like(p)
+    for i in np.ndindex(p.shape):
+        x = p[i]
+        omega[i] = advantage[i] / old_p[i] * x * (1 - x) * (math.log(x) + entropy[i]) if mask[i] else 0.0
+    valid = mask.astype(bool)
+    most, least = np.abs(omega)[valid].max(), np.abs(omega)[valid].min()
+    k = -math.log(low) / max(most, 0.02)
+    weights = np.ones_like(p)
+    for i in np.ndindex(p.shape):
+        if kind == "exponential":
+            w = math.exp(-k * abs(omega[i]))
+        elif kind == "asymmetric":
+            w = math.exp(-k * omega[i])
+        else:
+            w = high - (abs(omega[i]) - least) * (high - low) / (most - least)
+        weights[i] = min(max(w, low), high)
+    return weights
+
+
+def ce_gppo(r, advantage, beta_low=0.75, beta_high=1.0, low=0.2, high=0.2, dual=3.0):
+    """What the gradient of log p is multiplied with."""
+    if advantage < 0 and r > dual:
+        return 0.0
+    if advantage < 0 and r < 1 - low:
+        return beta_low * (1 - low) * advantage
+    if advantage > 0 and r > 1 + high:
+        return beta_high * (1 + high) * advantage
+    return r * advantage
+
+
+def bapo(r, advantage, mask, target=1.0, lows=(0.6, 0.8), highs=(1.2, 2.0), step=0.05):
+    """The bounds, by the loop of the paper."""
+    kept = mask.astype(bool)
+    r, advantage = r[kept], advantage[kept]
+
+    def share(low, high):
+        gain = sum(min(x, high) * a for x, a in zip(r, advantage, strict=True) if a >= 0)
+        loss = sum(max(x, low) * -a for x, a in zip(r, advantage, strict=True) if a < 0)
+        return gain, loss
+
+    (low, low_end), (high, high_end) = lows, highs
+
+    def short(low, high):
+        gain, loss = share(low, high)
+        return gain < target * loss
+
+    while short(low, high) and low < low_end - 1e-9:
+        low += step
+    while short(low, high) and high < high_end - 1e-9:
+        high += step
+    return low, high
+
+
+def dcpo(q, low=0.16, high=0.2, most=10.0):
+    return (1 + math.sqrt(max(1 - 4 * low / q, 0))) / 2, min((1 + math.sqrt(1 + 4 * high / q)) / 2, most)
+
+
+def repo(logp, advantage, zeta):
+    if advantage > 0:
+        return max(advantage * (1 - zeta * logp), 0)
+    return min(advantage * (1 + zeta * logp), 0)
+
+
+def dynamic_bounds(p, done, schedule, epsilon=0.2):
+    """(E-, E+) of a token at the share `done` of a run."""
+    upper = (1 + 0.5) / (1 + 0.25 * p) - 1
+    lower = 1 - (1 - 0.3) / (1 - 0.13 * p)
+    l = 1 - 2 * done  # noqa: E741
+    if schedule == "increase_decrease":
+        if done <= 0.5:
+            return epsilon, l * upper + (1 - l) * epsilon
+        return (1 + l) * lower - l * epsilon, epsilon
+    if done <= 0.5:
+        return epsilon, l * epsilon + (1 - l) * upper
+    return (1 + l) * lower - l * epsilon, upper
+
+
+def minimal(d, advantage, total):
+    """Weights that move the net flow by `total` and change sum A^2 (w - 1)^2 least, by solving for the multiplier."""
+    known = advantage != 0
+    a = d[known] / np.abs(advantage[known])  # in u = |A| (w - 1): minimise |u|^2 with a u = total
+    u = a * total / (a @ a)
+    weights = np.ones_like(d)
+    weights[known] = 1 + u / np.abs(advantage[known])
+    return weights
