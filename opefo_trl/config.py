@@ -55,12 +55,16 @@ class OPEFOConfig(GRPOConfig):
             and never meets it; on short completions lambda is far larger, and balancing costs reward. `1.0` is the
             paper's unbounded rule.
         flow_shape (`str`, *optional*, defaults to `"sign"`):
-            Shape of the correction. `"sign"` is the paper's 1 + lambda and 1 - lambda.
+            Shape of the correction. `"sign"` is the paper's 1 + lambda and 1 - lambda. `"minimal"` moves the predicted
+            flow as far by weights that change the learning signal least.
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None` balances always, as in the paper; a number is in nats; `"0.4x"` is a fraction of
-            the first step's entropy. Lambda then acts, bounded by 1 only, while entropy is below the target.
+            the first step's entropy. Lambda is then the share of the balancing one that the target needs, learned as
+            the run goes, between 0 and 1.
         flow_schedule (`str`, *optional*, defaults to `"constant"`):
-            How the target moves over the run.
+            How the target moves over the run: `"constant"`; from the first step's entropy to the target, `"linear"` or
+            `"cosine"`; around the target by up to half of it, `"increase_decrease"`, `"decrease_increase_decrease"` or
+            `"oscillating"`.
 
         > Parameters that make a run fast
 
@@ -131,19 +135,26 @@ class OPEFOConfig(GRPOConfig):
     )
     flow_shape: str = field(
         default="sign",
-        metadata={"help": "Shape of the correction. 'sign' is the paper's 1 + lambda and 1 - lambda."},
+        metadata={
+            "help": "Shape of the correction. 'sign' is the paper's 1 + lambda and 1 - lambda. 'minimal' moves the "
+            "predicted flow as far by weights that change the learning signal least."
+        },
     )
     flow_target: float | str | None = field(
         default=None,
         metadata={
             "help": "Entropy to hold. None balances always, as in the paper; a number is in nats; '0.4x' is a "
-            "fraction of the first step's entropy. Lambda then acts, bounded by 1 only, while entropy is below the "
-            "target."
+            "fraction of the first step's entropy. Lambda is then the share of the balancing one that the target "
+            "needs, learned as the run goes, between 0 and 1."
         },
     )
     flow_schedule: str = field(
         default="constant",
-        metadata={"help": "How the target moves over the run."},
+        metadata={
+            "help": "How the target moves over the run: 'constant'; from the first step's entropy to the target, "
+            "'linear' or 'cosine'; around the target by up to half of it, 'increase_decrease', "
+            "'decrease_increase_decrease' or 'oscillating'."
+        },
     )
     micro_batching: str = field(
         default="exact",

@@ -1,9 +1,12 @@
 import json
+import math
 
 import pytest
 import torch
 
 from opefo_trl.controls import CONTROLS, Control, Tokens, make_control
+from opefo_trl.controls.opefo import GAIN, MOST, RATE
+from opefo_trl.controls.target import SCHEDULES
 from opefo_trl.flow import FlowTotals
 
 
@@ -64,14 +67,52 @@ def test_static_lambda_and_sides():
     assert make_control("opefo", static_lambda=0).advantages(some) is some.advantages
 
 
-def test_a_target_switches_lambda_and_lifts_its_bound():
+def share(control) -> float:
+    return float(control.metrics()["flow/share"])
+
+
+def test_a_target_is_held_by_a_share_of_the_balance():
     control = make_control("opefo", flow_target=0.5)
     control.observe(totals(1, 3, entropy=0.6), 0, 10)
-    assert lam(control) == 0
-    control.observe(totals(1, 3, entropy=0.4), 1, 10)
-    assert lam(control) == 0.5 and float(control.metrics()["flow/target"]) == 0.5
-    control.observe(totals(3, 1, entropy=0.4), 2, 10)  # entropy is on its way up by itself
-    assert lam(control) == 0
+    assert lam(control) == share(control) == 0  # above the target
+    control.observe(totals(1, 3, entropy=0.49), 1, 10)
+    missing = 0.01 / 0.5
+    assert share(control) == pytest.approx(RATE * missing) and float(control.metrics()["flow/target"]) == 0.5
+    assert lam(control) == pytest.approx(share(control) * 0.5 + GAIN * missing)  # lambda* = (3 - 1) / (3 + 1)
+    control.observe(totals(1, 3, entropy=0.49), 1, 10)  # another micro-batch of the same step
+    assert share(control) == pytest.approx(RATE * missing)
+    control.observe(totals(3, 1, entropy=0.5), 2, 10)  # entropy is on its way up by itself
+    assert lam(control) == 0 and share(control) == pytest.approx(RATE * missing)
+    for step in range(3, 60):
+        control.observe(totals(1, 3, entropy=0.1), step, 100)
+    assert lam(control) == 1 and share(control) == MOST
+    for step in range(60, 120):
+        control.observe(totals(1, 3, entropy=0.9), step, 200)
+    assert lam(control) == share(control) == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.4, 0.4, 0.4, 0.4, 0.4]),
+        ("linear", [1.2, 1.0, 0.8, 0.6, 0.4]),
+        ("cosine", [1.2, 0.8 + 0.4 * math.sqrt(0.5), 0.8, 0.8 - 0.4 * math.sqrt(0.5), 0.4]),
+        ("increase_decrease", [0.4, 0.4 + 0.2 * math.sqrt(0.5), 0.6, 0.4 + 0.2 * math.sqrt(0.5), 0.4]),
+        ("decrease_increase_decrease", [0.6, 0.4 - 0.2 * math.sqrt(0.5), 0.4, 0.4 + 0.2 * math.sqrt(0.5), 0.2]),
+        ("oscillating", [0.6, 0.4, 0.3, 0.4, 0.4]),
+    ],
+)
+def test_targets_that_move(schedule, expected):
+    control = make_control("opefo", flow_target=0.4, flow_schedule=schedule)
+    targets = []
+    for step, entropy in enumerate([1.2, 1.0, 0.8, 0.6, 0.5]):
+        control.observe(totals(1, 3, entropy=entropy), step, 5)
+        targets.append(float(control.metrics()["flow/target"]))
+    assert targets == pytest.approx(expected)
+    assert set(SCHEDULES) == set(EVERY_SCHEDULE)
+
+
+EVERY_SCHEDULE = ["constant", "linear", "cosine", "increase_decrease", "decrease_increase_decrease", "oscillating"]
 
 
 def test_a_relative_target_is_anchored_at_the_first_entropy_and_survives_a_restart():
@@ -84,12 +125,12 @@ def test_a_relative_target_is_anchored_at_the_first_entropy_and_survives_a_resta
 
     restarted = make_control("opefo", flow_target="0.5x")
     restarted.load_state_dict(json.loads(json.dumps(control.state_dict())))
-    restarted.observe(totals(1, 3, entropy=0.5), 2, 10)
-    assert float(restarted.metrics()["flow/target"]) == float(control.metrics()["flow/target"])
-    assert lam(restarted) == 0.5
+    for run in (control, restarted):
+        run.observe(totals(1, 3, entropy=0.5), 2, 10)
+    assert restarted.metrics() == control.metrics() and lam(restarted) > 0.5
     fresh = make_control("opefo", flow_target="0.5x")
     fresh.load_state_dict(json.loads(json.dumps(fresh.state_dict())))
-    assert fresh.state_dict() == {"anchor": None}
+    assert fresh.state_dict() == {"anchor": None, "share": 0.0}
 
 
 def test_what_a_control_says_of_itself_does_not_hold_for_a_subclass_that_changes_it():

@@ -18,9 +18,7 @@ def number(
     except (TypeError, ValueError):
         raise ValueError(f"`{name}={value!r}` in `control_kwargs` is not a number.") from None
     if math.isnan(result) or not low <= result <= high or (above is not None and result <= above):
-        bounds = [f"above {above:g}"] if above is not None else [f"{low:g} or more"] if low > -math.inf else []
-        bounds += [f"at most {high:g}"] if high < math.inf else []
-        raise ValueError(f"`{name}={value!r}` in `control_kwargs` must be {' and '.join(bounds) or 'a number'}.")
+        raise ValueError(f"`{name}={value!r}` in `control_kwargs` must be {_bounds(low, high, above)}.")
     return result
 
 
@@ -36,3 +34,10 @@ def switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"`{name}={value!r}` in `control_kwargs` must be True or False.")
     return value
+
+
+def _bounds(low: float, high: float, above: float | None) -> str:
+    if above is None and -math.inf < low and high < math.inf:
+        return f"in [{low:g}, {high:g}]"
+    words = [f"above {above:g}"] if above is not None else [f"{low:g} or more"] if low > -math.inf else []
+    return " and ".join([*words, *([f"at most {high:g}"] if high < math.inf else [])]) or "a number"
