@@ -7,6 +7,7 @@
 #   make test-vllm         real vLLM on the CPU (a larger environment, .venv-vllm)
 #   make test-deepspeed    DeepSpeed ZeRO on two processes of the CPU (.venv-deepspeed)
 #   make lint              ruff and mypy
+#   make compare           a few entropy controls side by side, on the playground
 #   make bench             what the control costs, beside GRPOTrainer
 #   make bench-training    what exact micro-batching gains, beside GRPOTrainer
 
@@ -15,13 +16,16 @@ PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-seeds playground test test-vllm test-deepspeed lint format bench bench-training clean
+.PHONY: quickstart quickstart-seeds compare playground test test-vllm test-deepspeed lint format bench bench-training clean
 
 quickstart: .venv/run
 	.venv/bin/python train.py
 
 quickstart-seeds: .venv/run
 	.venv/bin/python benchmarks/quickstart.py
+
+compare: .venv/run
+	.venv/bin/python benchmarks/compare_controls.py --seeds 0 1
 
 playground: .venv/run
 	.venv/bin/python -m opefo_trl.playground.build

@@ -1,6 +1,7 @@
 """Scripts at the top of the tree and in benchmarks/, as modules."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,5 +11,6 @@ ROOT = Path(__file__).parents[1]
 def load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(name).stem + "_script", ROOT / name)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module

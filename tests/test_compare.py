@@ -1,0 +1,80 @@
+"""benchmarks/compare_controls.py: a small grid from end to end, gone on with, and its numbers by hand."""
+
+import math
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from scripts import load_script
+
+from opefo_trl.controls import CONTROLS
+
+compare = load_script("benchmarks/compare_controls.py")
+
+
+def test_every_control_is_compared():
+    settings = compare.settings(0.4)
+    assert {setting.control for setting in settings.values()} == set(CONTROLS)
+    for name, setting in settings.items():
+        acts = CONTROLS[setting.control].acts_on_policy
+        assert acts != (setting.updates > 1) or name == "none, 4 updates", name
+    groups = compare.groups(settings)
+    assert set(groups["tracking"]) | set(groups["controls"]) == set(groups["all"]) == set(settings)
+    assert set(compare.COMPARED) <= set(groups["controls"]) and set(groups["reduced"]) <= set(settings)
+
+
+@pytest.mark.timeout(300)
+def test_a_small_grid_is_run_once_and_written_out(tmp_path, monkeypatch, capsys):
+    grid = [
+        "--settings",
+        "none",
+        "opefo, target",
+        "dcpo, 4 updates",
+        "none, 4 updates",
+        "--seeds",
+        "0",
+        "--steps",
+        "2",
+    ]
+    small = ["--", "--per_device_train_batch_size", "16", "--save_strategy", "no"]
+    monkeypatch.setattr(sys, "argv", ["compare", *grid, "--jobs", "1", "--folder", str(tmp_path / "out"), *small])
+    for what in ("done;", "was done;"):
+        compare.main()
+        said = capsys.readouterr().out
+        assert said.count(what) == 4 and "[  4/4] none, 4 updates, seed 0" in said
+    table = (tmp_path / "out" / "controls.md").read_text()
+    assert table in said and "| dcpo, 4 updates | " in table and "--seeds 0 --steps 2" in table
+    rows = pd.read_parquet(tmp_path / "out" / "controls.parquet").set_index("setting")
+    assert rows.loc["none", "step"] == rows.loc["none, 4 updates", "step"] == 1
+    assert rows[["avg16", "pass16", "distinct", "calibration", "entropy"]].notna().all(axis=None)
+    assert (rows["pass16"] >= rows["avg16"]).all() and rows["distinct"].between(0, 64).all()
+    curves = pd.read_parquet(tmp_path / "out" / "curves.parquet")
+    assert curves.groupby("setting")["step"].max().to_dict() == {
+        "none": 2, "opefo, target": 2, "dcpo, 4 updates": 4, "none, 4 updates": 4
+    }  # fmt: skip
+    assert all((tmp_path / "out" / name).stat().st_size > 10_000 for name in ("curves.png", "plane.png"))
+
+
+def test_an_unknown_setting_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare", "--settings", "opefo, goal"])
+    with pytest.raises(SystemExit, match=r"The setting 'opefo, goal' is unknown\. Choose of: 'none', 'opefo'"):
+        compare.main()
+
+
+def test_pass_at_k_and_calibration():
+    assert compare.pass_at(1, 3, 4) == 0.75 and compare.pass_at(2, 1, 4) == 0.5 and compare.pass_at(3, 2, 4) == 1
+    assert compare.pass_at(16, 0, 64) == 0
+    right = torch.tensor([True, True, False, False])
+    # bins of 0.9 and 0.15: two of two right at 0.95, none of two at 0.15
+    assert compare.calibration_error(right, torch.tensor([0.95, 0.95, 0.15, 0.15])) == pytest.approx(0.1)
+
+
+def test_the_distance_to_a_target_counts_from_where_it_is_reached():
+    known, frame = compare.settings(0.4), pd.DataFrame({"entropy": [1.0, 0.6, 0.4, 0.5, 0.3]})
+    expected = math.sqrt((0 + 0.01 + 0.01) / 3)
+    assert compare.off_target(frame, known["stare"], 0.4) == pytest.approx(expected)
+    assert math.isnan(compare.off_target(frame, known["none"], 0.4))
+    frame["flow/target"] = 0.6
+    assert compare.off_target(frame, known["opefo, target"], 0.4) == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 4))
+    assert math.isnan(compare.off_target(frame.head(1), known["opefo, target"], 0.4))
