@@ -1,6 +1,7 @@
 """What entropy-flow control costs: the training phase of OPEFOTrainer over that of TRL's GRPOTrainer.
 
     make bench                                     # a 4M-parameter model on one CPU core, 7 minutes
+    python -u benchmarks/overhead.py --controls --rounds 10    # every control beside `none`
     python benchmarks/overhead.py --device cuda --hidden 1536 --layers 28 --vocab 151936 --length 1024
 
 Both trainers are given the same recorded rollouts, so that what is timed is everything but generation and rewards:
@@ -22,6 +23,7 @@ from replay import a_b_b_a, add_sizes, build, describe, replay, rollout
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.controls import CONTROLS
 
 VARIANTS = {
     "control none": {"control": "none"},
@@ -33,20 +35,33 @@ VARIANTS = {
 }
 
 
+# Beside each other, on the same forwards: of `opefo` without its scoring pass
+CONTROL_VARIANTS = {
+    name: {"control": name, "strict_on_policy": control.acts_on_policy, "flow_scope": "running"}
+    for name, control in CONTROLS.items()
+    if name != "none"
+}
+
+
 def main() -> None:
     options = parse()
     if options.device == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)
     replay([uneven(options) for _ in range(8)])
-    grpo = build(GRPOTrainer, GRPOConfig, options)
+    if options.controls:
+        variants, baseline = CONTROL_VARIANTS, "control none"
+        grpo = build(OPEFOTrainer, OPEFOConfig, options, micro_batching="trl", control="none")
+    else:
+        variants, baseline = VARIANTS, "GRPOTrainer"
+        grpo = build(GRPOTrainer, GRPOConfig, options)
     grpo.train()
     grpo.model.forwards = 0
     print(describe(grpo, options))
-    print(f"{'':16} {'ratio':>7} {'quartiles':>18} {'ratio of medians':>17} {'forwards/step':>14} {'s/step':>7}")
+    print(f"{'':22} {'ratio':>7} {'quartiles':>18} {'ratio of medians':>17} {'forwards/step':>14} {'s/step':>7}")
     results = {}
-    for name in options.variants or VARIANTS:
-        ours = build(OPEFOTrainer, OPEFOConfig, options, micro_batching="trl", **VARIANTS[name])
+    for name in options.variants or variants:
+        ours = build(OPEFOTrainer, OPEFOConfig, options, micro_batching="trl", **variants[name])
         ours.train()
         ours.model.forwards = 0
         grpo_seconds, ours_seconds = a_b_b_a(grpo, ours, options)
@@ -61,13 +76,13 @@ def main() -> None:
         }
         row = results[name]
         print(
-            f"{name:16} {median:7.3f} {low:9.3f} .. {high:5.3f} {row['ratio_of_medians']:17.3f} "
+            f"{name:22} {median:7.3f} {low:9.3f} .. {high:5.3f} {row['ratio_of_medians']:17.3f} "
             f"{row['forwards']:14.2f} {row['seconds']:7.3f}",
             flush=True,
         )
         del ours
     forwards = grpo.model.forwards / (2 * options.rounds * len(results))
-    print(f"{'GRPOTrainer':16} {1:7.3f} {'':37} {forwards:14.2f} {statistics.median(grpo_seconds) / 2:7.3f}")
+    print(f"{baseline:22} {1:7.3f} {'':37} {forwards:14.2f} {statistics.median(grpo_seconds) / 2:7.3f}")
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}
         options.json.write_text(json.dumps({"options": settings, "results": results}, indent=2))
@@ -77,7 +92,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = {"hidden": 256, "layers": 3, "vocab": 4096, "rows": 8, "generations": 4, "length": 96}
     add_sizes(parser, **sizes, accumulation=2, rounds=40)
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *CONTROL_VARIANTS])
+    parser.add_argument("--controls", action="store_true", help="every control beside `none`, instead of GRPOTrainer")
     parser.add_argument("--json", type=Path, help="where to write the numbers too")
     return parser.parse_args()
 
