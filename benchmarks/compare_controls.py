@@ -17,6 +17,7 @@ trained models are then asked 64 times for each of 18 held-out questions:
 
     avg@16      share of right answers
     pass@16     questions with a right answer among 16 samples, unbiased estimate of 64
+    end         of the last ten optimizer steps; the least is that of a mean of ten
     distinct    different right answers of 64, mean over the questions
     off target  root mean square distance to a target entropy, in nats, from where it is first reached
     calibration expected calibration error: |share right - probability of the completion|, over ten bins of the latter
@@ -43,11 +44,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pandas as pd
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.curves.plot import RUNS, Picture, curve, finish
+from opefo_trl.files import write_whole
 from opefo_trl.playground import is_right, playground_dataset
 from opefo_trl.progress import EDGE
 
@@ -64,17 +67,34 @@ class Setting:
     fields: dict = field(default_factory=dict)
     updates: int = 1  # to a rollout
 
-    def arguments(self, steps: int) -> list[str]:
-        fields = {"flow_target": "none", **self.fields, "max_steps": steps * (1 if self.updates == 1 else 2)}
+    def arguments(self, options: argparse.Namespace) -> list[str]:
+        fields: dict = {
+            "flow_target": "none",
+            **self.fields,
+            "max_steps": options.steps * (1 if self.updates == 1 else 2),
+        }
         if self.updates > 1:
-            fields |= {
-                "strict_on_policy": "false",
-                "per_device_train_batch_size": 256 // self.updates,
-                "steps_per_generation": self.updates,
-                "gradient_accumulation_steps": 1,
-            }
-        options = ["--control", self.control, "--control_kwargs", json.dumps(self.kwargs)]
-        return [*options, *(part for name, value in fields.items() for part in (f"--{name}", str(value)))]
+            fields |= {"strict_on_policy": "false", **several(self.updates, options)}
+        words = ["--control", self.control, "--control_kwargs", json.dumps(self.kwargs)]
+        return [*words, *(part for name, value in fields.items() for part in (f"--{name}", str(value)))]
+
+
+def several(updates: int, options: argparse.Namespace) -> dict[str, int]:
+    """The same rollout in several updates."""
+    config = yaml.safe_load(options.config.read_text())
+    given = dict(zip(options.more[::2], options.more[1::2], strict=False))
+    rows, parts = (
+        int(given.get(f"--{name}", config.get(name, default)))
+        for name, default in {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}.items()
+    )
+    if parts % updates == 0:
+        return {"steps_per_generation": parts, "gradient_accumulation_steps": parts // updates}
+    if parts == 1 and rows % updates == 0:
+        return {"steps_per_generation": updates, "per_device_train_batch_size": rows // updates}
+    raise SystemExit(
+        f"A rollout of {parts} micro-batches of {rows} rows cannot be trained on in {updates} updates: let the first "
+        "number, or of one micro-batch the second, be a multiple of it."
+    )
 
 
 def settings(target: float) -> dict[str, Setting]:
@@ -165,7 +185,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    arguments, _, more = " ".join(map(shlex.quote, sys.argv[1:])).partition(" -- ")
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--group", default="reduced", choices=["reduced", "controls", "tracking", "all"])
     parser.add_argument("--settings", nargs="+", help="by name, instead of a group")
@@ -175,8 +195,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "quickstart.yaml")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "controls")
-    options = parser.parse_args(shlex.split(arguments))
-    options.more = shlex.split(more)
+    options = parser.parse_args(sys.argv[1:place])
+    options.more = sys.argv[place + 1 :]
     return options
 
 
@@ -204,24 +224,31 @@ def place(name: str, seed: int, options: argparse.Namespace) -> Path:
 def train(name: str, seed: int, setting: Setting, options: argparse.Namespace) -> bool:
     """Whether there was anything left to do."""
     out = place(name, seed, options)
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(options.config), "--seed", str(seed)]
+    command += ["--eval_prompts", "0", "--save_total_limit", "1", "--output_dir", str(out)]
+    command += [*options.more, *setting.arguments(options)]
+    check_same(out, [*command[2:], options.config.read_text()])
     if (out / "held_out.json").exists():
         return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--config",
-        str(options.config),
-        *setting.arguments(options.steps),
-    ]
-    command += ["--seed", str(seed), "--eval_prompts", "0", "--save_total_limit", "1", "--output_dir", str(out)]
     with out.with_suffix(".log").open("a") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        code = subprocess.run([*command, *options.more], env=environment, stdout=log, stderr=log).returncode
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
     if code:
         raise SystemExit(f"{name}, seed {seed}, ended with {code}: see {out.with_suffix('.log')}")
-    (out / "held_out.json").write_text(json.dumps(held_out(out)))
+    scores = json.dumps(held_out(out))
+    write_whole(out / "held_out.json", lambda part: part.write_text(scores))
     return True
+
+
+def check_same(out: Path, what: list[str]) -> None:
+    """A run that was begun with other settings is neither gone on with nor taken for this one."""
+    path = out.with_suffix(".json")
+    if path.exists() and json.loads(path.read_text()) != what:
+        raise SystemExit(
+            f"{out} was run with other settings ({path} has them). Choose another --folder, or delete it."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(what))
 
 
 @torch.no_grad()
@@ -339,8 +366,10 @@ def table(rows: pd.DataFrame, names: list[str]) -> str:
         cells = []
         for measure in measures:
             digits = 1 if measure == "distinct" else 3 if measure == "calibration" else 2
-            spread = f" \N{PLUS-MINUS SIGN} {of[measure].std():.{digits}f}" if len(of) > 1 else ""
-            cells.append(f"{of[measure].mean():.{digits}f}{spread}" if of[measure].notna().any() else "")
+            known = of[measure].dropna()
+            spread = f" \N{PLUS-MINUS SIGN} {known.std():.{digits}f}" if len(known) > 1 else ""
+            count = f" ({len(known)} of {len(of)})" if len(known) < len(of) else ""
+            cells.append(f"{known.mean():.{digits}f}{spread}{count}" if len(known) else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

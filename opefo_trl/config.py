@@ -336,6 +336,21 @@ class OPEFOConfig(GRPOConfig):
                 f"token weights such as those of `control={self.control!r}` need, it is a plain sum over tokens and "
                 "no longer LUSPO. `loss_type='dapo'` says the same with a better normaliser."
             )
+        if control.clips and self.loss_type in ("cispo", "sapo", "vespo"):
+            raise ValueError(
+                f"`control={self.control!r}` lives by the clip range, which `loss_type={self.loss_type!r}` has not, "
+                "or means otherwise. Use `loss_type='dapo'`, 'dr_grpo', 'grpo' or 'bnpo'."
+            )
+        if control.clips and not control.presets and self.importance_sampling_level == "sequence":
+            raise ValueError(
+                f"`control={self.control!r}` bounds the ratio of each token, and `importance_sampling_level="
+                "'sequence'` has one for a completion. Use `importance_sampling_level='token'`."
+            )
+        if control.estimator and self.loss_type in ("grpo", "sapo"):
+            raise ValueError(
+                f"`control={self.control!r}` compares the flow of single tokens, which `loss_type="
+                f"{self.loss_type!r}` weighs by the length of their completion. Use `loss_type='dapo'`."
+            )
         if (self.liger_kernel_config or {}).get("fused_linear_cross_entropy"):
             raise ValueError(
                 "`liger_kernel_config={'fused_linear_cross_entropy': True}` replaces the forward that "

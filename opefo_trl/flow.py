@@ -180,6 +180,13 @@ class FlowTotals:
             )
         )
 
+    @classmethod
+    def load(cls, sums: list[float], device: torch.device) -> FlowTotals:
+        """What a checkpoint holds."""
+        if len(sums) != 6:
+            raise ValueError(f"{len(sums)} totals where 6 are expected: it was written by another version")
+        return cls(torch.tensor(sums, device=device))
+
     def __add__(self, other: FlowTotals) -> FlowTotals:
         return FlowTotals(self.sums + other.sums)
 

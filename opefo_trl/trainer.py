@@ -728,7 +728,7 @@ class OPEFOTrainer(GRPOTrainer):
     def _restore(self, saved: dict[str, Any]) -> None:
         self.guard.load_state_dict(saved["guard"])
         if saved["totals"] is not None:
-            self._last_totals = FlowTotals(torch.tensor(saved["totals"], device=self.accelerator.device))
+            self._last_totals = FlowTotals.load(saved["totals"], self.accelerator.device)
         if saved["control"] == self.args.control:
             self.entropy_control.load_state_dict(saved["state"])
         else:

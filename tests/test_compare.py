@@ -39,7 +39,7 @@ def test_a_small_grid_is_run_once_and_written_out(tmp_path, monkeypatch, capsys)
     ]
     small = ["--", "--per_device_train_batch_size", "16", "--save_strategy", "no"]
     monkeypatch.setattr(sys, "argv", ["compare", *grid, "--jobs", "1", "--folder", str(tmp_path / "out"), *small])
-    for what in ("done;", "was done;"):
+    for what in (": done;", ": was done;"):
         compare.main()
         said = capsys.readouterr().out
         assert said.count(what) == 4 and "[  4/4] none, 4 updates, seed 0" in said
@@ -54,6 +54,24 @@ def test_a_small_grid_is_run_once_and_written_out(tmp_path, monkeypatch, capsys)
         "none": 2, "opefo, target": 2, "dcpo, 4 updates": 4, "none, 4 updates": 4
     }  # fmt: skip
     assert all((tmp_path / "out" / name).stat().st_size > 10_000 for name in ("curves.png", "plane.png"))
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    compare.check_same(tmp_path / "none" / "0", ["--max_steps", "3"])
+    compare.check_same(tmp_path / "none" / "0", ["--max_steps", "3"])
+    with pytest.raises(SystemExit, match=r"was run with other settings .*Choose another --folder, or delete it"):
+        compare.check_same(tmp_path / "none" / "0", ["--max_steps", "4"])
+
+
+def test_several_updates_are_of_the_same_rollout(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare", "--", "--gradient_accumulation_steps", "8"])
+    options = compare.parse()
+    assert options.more == ["--gradient_accumulation_steps", "8"]
+    assert compare.several(4, options) == {"steps_per_generation": 8, "gradient_accumulation_steps": 2}
+    options.more = []  # 256 rows in one micro-batch
+    assert compare.several(4, options) == {"steps_per_generation": 4, "per_device_train_batch_size": 64}
+    with pytest.raises(SystemExit, match="1 micro-batches of 256 rows cannot be trained on in 3 updates"):
+        compare.several(3, options)
 
 
 def test_an_unknown_setting_is_named(monkeypatch):

@@ -91,6 +91,17 @@ def test_a_target_is_held_by_a_share_of_the_balance():
     assert lam(control) == share(control) == 0
 
 
+def test_a_target_that_moves_is_followed_down_as_well_once_it_has_been_reached():
+    control = make_control("opefo", flow_target=0.4, flow_schedule="oscillating")
+    for step, (entropy, expected) in enumerate([(1.2, 0.0), (0.9, 0.0), (0.2, 1.0), (1.1, -1.0)]):
+        control.observe(totals(1, 3, entropy=entropy), step, 100)
+        assert lam(control) == expected
+    restarted = make_control("opefo", flow_target=0.4, flow_schedule="oscillating")
+    restarted.load_state_dict(json.loads(json.dumps(control.state_dict())))
+    restarted.observe(totals(1, 3, entropy=1.1), 4, 100)
+    assert lam(restarted) == -1
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -130,7 +141,7 @@ def test_a_relative_target_is_anchored_at_the_first_entropy_and_survives_a_resta
     assert restarted.metrics() == control.metrics() and lam(restarted) > 0.5
     fresh = make_control("opefo", flow_target="0.5x")
     fresh.load_state_dict(json.loads(json.dumps(fresh.state_dict())))
-    assert fresh.state_dict() == {"anchor": None, "share": 0.0}
+    assert fresh.state_dict() == {"anchor": None, "share": 0.0, "reached": False}
 
 
 def test_what_a_control_says_of_itself_does_not_hold_for_a_subclass_that_changes_it():

@@ -94,10 +94,45 @@ def test_kl_cov_holds_the_tokens_of_highest_covariance_and_clips_nothing():
     assert control.penalty(tokens).requires_grad and control.clip_range(tokens) == (1.0, math.inf)
 
 
+def test_of_equal_values_no_more_are_taken_than_asked_for():
+    same = torch.zeros(4, 4, dtype=torch.float64)
+    assert largest(same, torch.ones(4, 4, dtype=torch.bool), torch.tensor(3.0)).sum() == 3
+
+
+@pytest.mark.parametrize("loss_type", ["cispo", "sapo", "vespo"])
+@pytest.mark.parametrize("control", ["clip_higher", "clip_low", "dynamic_clip", "ce_gppo", "bapo", "dcpo"])
+def test_controls_of_the_clip_range_are_refused_where_there_is_none(control, loss_type, out):
+    with pytest.raises(
+        ValueError, match=rf"`control='{control}'` lives by the clip range, which `loss_type='{loss_type}'"
+    ):
+        build(OPEFOTrainer, OPEFOConfig, out, control=control, loss_type=loss_type, **OFF_POLICY)
+    build(OPEFOTrainer, OPEFOConfig, out, control="kl_cov", loss_type=loss_type, **OFF_POLICY)
+
+
+def test_flows_of_single_tokens_and_bounds_of_each_are_refused_where_they_mean_another_thing(out):
+    with pytest.raises(ValueError, match=r"which `loss_type='grpo'` weighs by the length of their completion"):
+        vocabulary = {"control_kwargs": {"variant": "vocabulary"}, "loss_type": "grpo"}
+        build(OPEFOTrainer, OPEFOConfig, out, control="entropy_dynamics", **vocabulary)
+    with pytest.raises(ValueError, match="`control='dcpo'` bounds the ratio of each token"):
+        build(OPEFOTrainer, OPEFOConfig, out, control="dcpo", importance_sampling_level="sequence", **OFF_POLICY)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    assert make_control("adaptive_entropy", coef_max="5e-3").presets["entropy_coef_max"] == 0.005
+    bapo = make_control("bapo", low="6e-1", low_end="7e-1", high="1.2e0", high_end="1.3e0")
+    assert bapo.lows == [0.6, 0.65, 0.7] and bapo.highs == [1.2, 1.25, 1.3]
+
+
 def test_kl_cov_has_no_gradient_strictly_on_policy():
     tokens, _ = some_tokens()
     same = Tokens(tokens.logps, tokens.entropies, tokens.advantages, tokens.mask, tokens.logps.detach(), tokens.flow)
     make_control("kl_cov", ratio=0.5).penalty(same).sum().backward()
+    assert (tokens.logps.grad == 0).all()
+    noise = 1e-6 * torch.randn(tokens.logps.shape)
+    rounded = Tokens(
+        tokens.logps, tokens.entropies, tokens.advantages, tokens.mask, tokens.logps.detach() + noise, tokens.flow
+    )
+    make_control("kl_cov", ratio=0.5).penalty(rounded).sum().backward()
     assert (tokens.logps.grad == 0).all()
 
 
@@ -396,7 +431,10 @@ WRONG = {
     "negative_reinforcement": [({"positive_weight": -1}, "`positive_weight=-1`")],
     "entropy_bonus": [({"coef": True}, "`coef=True` .* is not a number")],
     "adaptive_entropy": [({"target": 0}, "`target=0` .* above 0"), ({"coef": 2}, r"`coef=2` .* in \[0, 1\]")],
-    "aer": [({"target": "half"}, "is not an entropy"), ({"ease": 0}, "`ease=0` .* above 0")],
+    "aer": [
+        ({"target": "half"}, "`target='half'` is not an entropy.*first step's entropy .{8}[.]$"),
+        ({"ease": 0}, "`ease=0` .* above 0"),
+    ],
     "clip_higher": [({"low": 2}, "`low=2`")],
     "clip_low": [({"high": -0.1}, r"`high=-0\.1`")],
     "dynamic_clip": [({"schedule": "up"}, "`schedule='up'` .*'oscillating'")],

@@ -84,6 +84,11 @@ class Control:
         """Whether `advantages` makes a difference between the tokens of a completion."""
         return self._overrides("advantages")
 
+    @property
+    def clips(self) -> bool:
+        """Whether it lives by the clip range of the loss."""
+        return self._overrides("clip_range") or not {"epsilon", "epsilon_high"}.isdisjoint(self.presets)
+
     def _overrides(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(Control, name)
 

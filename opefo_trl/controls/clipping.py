@@ -197,8 +197,9 @@ class BAPO(Control):
         dual_clip: float = 3.0,
     ):
         self.target, step = number("target", target, above=0), number("step", step, above=0)
-        self.lows = _steps(number("low", low, 0, 1), number("low_end", low_end, low, 1), step)
-        self.highs = _steps(number("high", high, 1), number("high_end", high_end, high), step)
+        low, high = number("low", low, 0, 1), number("high", high, 1)
+        self.lows = _steps(low, number("low_end", low_end, low, 1), step)
+        self.highs = _steps(high, number("high_end", high_end, high), step)
         self.dual_clip = number("dual_clip", dual_clip, above=1)
         self._metrics: dict[str, Tensor | float] = {}
 
@@ -209,10 +210,11 @@ class BAPO(Control):
         lows, highs = (torch.tensor(steps, device=r.device) for steps in (self.lows, self.highs))
         gain = torch.stack([torch.where(positive, r.clamp(max=high) * advantages, 0).sum() for high in self.highs])
         loss = torch.stack([torch.where(negative, r.clamp(min=low) * -advantages, 0).sum() for low in self.lows])
-        low = _first(gain[0] >= self.target * loss)
-        high = _first(gain >= self.target * loss[low])
-        self._metrics = {"clip_low": lows[low], "clip_high": highs[high]}
-        return 1 - lows[low], highs[high] - 1
+        enough = _first(gain[:1] >= self.target * loss)
+        low = lows.gather(0, enough).squeeze()
+        high = highs.gather(0, _first(gain >= self.target * loss.gather(0, enough))).squeeze()
+        self._metrics = {"clip_low": low, "clip_high": high}
+        return 1 - low, high - 1
 
     def advantages(self, tokens: Tokens) -> Tensor:
         stopped = (tokens.ratio > self.dual_clip) & (tokens.advantages < 0)
@@ -256,7 +258,6 @@ def _steps(start: float, end: float, step: float) -> list[float]:
 
 
 def _first(holds: Tensor) -> Tensor:
-    """The first place where it holds, the last one where it never does."""
-    last = torch.zeros_like(holds)
-    last[-1] = True
-    return (holds | last).int().argmax()
+    """The first place where it holds, the last one where it never does, (1,)."""
+    last = torch.arange(len(holds), device=holds.device) == len(holds) - 1
+    return (holds | last).int().argmax().unsqueeze(0)

@@ -61,12 +61,16 @@ class KLCov(Control):
     Args:
         ratio (`float`): of the tokens that train, at least one. Default of verl, 0.0002; the authors' 7B runs 0.002.
         coef (`float`): of the term. The authors' default, 1.
+        noise (`float`): what is taken for rounding, whose gradient would have full size and a random sign. Ours; 0 is
+            the authors'.
     """
 
     acts_on_policy = False
+    clips = False  # it switches clipping off, where there is any
 
-    def __init__(self, *, ratio: float = 2e-4, coef: float = 1.0):
+    def __init__(self, *, ratio: float = 2e-4, coef: float = 1.0, noise: float = 1e-4):
         self.ratio, self.coef = number("ratio", ratio, 0, 1), number("coef", coef, 0)
+        self.noise = number("noise", noise, 0)
 
     def clip_range(self, tokens: Tokens) -> tuple[float, float]:
         return 1.0, torch.inf
@@ -74,7 +78,8 @@ class KLCov(Control):
     def penalty(self, tokens: Tokens) -> Tensor:
         cov = covariance(tokens.logps.detach(), tokens.advantages, tokens.mask)
         held = largest(cov, tokens.mask.bool(), share_of(tokens.mask, self.ratio))
-        return self.coef * (tokens.logps - tokens.old_logps).abs() * held
+        distance = (tokens.logps - tokens.old_logps).abs()
+        return self.coef * torch.where(held & (distance > self.noise), distance, 0)
 
 
 class CovarianceKernel(Control):

@@ -76,7 +76,7 @@ class EntropyBonus(Control):
     """
 
     def __init__(self, *, coef: float = 1e-3):
-        self.presets = {"entropy_coef": number("coef", coef)}
+        self.presets = {"entropy_coef": number("coef", coef), "use_adaptive_entropy": False}
 
 
 class AdaptiveEntropy(Control):
@@ -91,12 +91,13 @@ class AdaptiveEntropy(Control):
     """
 
     def __init__(self, *, target: float = 0.2, step: float = 0.005, coef: float = 0.0, coef_max: float = 1.0):
+        most = number("coef_max", coef_max, 0)
         self.presets = {
             "use_adaptive_entropy": True,
             "entropy_target": number("target", target, above=0),
             "entropy_coef_delta": number("step", step, 0),
-            "entropy_coef_max": number("coef_max", coef_max, 0),
-            "entropy_coef": number("coef", coef, 0, coef_max),
+            "entropy_coef_max": most,
+            "entropy_coef": number("coef", coef, 0, most),
         }
 
 
@@ -115,7 +116,7 @@ class AER(EntropyControl):
     by_row = True
 
     def __init__(self, *, target: float | str = "0.4x", step: float = 0.005, coef_max: float = 1.0, ease: float = 1.0):
-        self.target = EntropyTarget(target)
+        self.target = EntropyTarget(target, name="target")
         self.step, self.most = number("step", step, 0), number("coef_max", coef_max, 0)
         self.ease = number("ease", ease, 0, 1, above=0)
         super().__init__(0.0)

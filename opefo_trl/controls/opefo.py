@@ -16,7 +16,8 @@ It acts strictly on-policy, which is what it was made for. Ours, not the paper's
 
   `share` is how much of the balance the target needs: 0 is GRPO, 1 the paper's rule. It is learned as the run goes, so
   that there is neither a steady offset nor a switching on and off. Lambda is never negative: an entropy on its way up
-  is not held back.
+  is not held back. But a target that moves, once reached, may fall faster than GRPO's entropy would: lambda goes down
+  to -1 then.
 - `flow_shape: minimal`: the weights that move the predicted flow as far as the others do, and change the learning
   signal least: of all w, those with the smallest sum of A^2 (w - 1)^2,
 
@@ -89,6 +90,7 @@ class OPEFO(Control):
         self.share: Tensor | float = 0.0  # of the balance that the target needs
         self.anchor: Tensor | None = None  # the first step's entropy, kept without a target too: one may come later
         self.target_now: Tensor | None = None
+        self.reached: Tensor | bool = False
         self._step = -1  # the last one that moved `share`
 
     @property
@@ -123,7 +125,10 @@ class OPEFO(Control):
         if step != self._step:  # once a step, also where a step has several micro-batches to look at
             share, self._step = (share + RATE * missing).clamp(0, MOST), step
         self.share = share
-        return (share * lambda_star + GAIN * missing).clamp(0, 1)
+        reached = torch.as_tensor(self.reached, device=entropy.device) | (entropy <= self.target_now)
+        self.reached = reached
+        falls_too_slowly = reached & (self.target.schedule != "constant")  # it may, once it has been there
+        return (share * lambda_star + GAIN * missing).clamp(max=1).maximum(-falls_too_slowly.to(entropy.dtype))
 
     def advantages(self, tokens: Tokens) -> Tensor:
         if self.static_lambda == 0:
@@ -143,11 +148,12 @@ class OPEFO(Control):
         return {
             "anchor": self.anchor.item() if known and self.anchor is not None else None,
             "share": float(self.share),
+            "reached": bool(self.reached),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.anchor = None if state["anchor"] is None else torch.tensor(state["anchor"])
-        self.share = state["share"]
+        self.share, self.reached = state["share"], state["reached"]
 
 
 def _bound(value: Any) -> float:

@@ -24,9 +24,9 @@ def covariance(logps: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
 
 def largest(values: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """The `count` largest values among those allowed, or all of these if they are fewer; a boolean (B, T)."""
-    ranked = values.masked_fill(~among, -torch.inf).flatten().sort(descending=True).values
-    last = ranked[(count.long() - 1).clamp(0, ranked.numel() - 1)]
-    return among & (values >= last) & (count > 0)
+    order = values.masked_fill(~among, -torch.inf).flatten().argsort(descending=True, stable=True)
+    place = order.argsort().view_as(values)  # of equal values, as in identical completions, the first ones
+    return among & (place < count)
 
 
 def at_random(among: Tensor, count: Tensor) -> Tensor:

@@ -31,10 +31,11 @@ class EntropyTarget:
     Args:
         value (`float` or `str`): nats, or `"0.4x"` for 0.4 times the first step's entropy.
         schedule (`str`): one of `SCHEDULES`.
+        name (`str`): what the value is called where it was given.
     """
 
-    def __init__(self, value: float | str, schedule: str = "constant"):
-        self.number, self.relative = parse_target(value)
+    def __init__(self, value: float | str, schedule: str = "constant", name: str = "flow_target"):
+        self.number, self.relative = parse_target(value, name)
         self.schedule = schedule
 
     def at(self, anchor: Tensor, step: int, max_steps: int) -> Tensor:
@@ -46,7 +47,7 @@ class EntropyTarget:
         return level * AROUND[self.schedule](done)
 
 
-def parse_target(value: float | str) -> tuple[float, bool]:
+def parse_target(value: float | str, name: str = "flow_target") -> tuple[float, bool]:
     """`0.3` -> (0.3, False); `"0.4x"` -> (0.4, True)."""
     match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(x?)\s*", str(value))
     try:
@@ -54,8 +55,9 @@ def parse_target(value: float | str) -> tuple[float, bool]:
     except ValueError:
         number = math.nan
     if isinstance(value, bool) or match is None or not (math.isfinite(number) and number > 0):
+        always = ", or None (command line: none; YAML: null) to balance always" if name == "flow_target" else ""
         raise ValueError(
-            f"`flow_target={value!r}` is not an entropy. Give nats as a positive number (`0.3`), a fraction of the "
-            f'first step\'s entropy (`"0.4x"`), or None (command line: none; YAML: null) to balance always.'
+            f"`{name}={value!r}` is not an entropy. Give nats as a positive number (`0.3`), or a fraction of the "
+            f'first step\'s entropy (`"0.4x"`){always}.'
         )
     return number, match[2] == "x"
