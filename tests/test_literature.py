@@ -432,7 +432,7 @@ WRONG = {
     "entropy_bonus": [({"coef": True}, "`coef=True` .* is not a number")],
     "adaptive_entropy": [({"target": 0}, "`target=0` .* above 0"), ({"coef": 2}, r"`coef=2` .* in \[0, 1\]")],
     "aer": [
-        ({"target": "half"}, "`target='half'` is not an entropy.*first step's entropy .{8}[.]$"),
+        ({"target": "half"}, "`target='half'` is not an entropy.*first step's entropy .{10}[.]$"),
         ({"ease": 0}, "`ease=0` .* above 0"),
     ],
     "clip_higher": [({"low": 2}, "`low=2`")],

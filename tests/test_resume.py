@@ -54,7 +54,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(scope, runs):
 def test_the_state_is_json_that_a_person_can_read(runs):
     state = json.loads((runs / "whole" / "running" / "checkpoint-4" / "control_state.json").read_text())
     assert state["control"] == "opefo" and state["state"]["anchor"] > 0
-    assert len(state["totals"]) == 5 and (state["guard"]["skipped"], state["guard"]["taken"]["count"]) == (0, 4)
+    assert len(state["totals"]) == 6 and (state["guard"]["skipped"], state["guard"]["taken"]["count"]) == (0, 4)
 
 
 @pytest.fixture
