@@ -99,6 +99,7 @@ def several(updates: int, options: argparse.Namespace) -> dict[str, int]:
 
 def settings(target: float) -> dict[str, Setting]:
     held = {"flow_target": target}
+    constant = {"lr_scheduler_type": "constant_with_warmup"}  # a rate that goes to 0 follows nothing
     off = {"updates": 4}
     return {
         "none": Setting("none"),
@@ -110,7 +111,7 @@ def settings(target: float) -> dict[str, Setting]:
             "opefo", fields={**held, "flow_shape": "minimal", "flow_estimator": "exact"}
         ),
         **{
-            f"opefo, target, {schedule}": Setting("opefo", fields={**held, "flow_schedule": schedule})
+            f"opefo, target, {schedule}": Setting("opefo", fields={**held, **constant, "flow_schedule": schedule})
             for schedule in ("increase_decrease", "decrease_increase_decrease", "oscillating")
         },
         "steer": Setting("steer"),
