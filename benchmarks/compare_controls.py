@@ -20,7 +20,8 @@ trained models are then asked 64 times for each of 18 held-out questions:
     end         of the last ten optimizer steps; the least is that of a mean of ten
     distinct    different right answers of 64, mean over the questions
     off target  root mean square distance to a target entropy, in nats, from where it is first reached
-    calibration expected calibration error: |share right - probability of the completion|, over ten bins of the latter
+    calibration expected calibration error: |share right - confidence| over ten bins of the confidence, which is the mean
+                probability of a completion's tokens (of the whole completion it would measure diversity)
 
 Writes controls.md (the table), controls.parquet (a row a run), curves.parquet (a row a step), and two figures.
 """
@@ -279,19 +280,20 @@ def held_out(out: Path) -> dict[str, float]:
 
 
 def sample(model, ids: torch.Tensor, tokenizer, generator: torch.Generator) -> tuple[list[str], list[float]]:
-    """Completions at temperature 1 and the probability of each, its end included."""
+    """Completions at temperature 1, and of each the mean probability of its tokens (geometric), its end included."""
     done = torch.zeros(len(ids), dtype=torch.bool)
-    total, tokens, cache = torch.zeros(len(ids)), [], None
+    total, count, tokens, cache = torch.zeros(len(ids)), torch.zeros(len(ids)), [], None
     for _ in range(12):
         output = model(ids if cache is None else tokens[-1].unsqueeze(1), past_key_values=cache, use_cache=True)
         cache, logps = output.past_key_values, output.logits[:, -1].float().log_softmax(-1)
         drawn = torch.multinomial(logps.exp(), 1, generator=generator).squeeze(1)
         total += logps.gather(1, drawn.unsqueeze(1)).squeeze(1).masked_fill(done, 0)
+        count += ~done
         tokens.append(drawn.masked_fill(done, tokenizer.pad_token_id))
         done |= drawn == tokenizer.eos_token_id
         if done.all():
             break
-    return tokenizer.batch_decode(torch.stack(tokens, 1), skip_special_tokens=True), total.exp().tolist()
+    return tokenizer.batch_decode(torch.stack(tokens, 1), skip_special_tokens=True), (total / count).exp().tolist()
 
 
 def pass_at(k: int, right: int, samples: int) -> float:
