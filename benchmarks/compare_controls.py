@@ -20,8 +20,8 @@ trained models are then asked 64 times for each of 18 held-out questions:
     end         of the last ten optimizer steps; the least is that of a mean of ten
     distinct    different right answers of 64, mean over the questions
     off target  root mean square distance to a target entropy, in nats, from where it is first reached
-    calibration expected calibration error: |share right - confidence| over ten bins of the confidence, which is the mean
-                probability of a completion's tokens (of the whole completion it would measure diversity)
+    calibration expected calibration error: |share right - confidence| over ten bins of the confidence, which is the
+                mean probability of a completion's tokens (of the whole completion it would measure diversity)
 
 Writes controls.md (the table), controls.parquet (a row a run), curves.parquet (a row a step), and two figures.
 """
