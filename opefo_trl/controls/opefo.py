@@ -153,7 +153,7 @@ class OPEFO(Control):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.anchor = None if state["anchor"] is None else torch.tensor(state["anchor"])
-        self.share, self.reached = state["share"], state["reached"]
+        self.share, self.reached = state.get("share", 0.0), state.get("reached", False)  # a release may add to them
 
 
 def _bound(value: Any) -> float:
