@@ -35,6 +35,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -381,7 +382,7 @@ def draw_curves(names: list[str], options: argparse.Namespace) -> None:
     """Entropy of every setting, each in a small panel over those of GRPO."""
     columns = min(4, len(names))
     count = math.ceil(len(names) / columns)
-    figure = Picture(figsize=(2.9 * columns, 2.1 * count + 0.3), layout="constrained")
+    figure = Picture(figsize=(2.9 * columns, 2.3 * count + 0.3), layout="constrained")
     panels = figure.subplots(count, columns, sharey=True, squeeze=False).flatten()
     for axes, name in zip(panels, names, strict=False):
         plain = "none, 4 updates" if "4 updates" in name else "none"
@@ -390,7 +391,7 @@ def draw_curves(names: list[str], options: argparse.Namespace) -> None:
                 if setting in names:
                     frame = EntropyCurves.load(place(setting, seed, options)).to_pandas()
                     curve(axes, frame, "entropy", 10, color, None)
-        finish(axes, name, "", floor=0, legend=False)
+        finish(axes, textwrap.fill(name, 28), "", floor=0, legend=False)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     figure.supylabel("entropy, nats per token (grey: GRPO)", fontsize=9)
@@ -402,27 +403,20 @@ def draw_plane(rows: pd.DataFrame, names: list[str], options: argparse.Namespace
     """Held-out reward beside diversity: mean and standard deviation of each setting."""
     if "avg16" not in rows:
         return
-    figure = Picture(figsize=(8.0, 5.2), layout="constrained")
+    figure = Picture(figsize=(9.5, 5.2), layout="constrained")
     axes = figure.subplots()
     means = rows.groupby("setting")[["avg16", "distinct"]].mean()
     spreads = rows.groupby("setting")[["avg16", "distinct"]].std().fillna(0)
-    for name in names:
+    for number, name in enumerate(names, 1):
         x, y = means.loc[name, "distinct"], means.loc[name, "avg16"]
         better = (means["distinct"] >= x) & (means["avg16"] >= y) & (means.index != name)
         color = RUNS[2] if not better.any() else "#8a8a8a"  # on the front, or behind it
-        axes.errorbar(
-            x,
-            y,
-            spreads.loc[name, "avg16"],
-            spreads.loc[name, "distinct"],
-            "o",
-            color=color,
-            elinewidth=0.7,
-            alpha=0.9,
-        )
-        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7.5, color="#333333")
+        across, up = spreads.loc[name, "distinct"], spreads.loc[name, "avg16"]
+        axes.errorbar(x, y, up, across, "o", color=color, elinewidth=0.7, alpha=0.9, label=f"{number}  {name}")
+        axes.annotate(str(number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=9, fontweight="bold")
     finish(axes, "Right and diverse, on held-out questions", "avg@16", legend=False)
     axes.set_xlabel("distinct right answers of 64")
+    figure.legend(loc="outside right upper", fontsize=7.5, frameon=False, title="orange: none is better in both")
     figure.savefig(options.folder / "plane.png", dpi=130)
 
 
