@@ -94,17 +94,15 @@ class DynamicClip(EntropyControl):
         self.high: float = 1.0 if schedule == "increase_decrease" else 0.0
         super().__init__(1.0)  # `oscillating`: 1 while entropy is to rise
 
-    def moved(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
+    def moved(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         done = step / max(1, max_steps)
-        first, second = max(0.0, 1 - 2 * done), 2 - 2 * done if done > 0.5 else 0.0  # what is left of either half
+        rest, second = max(0.0, 1 - 2 * done), 2 - 2 * done if done > 0.5 else 0.0  # what is left of either half
         if self.schedule == "increase_decrease":
-            self.low, self.high = second, first
+            self.low, self.high = second, rest
         elif self.schedule == "decrease_increase_decrease":
-            self.low, self.high = second, 1 - first
-        assert self.anchor is not None
-        floor = self.FLOOR * self.anchor
-        ceiling = floor + (self.anchor - floor) * (1 - done)
-        coef = torch.as_tensor(self.coef, device=entropy.device, dtype=entropy.dtype)
+            self.low, self.high = second, 1 - rest
+        floor = self.FLOOR * first
+        ceiling = floor + (first - floor) * (1 - done)
         falling = torch.where(entropy > ceiling, torch.zeros_like(coef), coef)
         return torch.where(entropy <= floor, torch.ones_like(coef), falling)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.options import number
-from opefo_trl.controls.target import EntropyTarget
+from opefo_trl.controls.target import EntropyTarget, FirstEntropy
 from opefo_trl.flow import FlowTotals
 
 
@@ -34,11 +34,11 @@ class EntropyControl(Control):
 
     def __init__(self, coef: float):
         self.coef: Tensor | float = coef
-        self.anchor: Tensor | None = None  # the first entropy that was measured
+        self.first = FirstEntropy()
         self._step = -1
 
-    def moved(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
-        """The coefficient of this step."""
+    def moved(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
+        """The coefficient of this step, from that of the last one; `first` is the first entropy that was measured."""
         raise NotImplementedError
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
@@ -46,25 +46,19 @@ class EntropyControl(Control):
             return
         self._step = step
         entropy = totals.entropy
-        anchor = entropy if self.anchor is None else self.anchor.to(entropy.device)
-        self.anchor = torch.where(anchor.isnan(), entropy, anchor)
         coef = torch.as_tensor(self.coef, device=entropy.device, dtype=entropy.dtype)
-        self.coef = coef
-        self.coef = torch.where(entropy.isnan(), coef, self.moved(entropy, step, max_steps))
+        moved = self.moved(coef, entropy, self.first.seen(entropy), step, max_steps)
+        self.coef = torch.where(entropy.isnan(), coef, moved)
 
     def metrics(self) -> dict[str, Tensor | float]:
         return {"coef": self.coef}
 
     def state_dict(self) -> dict[str, Any]:
-        known = self.anchor is not None and not self.anchor.isnan()
-        return {
-            "coef": float(self.coef),
-            "anchor": float(self.anchor) if known and self.anchor is not None else None,
-        }
+        return {"coef": float(self.coef), "anchor": self.first.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.coef = state["coef"]
-        self.anchor = None if state["anchor"] is None else torch.tensor(state["anchor"])
+        self.first.load(state["anchor"])
 
 
 class EntropyBonus(Control):
@@ -121,9 +115,8 @@ class AER(EntropyControl):
         self.ease = number("ease", ease, 0, 1, above=0)
         super().__init__(0.0)
 
-    def moved(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
-        assert self.anchor is not None
-        return toward(self.coef, entropy < self.target.at(self.anchor, step, max_steps), self.step, 0.0, self.most)
+    def moved(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
+        return toward(coef, entropy < self.target.at(first, step, max_steps), self.step, 0.0, self.most)
 
     def penalty(self, tokens: Tokens) -> Tensor:
         hard = torch.ones_like(tokens.advantages) if tokens.solved is None else tokens.solved

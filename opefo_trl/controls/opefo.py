@@ -33,7 +33,7 @@ from torch import Tensor
 
 from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.options import choice, number
-from opefo_trl.controls.target import SCHEDULES, EntropyTarget
+from opefo_trl.controls.target import SCHEDULES, EntropyTarget, FirstEntropy
 from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights, minimal_weights
 
 SHAPES = ("sign", "minimal")
@@ -88,7 +88,7 @@ class OPEFO(Control):
         self.lam: Tensor | float = static_lambda or 0.0
         self.mu: Tensor | float = 0.0
         self.share: Tensor | float = 0.0  # of the balance that the target needs
-        self.anchor: Tensor | None = None  # the first step's entropy, kept without a target too: one may come later
+        self.first = FirstEntropy()  # kept without a target too: one may come later
         self.target_now: Tensor | None = None
         self.reached: Tensor | bool = False
         self._step = -1  # the last one that moved `share`
@@ -108,18 +108,17 @@ class OPEFO(Control):
         return {} if self.target is None else {"flow_lambda_max": "`flow_target` is set, whose lambda is bounded by 1"}
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
-        anchor = totals.entropy if self.anchor is None else self.anchor.to(totals.entropy.device)
-        self.anchor = torch.where(anchor.isnan(), totals.entropy, anchor)
+        first = self.first.seen(totals.entropy)
         if self.static_lambda is None:
             lambda_star = balance(totals)
-            held = None if self.target is None else self._held(lambda_star, totals.entropy, step, max_steps)
+            held = None if self.target is None else self._held(lambda_star, totals.entropy, first, step, max_steps)
             self.lam = lambda_star.clamp(-self.bound, self.bound) if held is None else held
         self.mu = self.lam * (totals.increase + totals.decrease) / totals.leverage.clamp(min=1e-30)
 
-    def _held(self, lambda_star: Tensor, entropy: Tensor, step: int, max_steps: int) -> Tensor:
+    def _held(self, lambda_star: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         """The lambda that holds the target."""
-        assert self.target is not None and self.anchor is not None
-        self.target_now = self.target.at(self.anchor, step, max_steps)
+        assert self.target is not None
+        self.target_now = self.target.at(first, step, max_steps)
         missing = ((self.target_now - entropy) / self.target_now).nan_to_num(0.0)
         share = torch.as_tensor(self.share, device=entropy.device, dtype=entropy.dtype)
         if step != self._step:  # once a step, also where a step has several micro-batches to look at
@@ -144,15 +143,10 @@ class OPEFO(Control):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        known = self.anchor is not None and not self.anchor.isnan()
-        return {
-            "anchor": self.anchor.item() if known and self.anchor is not None else None,
-            "share": float(self.share),
-            "reached": bool(self.reached),
-        }
+        return {"anchor": self.first.state(), "share": float(self.share), "reached": bool(self.reached)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.anchor = None if state["anchor"] is None else torch.tensor(state["anchor"])
+        self.first.load(state["anchor"])
         self.share, self.reached = state.get("share", 0.0), state.get("reached", False)  # a release may add to them
 
 

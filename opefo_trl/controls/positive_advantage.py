@@ -65,9 +65,9 @@ class PositiveAdvantage(EntropyControl):
             )
         super().__init__(0.0)
 
-    def moved(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
+    def moved(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         if self.schedule == "entropy":
-            return toward(self.coef, entropy < self.target, -self.step, 0.0, 1.0)
+            return toward(coef, entropy < self.target, -self.step, 0.0, 1.0)
         done = step / max(1, max_steps)
         if self.schedule == "stage":
             return torch.full_like(entropy, max(0.0, 2 * done - 1))

@@ -61,3 +61,22 @@ def parse_target(value: float | str, name: str = "flow_target") -> tuple[float, 
             f'first step\'s entropy (`"0.4x"`){always}.'
         )
     return number, match[2] == "x"
+
+
+class FirstEntropy:
+    """The first entropy that a run measured: what relative targets are relative to."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def seen(self, entropy: Tensor) -> Tensor:
+        """It, now that this entropy has been measured; NaN while nothing has."""
+        first = entropy if self.value is None else self.value.to(entropy.device)
+        self.value = torch.where(first.isnan(), entropy, first)
+        return self.value
+
+    def state(self) -> float | None:
+        return None if self.value is None or self.value.isnan() else self.value.item()
+
+    def load(self, state: float | None) -> None:
+        self.value = None if state is None else torch.tensor(state)

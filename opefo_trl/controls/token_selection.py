@@ -50,7 +50,7 @@ class STARE(EntropyControl):
         self.down: Tensor | float = number("down", down, 0, 1)
         super().__init__(0.0)  # 1 while the gate is open
 
-    def moved(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
+    def moved(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         low = entropy < self.target
         if self.adaptive:
             up, down = (torch.as_tensor(value, device=entropy.device) for value in (self.up, self.down))
@@ -102,13 +102,11 @@ class REPO(EntropyControl):
         super().__init__(number("zeta", zeta, self.LEAST, self.MOST))
         self.by_row, self.keeps_zeros = True, variant == "rescaled"
 
-    def moved(self, entropy: Tensor, step: int, max_steps: int) -> Tensor:
+    def moved(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         if self.variant == "additive":
             return torch.full_like(entropy, self.beta)
-        assert self.anchor is not None
         # On one axis: ... -2 x least, -least | least, 2 x least ...; one place up, or one down
-        coef = torch.as_tensor(self.coef, device=entropy.device, dtype=entropy.dtype)
-        wanted = torch.where(entropy < self.anchor, 1.0, -1.0)
+        wanted = torch.where(entropy < first, 1.0, -1.0)
         grown = (coef * 2).clamp(-self.MOST, self.MOST)
         shrunk = torch.where(coef.abs() / 2 < self.LEAST, self.LEAST * wanted, coef / 2)
         return torch.where(coef.sign() == wanted, grown, shrunk)
