@@ -3,13 +3,11 @@
     make compare                                             # four settings, two seeds: about six minutes on two cores
     python benchmarks/compare_controls.py --group controls   # every control, three seeds
     python benchmarks/compare_controls.py --group tracking   # what holds a target, and the steps of the adaptive bonus
-    python benchmarks/compare_controls.py --settings none clip_cov "opefo, target" --seeds 0 1 2 3 -- --learning_rate
-    3e-4
+    python benchmarks/compare_controls.py --settings none clip_cov "opefo, target" -- --learning_rate 3e-4
 
 Each run is a process of its own (`train.py` on configs/quickstart.yaml, or on another `--config`), one thread each, as
-    many
-at a time as there are cores. A run that is finished is not run again, one that was interrupted goes on: give the same
-command once more. What follows `--` is handed to train.py.
+many at a time as there are cores. A run that is finished is not run again, one that was interrupted goes on: give the
+same command once more. What follows `--` is handed to train.py.
 
 Settings that need several updates to a rollout get four, with twice the optimizer steps, which is half the rollouts;
 `none` is there in both ways. Where a method takes a target entropy, it is given `--target`. On the playground the
@@ -22,6 +20,8 @@ trained models are then asked 64 times for each of 18 held-out questions:
     off target  root mean square distance to a target entropy, in nats, from where it is first reached
     calibration expected calibration error: |share right - confidence| over ten bins of the confidence, which is the
                 mean probability of a completion's tokens (of the whole completion it would measure diversity)
+    step time   of the tenth of the steps that went fastest, beside `none`: the others waited for the machine's other
+                work (`benchmarks/overhead.py --controls` measures more finely)
 
 Writes controls.md (the table), controls.parquet (a row a run), curves.parquet (a row a step), and two figures.
 """
@@ -59,7 +59,14 @@ from opefo_trl.progress import EDGE
 ROOT = Path(__file__).parents[1]
 SAMPLES, SHOWN, BINS = 64, 16, 10
 # Of the settings that hold a target, those that stand beside the other controls
-COMPARED = ("none", "none, 4 updates", "opefo, target", "opefo, target, minimal", "adaptive_entropy, step 0.005")
+COMPARED = (
+    "none",
+    "none, 4 updates",
+    "opefo, target",
+    "opefo, target, sign",
+    "opefo, target, 4 updates",
+    "adaptive_entropy, step 0.005",
+)
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,11 @@ def settings(target: float) -> dict[str, Setting]:
         "opefo": Setting("opefo"),
         "opefo, literal": Setting("opefo", fields={"flow_lambda_max": 1.0}),
         "opefo, target": Setting("opefo", fields=held),
-        "opefo, target, minimal": Setting("opefo", fields={**held, "flow_shape": "minimal"}),
-        "opefo, target, minimal, exact": Setting(
-            "opefo", fields={**held, "flow_shape": "minimal", "flow_estimator": "exact"}
-        ),
+        "opefo, target, sign": Setting("opefo", fields={**held, "flow_shape": "sign"}),
+        **{
+            f"opefo, target, {estimator}": Setting("opefo", fields={**held, "flow_estimator": estimator})
+            for estimator in ("exact", "expected")
+        },
         **{
             f"opefo, target, {schedule}": Setting("opefo", fields={**held, **constant, "flow_schedule": schedule})
             for schedule in ("increase_decrease", "decrease_increase_decrease", "oscillating")
@@ -138,6 +146,7 @@ def settings(target: float) -> dict[str, Setting]:
         "entropy_dynamics": Setting("entropy_dynamics"),
         "entropy_dynamics, vocabulary": Setting("entropy_dynamics", {"variant": "vocabulary"}),
         "none, 4 updates": Setting("none", **off),
+        "opefo, target, 4 updates": Setting("opefo", fields=held, **off),
         "kl_cov, 4 updates": Setting("kl_cov", **off),
         "clip_higher, 4 updates": Setting("clip_higher", **off),
         "clip_low, 4 updates": Setting("clip_low", **off),
@@ -151,7 +160,7 @@ def settings(target: float) -> dict[str, Setting]:
 def groups(known: dict[str, Setting]) -> dict[str, list[str]]:
     tracking = [name for name in known if name.startswith(("opefo, target", "adaptive_entropy", "none"))]
     return {
-        "reduced": ["none", "opefo, target", "opefo, target, minimal", "adaptive_entropy, step 0.005"],
+        "reduced": ["none", "opefo, target", "opefo, target, sign", "adaptive_entropy, step 0.005"],
         "tracking": [name for name in tracking if "updates" not in name],
         "controls": [name for name in known if name not in tracking or name in COMPARED],
         "all": list(known),
@@ -323,7 +332,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict:
         "entropy_min": frame["entropy"].rolling(EDGE).mean().min(),
         "entropy_mean": frame["entropy"].mean(),
         "reward": frame["reward"].tail(EDGE).mean(),
-        "seconds": frame["time"].diff().median(),
+        "seconds": frame["time"].diff().quantile(0.1),
         "off": off_target(frame, settings(options.target)[name], options.target),
         **json.loads((out / "held_out.json").read_text()),
     }

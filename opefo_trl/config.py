@@ -54,9 +54,10 @@ class OPEFOConfig(GRPOConfig):
             Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays under 0.002
             and never meets it; on short completions lambda is far larger, and balancing costs reward. `1.0` is the
             paper's unbounded rule.
-        flow_shape (`str`, *optional*, defaults to `"sign"`):
+        flow_shape (`str`, *optional*):
             Shape of the correction. `"sign"` is the paper's 1 + lambda and 1 - lambda. `"minimal"` moves the predicted
-            flow as far by weights that change the learning signal least.
+            flow as far by weights that change the learning signal least. `None` is `"minimal"` with a `flow_target`,
+            where it measured better, and the paper's without.
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None` balances always, as in the paper; a number is in nats; `"0.4x"` is a fraction of
             the first step's entropy. Lambda is then the share of the balancing one that the target needs, learned as
@@ -133,11 +134,12 @@ class OPEFOConfig(GRPOConfig):
             "1.0 is the paper's unbounded rule."
         },
     )
-    flow_shape: str = field(
-        default="sign",
+    flow_shape: str | None = field(
+        default=None,
         metadata={
             "help": "Shape of the correction. 'sign' is the paper's 1 + lambda and 1 - lambda. 'minimal' moves the "
-            "predicted flow as far by weights that change the learning signal least."
+            "predicted flow as far by weights that change the learning signal least. None is 'minimal' with a "
+            "`flow_target`, where it measured better, and the paper's without."
         },
     )
     flow_target: float | str | None = field(

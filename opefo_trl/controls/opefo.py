@@ -22,6 +22,8 @@ It acts strictly on-policy, which is what it was made for. Ours, not the paper's
   signal least: of all w, those with the smallest sum of A^2 (w - 1)^2,
 
       w_t = 1 + mu d_t / A_t^2,   mu = lambda (E+ + E-) / sum d_t^2 / A_t^2,   within [0, 3]
+
+  It is the shape of a run with a target, unless `flow_shape: sign` asks for the paper's.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class OPEFO(Control):
         flow_lambda_max: float = 0.1,
         flow_target: float | str | None = None,
         flow_schedule: str = "constant",
-        flow_shape: str = "sign",
+        flow_shape: str | None = None,
     ):
         self.sides = choice("sides", sides, SIDES)
         if static_lambda is not None:
@@ -70,13 +72,13 @@ class OPEFO(Control):
             )
         self.static_lambda = static_lambda
         bound = _bound(flow_lambda_max)
-        if flow_shape not in SHAPES:
+        if flow_shape not in (None, *SHAPES):
             raise ValueError(f"`flow_shape={flow_shape!r}` is unknown. Choose one of {', '.join(map(repr, SHAPES))}.")
         if flow_shape == "minimal" and sides != "both":
             raise ValueError(
                 f"`sides={sides!r}` scales one group of tokens, and `flow_shape='minimal'` knows no groups."
             )
-        self.shape = flow_shape
+        self.shape = flow_shape or ("sign" if flow_target is None or sides != "both" else "minimal")
         if flow_schedule not in SCHEDULES:
             raise ValueError(
                 f"`flow_schedule={flow_schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}."
