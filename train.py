@@ -18,15 +18,26 @@ from pathlib import Path
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 from accelerate.utils import set_seed
+from datasets import Dataset
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.benchmarks import BENCHMARKS, load_benchmark
 from opefo_trl.cli import Parser, plain_errors
-from opefo_trl.data import TEMPLATES, hold_out, load_splits, shape_prompts, whole_batches
+from opefo_trl.data import (
+    TEMPLATES,
+    bare_problems,
+    clean,
+    hold_out,
+    load_splits,
+    pick_split,
+    whole_batches,
+    with_template,
+)
 from opefo_trl.playground import PLAYGROUND
-from opefo_trl.preflight import check_columns, check_model, check_sizes, check_writable
+from opefo_trl.preflight import check_answers, check_columns, check_model, check_prompts, check_sizes, check_writable
 from opefo_trl.progress import EntropyProgress, sentence_of, table_of
 from opefo_trl.rewards import REWARDS, find_reward
 from opefo_trl.runs import check_newest, check_same_run, facts_of, newest_checkpoint, write_facts
@@ -43,13 +54,36 @@ class ScriptArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the problem."})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column that holds the problem; by default prompt, problem or question."}
+    )
     answer_column: str | None = field(
-        default=None, metadata={"help": "Column that holds the right answer; the reward 'math' looks for 'answer'."}
+        default=None,
+        metadata={
+            "help": "Column that holds the right answer, or a field of one (reward_model.ground_truth); by default "
+            "answer, reward_model.ground_truth, solution or final_answer, where there is one."
+        },
     )
     prompt_template: str = field(
         default="none",
-        metadata={"help": f"Words around a plain-text problem: {', '.join(TEMPLATES)}. 'boxed' makes it a chat."},
+        metadata={
+            "help": f"Words around a plain-text problem, as a chat: {', '.join(TEMPLATES)}. 'boxed' asks for the "
+            "\\boxed{} that the reward 'math' reads, 'dapo' for the line that 'math_answer_line' reads."
+        },
+    )
+    unique_problems: bool = field(
+        default=True,
+        metadata={"help": "Whether to take each problem once, and none whose copies have different answers."},
+    )
+    decontaminate: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Benchmarks whose problems are not to be trained on: {', '.join(BENCHMARKS)}. A problem goes "
+            "that holds half of the 8-word sequences of one of theirs."
+        },
+    )
+    benchmark_source: str | None = field(
+        default=None, metadata={"help": "Folder with the benchmarks; by default they come from the Hub."}
     )
     reward_funcs: list[str] = field(
         default_factory=list,
@@ -85,25 +119,13 @@ def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig) -> O
         raise ValueError(f"There is no reward. Give --reward_funcs, of {', '.join(REWARDS)} or your own.")
     check_writable(args.output_dir)
 
-    splits = load_splits(script.dataset_name, script.dataset_config)
-    train_data, eval_data = hold_out(
-        splits,
-        script.dataset_train_split,
-        script.dataset_test_split,
-        script.eval_prompts,
-        args.seed,
-        script.dataset_name,
-    )
-    shape = (script.prompt_column, script.answer_column, script.prompt_template)
-    train_data = shape_prompts(train_data, *shape)
-    eval_data = None if eval_data is None else shape_prompts(eval_data, *shape)
+    rewards = [find_reward(name, args.max_completion_length or 0) for name in script.reward_funcs]
+    train_data, eval_data = prepare_data(script, args, rewards)
     check_sizes(args, len(train_data), eval_data is not None)
     if eval_data is not None:
         samples = args.num_generations_eval or args.num_generations
         eval_data = whole_batches(eval_data, args.per_device_eval_batch_size * args.world_size // samples)
 
-    rewards = [find_reward(name) for name in script.reward_funcs]
-    check_columns(script.reward_funcs, rewards, train_data.column_names)
     check_model(model, args.trust_remote_code)
 
     args.model_init_kwargs = {
@@ -126,6 +148,29 @@ def prepare(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig) -> O
         trainer.add_callback(EntropyProgress)
         disable_progress_bar()  # of every file that is saved
     return trainer
+
+
+def prepare_data(script: ScriptArguments, args: OPEFOConfig, rewards: list) -> tuple[Dataset, Dataset | None]:
+    """Problems to train on, clean and readable, and others to evaluate on."""
+    splits = load_splits(script.dataset_name, script.dataset_config)
+    benchmarks = {name: load_benchmark(name, script.benchmark_source)["problem"] for name in script.decontaminate}
+
+    def problems(split: str, benchmarks: dict) -> Dataset:
+        rows = pick_split(splits, split, script.dataset_name)
+        rows = bare_problems(rows, script.prompt_column, script.answer_column)
+        check_columns(script.reward_funcs, rewards, rows.column_names)
+        check_answers(rewards, rows, split)
+        rows, left_out = clean(rows, script.unique_problems, script.prompt_template != "none", benchmarks)
+        if args.process_index == 0 and len(rows) < left_out.rows:
+            print(f"{script.dataset_name}, {split}: {len(rows)} problems, of {left_out}")
+        return with_template(rows, script.prompt_template)
+
+    train = problems(script.dataset_train_split, benchmarks)
+    apart = script.dataset_test_split in splits and script.dataset_test_split != script.dataset_train_split
+    test = problems(script.dataset_test_split, {}) if apart and script.eval_prompts != 0 else None
+    train, test = hold_out(train, test, script.eval_prompts, args.seed, script.dataset_name)
+    check_prompts(script.reward_funcs, train[0]["prompt"])
+    return train, test
 
 
 def where_to_begin(args: OPEFOConfig, facts: dict) -> str | None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
+from opefo_trl.cleaning import DAPO_AFTER, DAPO_BEFORE, each_once, overlapping, problem_of
 from opefo_trl.playground import PLAYGROUND, SPLITS, playground_dataset
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-BOXED = "{problem}\n\nReason step by step, and put your final answer within \\boxed{{}}."
+BOXED = "{problem}\n\nReason step by step, and put your final answer within \\boxed{}."
 EVAL_PROMPTS = 64
-TEMPLATES: dict[str, str | None] = {"none": None, "boxed": BOXED}
+TEMPLATES: dict[str, str | None] = {"none": None, "boxed": BOXED, "dapo": DAPO_BEFORE + "{problem}" + DAPO_AFTER}
+PROMPTS = ("prompt", "problem", "question", "Problem")
+ANSWERS = ("answer", "reward_model.ground_truth", "Answer", "solution", "final_answer")
 
 
 def load_splits(name: str, config: str | None = None) -> DatasetDict:
@@ -65,30 +72,59 @@ def pick_split(splits: DatasetDict, split: str, name: str) -> Dataset:
     return splits[split]
 
 
-def shape_prompts(
-    dataset: Dataset, prompt_column: str = "prompt", answer_column: str | None = None, template: str = "none"
-) -> Dataset:
-    """Columns under the names that TRL and our rewards look for: `prompt`, and `answer` where there is one."""
-    if template not in TEMPLATES:
-        raise ValueError(
-            f"`prompt_template={template!r}` is unknown. Choose one of {', '.join(map(repr, TEMPLATES))}."
-        )
-    for option, column in (("prompt_column", prompt_column), ("answer_column", answer_column)):
-        if column is not None and column not in dataset.column_names:
+def bare_problems(dataset: Dataset, prompt_column: str | None = None, answer_column: str | None = None) -> Dataset:
+    """
+    Columns under the names that TRL and our rewards look for: `prompt`, and `answer` where there is one. Columns that
+    are not named are looked for; a column may be a field within another one: `reward_model.ground_truth`.
+    """
+    prompt = prompt_column or next((name for name in PROMPTS if name in dataset.column_names), "prompt")
+    answer = answer_column or next((name for name in ANSWERS if _has(dataset, name)), None)
+    for option, column in (("prompt_column", prompt), ("answer_column", answer)):
+        if column is not None and not _has(dataset, column):
             raise ValueError(
                 f"The data has no column {column!r}; it has {', '.join(dataset.column_names)}. Say which holds "
                 f"the {option.split('_')[0]}: --{option} NAME."
             )
-    for column in filter(None, (prompt_column, answer_column)):
-        empty = [index for index, value in enumerate(dataset[column]) if value is None or value in ("", [])]
+    dataset = _renamed(dataset, prompt, "prompt", keep=prompt_column is None)
+    if answer is not None:
+        dataset = _renamed(dataset, answer, "answer", keep=answer_column is None)
+    for column, source in (("prompt", prompt), ("answer", answer)):
+        values = dataset[column] if source is not None else ()
+        empty = [index for index, value in enumerate(values) if value is None or value in ("", []) or value != value]
         if empty:
             raise ValueError(
-                f"{len(empty)} of {len(dataset)} rows have nothing in column {column!r}, first row {empty[0]}, "
+                f"{len(empty)} of {len(dataset)} rows have nothing in column {source!r}, first row {empty[0]}, "
                 "counted from 0. Drop them from the data."
             )
-    dataset = _rename(dataset, prompt_column, "prompt")
-    if answer_column is not None:
-        dataset = _rename(dataset, answer_column, "answer")
+    return dataset
+
+
+def _has(dataset: Dataset, path: str) -> bool:
+    features: Any = dataset.features
+    for name in path.split("."):
+        if not isinstance(features, dict) or name not in features:
+            return False
+        features = features[name]
+    return True
+
+
+def _renamed(dataset: Dataset, old: str, new: str, keep: bool) -> Dataset:
+    """The column under a new name; `keep` leaves it under the old one too, for rewards that want it there."""
+    if old == new:
+        return dataset
+    column, *fields = old.split(".")
+    values = [reduce(dict.__getitem__, fields, value) for value in dataset[column]] if fields or keep else None
+    if new in dataset.column_names:
+        dataset = dataset.remove_columns(new)
+    return dataset.rename_column(old, new) if values is None else dataset.add_column(new, values)
+
+
+def with_template(dataset: Dataset, template: str) -> Dataset:
+    """Each problem with the template's words around it, as a chat."""
+    if template not in TEMPLATES:
+        raise ValueError(
+            f"`prompt_template={template!r}` is unknown. Choose one of {', '.join(map(repr, TEMPLATES))}."
+        )
     words = TEMPLATES[template]
     if words is None:
         return dataset
@@ -97,38 +133,70 @@ def shape_prompts(
             f"`prompt_template={template!r}` is for prompts that are plain texts; these are conversations. Leave the "
             "template out, or name another column: --prompt_column NAME."
         )
-    return dataset.map(lambda row: {"prompt": [{"role": "user", "content": words.format(problem=row["prompt"])}]})
+    return dataset.map(lambda row: {"prompt": chat(row["prompt"], template)})
 
 
-def _rename(dataset: Dataset, old: str, new: str) -> Dataset:
-    if old == new:
-        return dataset
-    return (
-        dataset.remove_columns(new).rename_column(old, new)
-        if new in dataset.column_names
-        else (dataset.rename_column(old, new))
-    )
+def chat(problem: str, template: str) -> list[dict[str, str]]:
+    """A problem as the one message of a conversation."""
+    return [{"role": "user", "content": (TEMPLATES[template] or "{problem}").replace("{problem}", problem)}]
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What was left out of a data set."""
+
+    rows: int
+    repeated: int = 0
+    disputed: int = 0
+    leaked: dict[str, int] = field(default_factory=dict)  # by benchmark
+
+    def __str__(self) -> str:
+        parts = [f"{self.repeated} repetitions"] if self.repeated else []
+        parts += [f"{self.disputed} problems with contradictory answers"] if self.disputed else []
+        parts += [f"{count} that are in {name}" for name, count in self.leaked.items() if count]
+        return f"{self.rows} rows" + (f", without {', '.join(parts)}" if parts else "")
+
+
+def clean(
+    dataset: Dataset, unique: bool = True, bare: bool = False, benchmarks: dict[str, Sequence[str]] | None = None
+) -> tuple[Dataset, Cleaned]:
+    """Each problem once, without the prompt that is baked in if `bare`, and none of a benchmark's."""
+    rows, repeated, disputed, kept = len(dataset), 0, 0, list(range(len(dataset)))
+    if unique:
+        answers = dataset["answer"] if "answer" in dataset.column_names else None
+        kept, repeated, disputed = each_once(dataset["prompt"], answers)
+    dataset = dataset if len(kept) == rows else dataset.select(kept)
+    prompts = list(dataset["prompt"])
+    problems = [problem_of(prompt) for prompt in prompts]
+    if bare and any(problem is not prompt for problem, prompt in zip(problems, prompts, strict=True)):
+        dataset = dataset.remove_columns("prompt").add_column("prompt", problems)
+    hits = {
+        name: overlapping([str(problem) for problem in problems], texts) for name, texts in (benchmarks or {}).items()
+    }
+    gone = set().union(*hits.values())
+    if gone:
+        dataset = dataset.select([place for place in range(len(dataset)) if place not in gone])
+    return dataset, Cleaned(rows, repeated, disputed, {name: len(found) for name, found in hits.items()})
 
 
 def hold_out(
-    splits: DatasetDict, train: str, test: str, count: int | None, seed: int, name: str
+    dataset: Dataset, test: Dataset | None, count: int | None, seed: int, name: str
 ) -> tuple[Dataset, Dataset | None]:
     """
-    Rows to train on and `count` rows to evaluate on: from the test split, or else taken off the training split. None
-    is 64, or a tenth of the training split if that is less and has to give them.
+    Rows to train on and `count` rows to evaluate on: of the test split, or else taken off the rows to train on. None
+    is 64, or a tenth of the rows to train on if that is less and they have to give them.
     """
-    dataset = pick_split(splits, train, name)
     if count == 0:
         return dataset, None
-    if test in splits and test != train:
-        rows = pick_split(splits, test, name).shuffle(seed=seed)
+    if test is not None:
+        rows = test.shuffle(seed=seed)
         return dataset, rows.select(range(min(EVAL_PROMPTS if count is None else count, len(rows))))
     if count is None:
         count = min(EVAL_PROMPTS, max(1, len(dataset) // 10))
     if count >= len(dataset):
         raise ValueError(
             f"`eval_prompts={count}` would leave nothing of the {len(dataset)} rows of {name!r} to train on: there "
-            f"is no split {test!r} to evaluate on. Set fewer, or 0."
+            "is no other split to evaluate on. Set fewer, or 0."
         )
     parts = dataset.train_test_split(test_size=count, seed=seed)
     return parts["train"], parts["test"]

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import AutoConfig
 from trl import ModelConfig
 
+from opefo_trl.cleaning import DAPO_AFTER
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.playground import resolve_model
+from opefo_trl.rewards import MathReward
 
 
 def check_sizes(args: OPEFOConfig, rows: int, evaluates: bool) -> None:
@@ -43,6 +46,35 @@ def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def check_answers(rewards: Sequence[Callable[..., Any]], rows: Dataset, split: str) -> None:
+    """An answer that cannot be read would make a problem that is never right, or never graded."""
+    for reward in rewards:
+        if isinstance(reward, MathReward):
+            unreadable = reward.grader.unreadable(rows["answer"])
+            if unreadable:
+                first = unreadable[0]
+                raise ValueError(
+                    f"{len(unreadable)} of {len(rows)} rows of the split {split!r} have an answer that cannot be read, "
+                    f"first row {first}, counted from 0: {rows[first]['answer']!r}. Mend or drop them, or name another "
+                    "column: --answer_column NAME."
+                )
+            return
+
+
+def check_prompts(names: Sequence[str], prompt: Any) -> None:
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    if "math" in names and text.endswith(DAPO_AFTER):
+        raise ValueError(
+            "The prompts ask for a line 'Answer:', and the reward 'math' reads a \\boxed{}. Set --prompt_template "
+            "boxed, or --reward_funcs math_answer_line."
+        )
+    if "math_answer_line" in names and "Answer:" not in text:
+        raise ValueError(
+            "The reward 'math_answer_line' reads a line 'Answer:', which the prompts do not ask for. Set "
+            "--prompt_template dapo, or --reward_funcs math."
+        )
 
 
 def check_writable(folder: str) -> None:

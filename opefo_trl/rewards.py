@@ -1,4 +1,4 @@
-"""Reward functions by name: what `--reward_funcs math format` means."""
+"""Reward functions by name: what `--reward_funcs math format overlong --reward_weights 1 0.1 1` means."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trl.rewards import get_soft_overlong_punishment
+
+from opefo_trl.grading import Grader, Outcome, boxes_of
 from opefo_trl.playground import playground_reward
 
-_BOXED = re.compile(r"\\boxed\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def text_of(completion: Any) -> str:
@@ -19,66 +22,71 @@ def text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else completion[-1].get("content") or ""
 
 
-def math_reward(completions: list[Any], answer: list[Any], **_: Any) -> list[float | None]:
-    r"""1 if the completion's last `\boxed{}` (without one: what math-verify finds in it) equals `answer`, else 0.
-
-    `answer` is a bare answer, one in `\boxed{}` in a solution, or one behind `####`. None, which TRL leaves out of the
-    group, where the answer itself cannot be read.
+class MathReward:
     """
-    from math_verify import parse, verify
+    1 for a right answer, 0 for a wrong one or none, and None, which TRL leaves out of the group, for one that could
+    not be graded (`timeout`, `error`): that is not known to be wrong. Shares of outcomes are logged as `grading/*`.
 
-    rewards: list[float | None] = []
-    for completion, gold in zip(completions, answer, strict=True):
-        boxes = boxes_of(text_of(completion))
-        found = parse(_box(boxes[-1])) if boxes else parse(text_of(completion))
-        expected = parse(_bare(str(gold)))
-        rewards.append(float(verify(expected, found)) if expected else None)
-    return rewards
+    Args:
+        policy, timeout, workers: of the [`~opefo_trl.grading.Grader`] that it starts when it is first called.
+    """
+
+    def __init__(self, policy: str = "boxed", timeout: float = 5.0, workers: int | None = None):
+        self.__name__ = "math_reward" if policy == "boxed" else f"math_{policy}_reward"
+        self.options = policy, timeout, workers
+        self.grader = Grader(workers, timeout, policy)
+
+    def __call__(
+        self,
+        completions: list[Any],
+        answer: list[Any],
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        **_: Any,
+    ) -> list[float | None]:
+        grades = self.grader.grade(answer, [text_of(completion) for completion in completions])
+        if log_metric is not None and grades:
+            for outcome in Outcome:
+                log_metric(f"grading/{outcome}", sum(grade.outcome is outcome for grade in grades) / len(grades))
+        if log_extra is not None:
+            log_extra("grade", [str(grade.outcome) for grade in grades])
+            log_extra("found_answer", [grade.answer for grade in grades])
+        return [None if grade.outcome in UNGRADED else float(grade.correct) for grade in grades]
+
+    def __reduce__(self) -> tuple:  # a copy in another process has workers of its own
+        return MathReward, self.options
 
 
-def _bare(gold: str) -> str:
-    """What math-verify reads without guessing: one answer in one box."""
-    gold = gold.rsplit("####", 1)[-1].strip()
-    boxes = boxes_of(gold)
-    return _box(boxes[-1] if boxes else gold.strip("$"))
-
-
-def _box(answer: str) -> str:
-    return f"\\boxed{{{answer}}}"
+UNGRADED = (Outcome.TIMEOUT, Outcome.ERROR)
+math_reward = MathReward()
 
 
 def format_reward(completions: list[Any], **_: Any) -> list[float | None]:
     r"""1 if the completion gives its answer in one closed, non-empty `\boxed{}`, else 0."""
     texts = [text_of(completion) for completion in completions]
-    return [float(len(boxes_of(text)) == len(_BOXED.findall(text)) == 1) for text in texts]
+    return [float(len(boxes_of(text)) == len(_BOX.findall(text)) == 1) for text in texts]
 
 
-def boxes_of(text: str) -> list[str]:
-    """What stands in the closed, non-empty boxes of a text, in order."""
-    found, end = [], 0
-    for match in _BOXED.finditer(text):
-        if match.start() < end:
-            continue  # a box within a box
-        depth, end = 1, match.end()
-        while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        if not depth and text[match.end() : end - 1].strip():
-            found.append(text[match.end() : end - 1])
-    return found
+def overlong_reward(max_completion_length: int, margin: float = 0.2) -> Callable[..., list[float | None]]:
+    """DAPO's soft punishment (TRL's function): 0, falling to -1 over the last `margin` of the length allowed."""
+    return get_soft_overlong_punishment(max_completion_length, max(1, round(margin * max_completion_length)))
 
 
-REWARDS: dict[str, Callable[..., list[float | None]]] = {
-    "math": math_reward,
-    "format": format_reward,
-    "playground": playground_reward,
+Reward = Callable[..., list[float | None]]
+# Of what a run is told: the length that completions may have
+REWARDS: dict[str, Callable[[int], Reward]] = {
+    "math": lambda _: math_reward,
+    "math_answer_line": lambda _: MathReward("answer_line"),
+    "format": lambda _: format_reward,
+    "overlong": overlong_reward,
+    "playground": lambda _: playground_reward,
 }
 
 
-def find_reward(name: str) -> Callable[..., list[float | None]]:
+def find_reward(name: str, max_completion_length: int) -> Reward:
     """A reward function by its name here, or by the dotted path of one's own: `my_rewards.exact`."""
     if name in REWARDS:
-        return REWARDS[name]
+        return REWARDS[name](max_completion_length)
     module, _, function = name.rpartition(".")
     if not module:
         raise ValueError(

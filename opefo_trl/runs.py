@@ -29,8 +29,12 @@ FACTS = tuple(
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint with the highest step among those that were written to their end; others are passed over."""
-    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_complete(path)]
-    return max(found, key=_step, default=None)
+    return max(checkpoints(folder), key=step_of, default=None)
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """Those that were written to their end, in their order."""
+    return sorted(filter(is_complete, Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")), key=step_of)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -38,12 +42,12 @@ def is_complete(checkpoint: Path) -> bool:
     if not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", checkpoint.name):
         return False
     try:
-        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step == _step(checkpoint)
+        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step == step_of(checkpoint)
     except (OSError, ValueError, TypeError):
         return False
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
@@ -52,7 +56,7 @@ def check_newest(checkpoint: str | Path, folder: str | Path) -> None:
     newest = newest_checkpoint(folder)
     if newest is None or Path(checkpoint).resolve().parent != newest.resolve().parent:
         return
-    if _step(newest) > _step(Path(checkpoint)):
+    if step_of(newest) > step_of(Path(checkpoint)):
         raise ValueError(
             f"{str(checkpoint)!r} is not the newest checkpoint: {newest.name} would be taken for one of this run. Set "
             "another --output_dir, or delete the later ones."

@@ -40,7 +40,7 @@ def test_a_recipe_is_right(path, recwarn):
     assert model.model_name_or_path and script.dataset_name and args.output_dir.startswith("out/")
     assert script.prompt_template in TEMPLATES
     for name in script.reward_funcs:
-        find_reward(name)
+        find_reward(name, args.max_completion_length)
     assert args.reward_weights is None or len(args.reward_weights) == len(script.reward_funcs)
     assert not [warning for warning in recwarn if "control=" in str(warning.message)]  # no field is idle
     if args.use_vllm:

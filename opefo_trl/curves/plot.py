@@ -34,13 +34,19 @@ class Picture(Figure):
 
 
 def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: int | None = None) -> Figure:
-    """Four panels: entropy, flow up and down, lambda, reward. Faint lines are single steps, strong ones their mean."""
+    """
+    Four panels: entropy, flow up and down, lambda, reward. Faint lines are single steps, strong ones their mean. A
+    fifth shows the benchmarks of runs that were watched.
+    """
     if not runs:
         raise ValueError("There is no run to draw. Give at least one.")
     if smooth is not None and smooth < 1:
         raise ValueError(f"`smooth={smooth}` must be a number of steps, 1 or more.")
-    figure = Picture(figsize=(9.0, 5.6), layout="constrained")
-    (entropy, flow), (lam, reward) = figure.subplots(2, 2, sharex=True)
+    scored = any(name.startswith("eval/") for run in runs for name in run.frame)
+    figure = Picture(figsize=(9.0, 8.2 if scored else 5.6), layout="constrained")
+    places = [["entropy", "flow"], ["lambda", "reward"], *([["scores", "scores"]] if scored else [])]
+    panels: dict[str, Axes] = figure.subplot_mosaic(places, sharex=True)
+    entropy, flow, lam, reward = (panels[name] for name in ("entropy", "flow", "lambda", "reward"))
     many = len(runs) > 1
     for run, color in zip(runs, cycle(RUNS), strict=False):
         window = smooth or max(1, len(run.frame) // 30)
@@ -57,7 +63,9 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
     finish(flow, "Flow: up solid, down dashed" if many else "Entropy flow", "nats per token and unit step")
     finish(lam, "Lambda", "weights are 1 \N{PLUS-MINUS SIGN} lambda")
     finish(reward, "Reward", "mean over the batch")
-    for axes in (lam, reward):
+    if scored:
+        draw_scores(panels["scores"], runs)
+    for axes in (panels["scores"],) if scored else (lam, reward):
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if many:
@@ -67,6 +75,20 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
         form = Path(path).suffix[1:] or "png"
         write_whole(Path(path), lambda part: figure.savefig(part, dpi=160, format=form))
     return figure
+
+
+def draw_scores(axes: Axes, runs: Sequence[EntropyCurves]) -> None:
+    """Benchmarks of the evaluated checkpoints, with their intervals."""
+    colors = cycle(RUNS[1:])
+    for run in runs:
+        for column in [name for name in run.frame if name.startswith("eval/") and name.count("/") == 1]:
+            known = run.frame[["step", column, f"{column}/low", f"{column}/high"]].dropna()
+            steps, middle, low, high = (known[name] for name in known)
+            label = column.removeprefix("eval/") + (f", {run.name}" if len(runs) > 1 else "")
+            axes.errorbar(
+                steps, middle, [middle - low, high - middle], marker="o", capsize=2, label=label, color=next(colors)
+            )
+    finish(axes, "Benchmarks", "share of right answers")
 
 
 def curve(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CURVES_FILE = "entropy_curves.parquet"
 SAMPLES_FILE = "flow_samples.json"
+SCORES_FILE = "eval_scores.parquet"  # of checkpoints, which eval.py --watch leaves beside the curves
 PICTURE_FILE = "entropy_curves.png"
 REPORT_FILE = "report.html"
 SETTINGS_KEY = b"opefo_trl"
@@ -63,6 +64,9 @@ class EntropyCurves:
         frame = table.to_pandas()
         if "step" not in frame:
             raise ValueError(f"{file} has no `step` column, so it is not a file of entropy curves.")
+        scores = file.with_name(SCORES_FILE)
+        if scores.is_file():
+            frame = frame.merge(pd.read_parquet(scores), on="step", how="left")
         settings = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"{}"))
         samples = file.with_name(SAMPLES_FILE)
         return cls(
@@ -153,6 +157,7 @@ class CurveRecorder:
             except (OSError, ValueError):  # not there, or damaged
                 continue
             known = curves.frame[curves.frame["step"] <= step]
+            known = known[[name for name in known if not name.startswith("eval/")]]
             self.rows = [
                 {name: value for name, value in row.items() if value == value}
                 for row in known.to_dict(orient="records")

@@ -1,0 +1,212 @@
+"""How good is a model at mathematics? Samples for each problem of six benchmarks, graded, and how sure that is.
+
+    python eval.py --model out/my-model --benchmarks aime24,math500
+    python eval.py --model out/my-model --compare out/eval/base/results.json      # paired difference, with interval
+    python eval.py --model out/my-model --benchmarks aime24 --k 64 --temperature 1.0 --top_p 1.0
+    python eval.py --model playground --benchmarks playground --k 64              # seconds on a CPU, no network
+    accelerate launch eval.py --model out/my-model                                # the batches over several GPUs
+    python eval.py --watch out/my-run --benchmarks math500                        # each checkpoint as it comes
+
+By default 32 samples for each problem of AIME 2024, AIME 2025 and AMC 2023, and one for each of MATH-500, Minerva and
+OlympiadBench, at temperature 0.6 and top-p 0.95. vLLM samples where it is installed, and otherwise transformers. A run
+that was cut off goes on when the same command is given again.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+from trl import ModelConfig
+
+from opefo_trl.benchmarks import BENCHMARKS, SIX
+from opefo_trl.cli import Parser, plain_errors
+from opefo_trl.data import TEMPLATES
+from opefo_trl.evaluation import Evaluation, PlaygroundGrader, Task, check_same, load_problems, prompts_of, title_of
+from opefo_trl.grading import POLICIES, Grader, Outcome, grader_version
+from opefo_trl.playground import PLAYGROUND
+from opefo_trl.preflight import check_model, check_writable
+from opefo_trl.results import read_results, report, score
+from opefo_trl.runs import is_complete
+from opefo_trl.sampling import ENGINES, Decoding, ModelSource, engine_of, make_engine
+from opefo_trl.watching import watch
+
+
+@dataclass
+class EvalArguments:
+    model: str | None = field(
+        default=None, metadata={"help": "A folder, a LoRA adapter's folder, or a name on the Hub."}
+    )
+    benchmarks: list[str] = field(
+        default_factory=lambda: list(SIX),
+        metadata={"help": f"Of {', '.join(BENCHMARKS)}, {PLAYGROUND}; separated by commas or spaces."},
+    )
+    benchmark_source: str | None = field(
+        default=None, metadata={"help": "Folder with the benchmarks; by default they come from the Hub."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "By default eval/ beside a local model, or out/eval/."}
+    )
+    compare: str | None = field(default=None, metadata={"help": "Another results.json, to set this one beside."})
+    watch: str | None = field(
+        default=None,
+        metadata={"help": "A run's output folder: evaluate each checkpoint that it leaves, until it ends."},
+    )
+
+    k: int | None = field(
+        default=None, metadata={"help": "Samples for each problem; by default 32 for AIME and AMC, 1 for the others."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Only the first so many problems of each benchmark."})
+    temperature: float = field(default=0.6, metadata={"help": "0 is greedy."})
+    top_p: float = field(default=0.95, metadata={"help": "Nucleus that is sampled from."})
+    max_new_tokens: int = field(default=16_384, metadata={"help": "At most, and what the model's context leaves."})
+    seed: int = field(default=0, metadata={"help": "Every sample has a seed of its own that follows from this one."})
+    prompt_template: str = field(
+        default="boxed", metadata={"help": f"Words around a problem: {', '.join(TEMPLATES)}."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "A system message before each problem."})
+    policy: str = field(default="lenient", metadata={"help": f"What counts as the answer: {', '.join(POLICIES)}."})
+    grading_timeout: float = field(default=5.0, metadata={"help": "Seconds of processor time to grade an answer."})
+
+    engine: str = field(default="auto", metadata={"help": f"{', '.join(ENGINES)}. auto is vllm where there is one."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Samples at a time; by default 512 with vLLM, 32 with transformers."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Of a model on the Hub."})
+    dtype: str = field(default="auto", metadata={"help": "auto, bfloat16, float16 or float32."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model on the Hub brings."})
+    max_model_length: int | None = field(default=None, metadata={"help": "Context; by default the model's own."})
+    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that hold one model, with vLLM."})
+    gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory that vLLM takes."})
+
+    def __post_init__(self) -> None:
+        words = [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks
+        self.benchmarks = list(dict.fromkeys(name for word in words for name in word.replace(",", " ").split()))
+        for name in ("k", "limit", "batch_size", "max_model_length", "tensor_parallel_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}={value}` must be 1 or more.")
+        if not self.benchmarks:
+            raise ValueError(f"There is no benchmark. Give --benchmarks, of {', '.join(BENCHMARKS)}, {PLAYGROUND}.")
+
+
+def decoding_of(options: EvalArguments) -> Decoding:
+    return Decoding(options.temperature, options.top_p, options.max_new_tokens)
+
+
+def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
+    """What can be wrong is found out here, before a model is loaded."""
+    if options.model is None:
+        raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
+    check_model(ModelConfig(options.model, model_revision=options.revision or "main"), options.trust_remote_code)
+    if options.policy not in POLICIES:
+        raise ValueError(f"`policy={options.policy!r}` is unknown. Choose one of {', '.join(map(repr, POLICIES))}.")
+    if options.prompt_template not in TEMPLATES:
+        raise ValueError(
+            f"`prompt_template={options.prompt_template!r}` is unknown. Choose one of {', '.join(TEMPLATES)}."
+        )
+    decoding_of(options)
+    source = ModelSource(
+        options.model,
+        options.revision,
+        options.dtype,
+        options.trust_remote_code,
+        options.max_model_length,
+        options.tensor_parallel_size,
+        options.gpu_memory_utilization,
+    )
+    tokenizer = source.tokenizer()
+    tasks = []
+    for name in options.benchmarks:
+        problems, k = load_problems(name, options.benchmark_source)
+        k = options.k or k
+        if k > 1 and options.temperature == 0:
+            raise ValueError(f"`temperature=0` gives the same sample {k} times. Set `k=1`, or a temperature above 0.")
+        template = "none" if name == PLAYGROUND else options.prompt_template
+        prompts = prompts_of(problems[: options.limit], tokenizer, template, options.system_prompt)
+        tasks.append(Task(name, problems[: options.limit], prompts, k))
+    return source, tasks
+
+
+def settings_of(options: EvalArguments, source: ModelSource, engine: str, size: int) -> dict:
+    """What makes samples themselves."""
+    names = "limit temperature top_p max_new_tokens seed prompt_template system_prompt policy grading_timeout dtype"
+    return {
+        "model": options.model,
+        "revision": options.revision,
+        "weights": source.weights(),
+        **{name: getattr(options, name) for name in names.split()},
+        "context": source.context(),
+        "engine": engine,
+        "batch_size": size,
+        "grader": grader_version(),
+    }
+
+
+def folder_of(options: EvalArguments) -> Path:
+    if options.output_dir is not None:
+        return Path(options.output_dir)
+    model = Path(str(options.model))
+    if not model.is_dir():
+        return Path("out", "eval", str(options.model).replace("/", "--"))
+    if is_complete(model):  # a checkpoint, which may be deleted by its run
+        return model.parent / "eval" / model.name
+    return model / "eval"
+
+
+def sample_all(run: Evaluation, options: EvalArguments, source: ModelSource, kind: str, state: PartialState) -> None:
+    """This process' share: every so many'th of the batches that are left."""
+    left = run.left(state.process_index, state.num_processes)
+    if not left:
+        return
+    engine = make_engine(kind, source, decoding_of(options), source.tokenizer())
+    right = done = 0
+    with (
+        Grader(policy=options.policy, timeout=options.grading_timeout) as grader,
+        tqdm(total=sum(len(batch) for *_, batch in left), unit="sample", disable=not state.is_main_process) as bar,
+    ):
+        for task, number, batch in left:
+            bar.set_description(task.name)
+            frame = run.sample(task, number, batch, engine, PlaygroundGrader() if task.name == PLAYGROUND else grader)
+            right, done = right + int((frame["outcome"] == Outcome.CORRECT).sum()), done + len(frame)
+            bar.set_postfix(right=f"{right / done:.1%}", cut_off=f"{frame['truncated'].mean():.0%}")
+            bar.update(len(frame))
+
+
+def main() -> None:
+    with plain_errors("eval.py"):
+        (options,) = Parser((EvalArguments,)).parse(sys.argv[1:])
+        if options.watch is not None:
+            watch(options.watch, Path(__file__), sys.argv[1:])
+            return
+        other = None if options.compare is None else read_results(options.compare)
+        kind, version = engine_of(options.engine)
+        source, tasks = prepare(options)
+        folder, size = folder_of(options), options.batch_size or (512 if kind == "vllm" else 32)
+        check_writable(str(folder))
+        run = Evaluation(folder, tasks, size, source.context(), options.max_new_tokens, options.seed)
+        settings = settings_of(options, source, version, size)
+        # Processes meet twice only, and the second time when the slowest has done its share
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+        if state.is_main_process:
+            check_same(folder, settings)
+        state.wait_for_everyone()
+    if state.is_main_process and run.without_room():
+        print(f"{run.without_room()} problems fill the context of {run.context} tokens: they count as not right.")
+
+    sample_all(run, options, source, kind, state)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        results = {task.name: score(run.gather(task), title_of(task.name)) for task in tasks}
+        report(folder, settings, results, other)
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""k samples for each problem of a benchmark, graded, in a folder that a run which was cut off goes on in.
+
+out/eval/MODEL/settings.json            what makes these samples themselves; other settings are refused here
+out/eval/MODEL/samples/aime24/00003.parquet     a batch, whole; the same batches with any number of processes
+out/eval/MODEL/samples/aime24.parquet           all of them, once the last one is there
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from opefo_trl.benchmarks import BENCHMARKS, benchmark_name, load_benchmark
+from opefo_trl.data import chat
+from opefo_trl.files import write_whole
+from opefo_trl.grading import Grade, Outcome
+from opefo_trl.playground import PLAYGROUND, is_right, playground_dataset
+from opefo_trl.sampling import Engine, Sample, seed_of
+
+SETTINGS_FILE = "settings.json"
+
+
+class Grades(Protocol):
+    def grade(self, golds: Sequence[Any], completions: Sequence[str]) -> list[Grade]: ...
+
+
+class PlaygroundGrader:
+    """Of the playground's task, where the whole completion is the answer."""
+
+    def grade(self, golds: Sequence[Any], completions: Sequence[str]) -> list[Grade]:
+        outcomes = {True: Outcome.CORRECT, False: Outcome.WRONG}
+        return [
+            Grade(outcomes[is_right(text.strip(), int(gold))], text.strip())
+            for gold, text in zip(golds, completions, strict=True)
+        ]
+
+
+def playground_problems() -> list[dict[str, str]]:
+    """The playground's held-out questions, as a benchmark."""
+    return [
+        {"id": f"{PLAYGROUND}-{row['target']}", "problem": row["prompt"][0]["content"], "answer": str(row["target"])}
+        for row in playground_dataset("test")
+    ]
+
+
+def load_problems(name: str, source: str | None = None) -> tuple[list[dict[str, str]], int]:
+    """Problems of a benchmark, or of the playground, and how many samples of each the protocol takes."""
+    if name == PLAYGROUND:
+        return playground_problems(), 16
+    return load_benchmark(name, source).to_list(), BENCHMARKS[benchmark_name(name)].k
+
+
+def title_of(name: str) -> str:
+    return "Playground" if name == PLAYGROUND else BENCHMARKS[name].title
+
+
+Batch = list[tuple[int, int]]  # numbers of problem and sample
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark to be sampled: its problems, the same as tokens, and how many samples of each."""
+
+    name: str
+    problems: list[dict[str, str]]
+    prompts: list[list[int]]
+    k: int
+
+    def batches(self, size: int) -> list[Batch]:
+        """The samples of a problem side by side."""
+        pairs = [(problem, sample) for problem in range(len(self.problems)) for sample in range(self.k)]
+        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Tasks, and the folder that their samples are gathered in."""
+
+    folder: Path
+    tasks: list[Task]
+    size: int  # of a batch
+    context: int  # tokens of a prompt and its completion together
+    longest: int  # tokens of a completion
+    seed: int
+
+    def left(self, rank: int = 0, ranks: int = 1) -> list[tuple[Task, int, Batch]]:
+        """This process' share of the batches that are not written yet."""
+        return [
+            (task, number, batch)
+            for task in self.tasks
+            if not self.whole(task).exists()
+            for number, batch in enumerate(task.batches(self.size))
+            if number % ranks == rank and not self.part(task, number).exists()
+        ]
+
+    def whole(self, task: Task) -> Path:
+        return self.folder / "samples" / f"{task.name}.parquet"
+
+    def part(self, task: Task, number: int) -> Path:
+        return self.folder / "samples" / task.name / f"{number:05}.parquet"
+
+    def without_room(self) -> int:
+        """Problems that fill the context by themselves."""
+        return sum(len(prompt) >= self.context for task in self.tasks for prompt in task.prompts)
+
+    def sample(self, task: Task, number: int, batch: Batch, engine: Engine, grader: Grades) -> pd.DataFrame:
+        """A row for each sample, written. A problem without room for a token gets an empty sample, cut off."""
+        problems = [task.problems[problem] for problem, _ in batch]
+        seeds = [
+            seed_of(self.seed, task.name, row["id"], sample) for row, (_, sample) in zip(problems, batch, strict=True)
+        ]
+        limits = [min(self.longest, self.context - len(task.prompts[problem])) for problem, _ in batch]
+        places = [place for place, limit in enumerate(limits) if limit > 0]
+        samples = [Sample("", 0, True, 0.0)] * len(batch)
+        if places:
+            prompts = [task.prompts[batch[place][0]] for place in places]
+            found = engine.sample(prompts, [seeds[place] for place in places], [limits[place] for place in places])
+            for place, sample in zip(places, found, strict=True):
+                samples[place] = sample
+        grades = grader.grade([row["answer"] for row in problems], [sample.text for sample in samples])
+        frame = pd.DataFrame(
+            {
+                "id": row["id"],
+                "sample": which,
+                "seed": seed,
+                "gold": row["answer"],
+                "completion": sample.text.encode("utf-8", "replace").decode(),
+                "outcome": str(grade.outcome),
+                "answer": grade.answer,
+                "tokens": sample.tokens,
+                "truncated": sample.truncated,
+                "logp": sample.logp,
+            }
+            for row, (_, which), seed, sample, grade in zip(problems, batch, seeds, samples, grades, strict=True)
+        )
+        path = self.part(task, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, frame.to_parquet)
+        return frame
+
+    def gather(self, task: Task) -> pd.DataFrame:
+        """All samples of a task in the order of its batches, in one file from now on."""
+        path = self.whole(task)
+        if not path.exists():
+            parts = [pd.read_parquet(self.part(task, number)) for number in range(len(task.batches(self.size)))]
+            write_whole(path, pd.concat(parts, ignore_index=True).to_parquet)
+            shutil.rmtree(self.part(task, 0).parent)
+        return pd.read_parquet(path)
+
+
+def prompts_of(
+    problems: Sequence[dict[str, str]], tokenizer: Any, template: str, system: str | None
+) -> list[list[int]]:
+    """Each problem as the model's tokens; without a chat template as plain text."""
+    prompts = []
+    for row in problems:
+        messages = chat(row["problem"], template)
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+        if tokenizer.chat_template is None:
+            text = "\n\n".join(message["content"] for message in messages)
+            prompts.append(tokenizer(text)["input_ids"])
+        else:
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            prompts.append(list(ids))
+    return prompts
+
+
+def check_same(folder: Path, settings: dict[str, Any]) -> None:
+    """Samples of two settings do not mix."""
+    path = folder / SETTINGS_FILE
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        if changed:
+            what = ", ".join(f"{name}={before.get(name)!r} (now {settings.get(name)!r})" for name in changed)
+            raise ValueError(
+                f"{str(folder)!r} holds samples with {what}. Set another --output_dir, or delete that one."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))

@@ -1,0 +1,101 @@
+"""Evaluating the checkpoints of a run while it goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+
+from opefo_trl.curves import EntropyCurves
+from opefo_trl.curves.record import SCORES_FILE
+from opefo_trl.files import write_whole
+from opefo_trl.results import RESULTS_FILE, read_results
+from opefo_trl.runs import checkpoints, step_of
+
+PICTURE = "eval_curves.png"
+PAUSE = 10.0  # seconds between two looks
+
+
+def watch(folder: str, script: Path, arguments: Sequence[str], pause: float = PAUSE) -> None:
+    """
+    Evaluate each checkpoint that is whole, and the model at the end, each in a process of its own with the options
+    that were given. Returns when the run has ended and all that it left is evaluated.
+    """
+    run = Path(folder)
+    if not run.is_dir():
+        raise ValueError(f"There is no folder {folder!r} to watch. Give the `output_dir` of a run.")
+    for option in ("--model", "--output_dir"):
+        if any(word == option or word.startswith(f"{option}=") for word in arguments):
+            raise ValueError(f"`--watch` finds models and folders by itself: leave out {option}.")
+    rest = without(arguments, "--watch")
+    print(f"Watching {run} for checkpoints. Ctrl-C stops that, and the same command goes on.", flush=True)
+    while True:
+        ended = has_ended(run)  # before the look, so that the last model is not missed
+        for model, out in waiting(run):
+            evaluate(model, out, script, rest)
+            collect(run)
+        if ended and not waiting(run):
+            print(f"The run has ended, and what it left is evaluated: {run / SCORES_FILE}, {run / PICTURE}")
+            return
+        time.sleep(pause)
+
+
+def has_ended(run: Path) -> bool:
+    """The model is saved into the run's own folder at its end."""
+    return any((run / name).exists() for name in ("config.json", "adapter_config.json"))
+
+
+def waiting(run: Path) -> list[tuple[Path, Path]]:
+    """Models without results, each with the folder for them."""
+    models = checkpoints(run)
+    if has_ended(run) and last_step(run) not in [step_of(model) for model in models]:
+        models.append(run)
+    outs = [run / "eval" / ("final" if model == run else model.name) for model in models]
+    return [(model, out) for model, out in zip(models, outs, strict=True) if not (out / RESULTS_FILE).exists()]
+
+
+def last_step(run: Path) -> int | None:
+    try:
+        return int(EntropyCurves.load(run).frame["step"].max())
+    except (OSError, ValueError):
+        return None
+
+
+def evaluate(model: Path, out: Path, script: Path, rest: Sequence[str]) -> None:
+    command = [sys.executable, str(script), "--model", str(model), "--output_dir", str(out), *rest]
+    code = subprocess.run(command).returncode
+    if code and model.exists():  # otherwise the run has deleted it meanwhile
+        raise RuntimeError(f"The evaluation of {model} ended with status {code}: what it said is above.")
+
+
+def collect(run: Path) -> None:
+    """A row for each evaluated step, beside the run's curves, and a picture of both."""
+    rows = []
+    for file in sorted((run / "eval").glob(f"*/{RESULTS_FILE}")):
+        step = last_step(run) if file.parent.name == "final" else int(file.parent.name.rsplit("-", 1)[1])
+        for name, scores in read_results(file)["benchmarks"].items():
+            low, high = scores["interval"]
+            rows.append({"step": step, "name": name, "avg": scores["avg"], "low": low, "high": high})
+    frame = pd.DataFrame(rows).sort_values("step")
+    table = frame.pivot(index="step", columns="name", values=["avg", "low", "high"])
+    table.columns = [f"eval/{name}" + ("" if kind == "avg" else f"/{kind}") for kind, name in table.columns]
+    write_whole(run / SCORES_FILE, table.reset_index().to_parquet)
+    with suppress(OSError):  # a run without curves has its scores all the same
+        EntropyCurves.load(run).plot(run / PICTURE)
+
+
+def without(arguments: Sequence[str], option: str) -> list[str]:
+    """Command-line words without an option and its value."""
+    words = iter(arguments)
+    kept = []
+    for word in words:
+        if word == option:
+            next(words, None)
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept
