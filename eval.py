@@ -105,8 +105,6 @@ def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     if options.model is None:
         raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
     check_model(ModelConfig(options.model, model_revision=options.revision or "main"), options.trust_remote_code)
-    if options.policy not in POLICIES:
-        raise ValueError(f"`policy={options.policy!r}` is unknown. Choose one of {', '.join(map(repr, POLICIES))}.")
     if options.prompt_template not in TEMPLATES:
         raise ValueError(
             f"`prompt_template={options.prompt_template!r}` is unknown. Choose one of {', '.join(TEMPLATES)}."
@@ -160,7 +158,9 @@ def folder_of(options: EvalArguments) -> Path:
     return model / "eval"
 
 
-def sample_all(run: Evaluation, options: EvalArguments, source: ModelSource, kind: str, state: PartialState) -> None:
+def sample_all(
+    run: Evaluation, options: EvalArguments, source: ModelSource, kind: str, grader: Grader, state: PartialState
+) -> None:
     """This process' share: every so many'th of the batches that are left."""
     left = run.left(state.process_index, state.num_processes)
     if not left:
@@ -168,7 +168,7 @@ def sample_all(run: Evaluation, options: EvalArguments, source: ModelSource, kin
     engine = make_engine(kind, source, decoding_of(options), source.tokenizer())
     right = done = 0
     with (
-        Grader(policy=options.policy, timeout=options.grading_timeout) as grader,
+        grader,
         tqdm(total=sum(len(batch) for *_, batch in left), unit="sample", disable=not state.is_main_process) as bar,
     ):
         for task, number, batch in left:
@@ -186,6 +186,7 @@ def main() -> None:
             watch(options.watch, Path(__file__), sys.argv[1:])
             return
         other = None if options.compare is None else read_results(options.compare)
+        grader = Grader(policy=options.policy, timeout=options.grading_timeout)
         kind, version = engine_of(options.engine)
         source, tasks = prepare(options)
         folder, size = folder_of(options), options.batch_size or (512 if kind == "vllm" else 32)
@@ -200,7 +201,7 @@ def main() -> None:
     if state.is_main_process and run.without_room():
         print(f"{run.without_room()} problems fill the context of {run.context} tokens: they count as not right.")
 
-    sample_all(run, options, source, kind, state)
+    sample_all(run, options, source, kind, grader, state)
     state.wait_for_everyone()
     if state.is_main_process:
         results = {task.name: score(run.gather(task), title_of(task.name)) for task in tasks}

@@ -44,6 +44,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -53,11 +54,12 @@ from transformers.utils.logging import disable_progress_bar
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.curves.plot import RUNS, Picture, curve, finish
 from opefo_trl.files import write_whole
+from opefo_trl.metrics import avg_at_k, calibration_error, pass_at_k
 from opefo_trl.playground import is_right, playground_dataset
 from opefo_trl.progress import EDGE
 
 ROOT = Path(__file__).parents[1]
-SAMPLES, SHOWN, BINS = 64, 16, 10
+SAMPLES, SHOWN = 64, 16
 # Of the settings that hold a target, those that stand beside the other controls
 COMPARED = (
     "none",
@@ -282,10 +284,10 @@ def held_out(out: Path) -> dict[str, float]:
         confidence.append(probabilities)
         distinct.append(len({answer for answer, good in zip(answers, correct, strict=True) if good}))
     return {
-        "avg16": float(torch.tensor(right).float().mean()),
-        "pass16": sum(pass_at(SHOWN, sum(correct), SAMPLES) for correct in right) / len(right),
+        "avg16": avg_at_k(right),
+        "pass16": pass_at_k(right, SHOWN),
         "distinct": sum(distinct) / len(distinct),
-        "calibration": calibration_error(torch.tensor(right).flatten(), torch.tensor(confidence).flatten()),
+        "calibration": calibration_error(np.ravel(confidence), np.ravel(right)),
     }
 
 
@@ -304,22 +306,6 @@ def sample(model, ids: torch.Tensor, tokenizer, generator: torch.Generator) -> t
         if done.all():
             break
     return tokenizer.batch_decode(torch.stack(tokens, 1), skip_special_tokens=True), (total / count).exp().tolist()
-
-
-def pass_at(k: int, right: int, samples: int) -> float:
-    """Chance that one of k samples is right, when so many of all are."""
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
-
-
-def calibration_error(right: torch.Tensor, confidence: torch.Tensor) -> float:
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    error = 0.0
-    for place in range(BINS):
-        members = bins == place
-        if members.any():
-            gap = right[members].float().mean() - confidence[members].mean()
-            error += float(gap.abs() * members.float().mean())
-    return error
 
 
 def measure(name: str, seed: int, options: argparse.Namespace) -> dict:

@@ -73,8 +73,9 @@ class Task:
     k: int
 
     def batches(self, size: int) -> list[Batch]:
-        """The samples of a problem side by side."""
-        pairs = [(problem, sample) for problem in range(len(self.problems)) for sample in range(self.k)]
+        """Prompts of like length side by side: a batch is padded to its longest."""
+        order = sorted(range(len(self.problems)), key=lambda problem: len(self.prompts[problem]))
+        pairs = [(problem, sample) for problem in order for sample in range(self.k)]
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
@@ -145,11 +146,15 @@ class Evaluation:
         return frame
 
     def gather(self, task: Task) -> pd.DataFrame:
-        """All samples of a task in the order of its batches, in one file from now on."""
+        """All samples of a task in the order of its problems, in one file from now on."""
         path = self.whole(task)
         if not path.exists():
             parts = [pd.read_parquet(self.part(task, number)) for number in range(len(task.batches(self.size)))]
-            write_whole(path, pd.concat(parts, ignore_index=True).to_parquet)
+            places = {row["id"]: place for place, row in enumerate(task.problems)}
+            frame = pd.concat(parts).sort_values(
+                ["id", "sample"], key=lambda column: column.map(places) if column.name == "id" else column
+            )
+            write_whole(path, frame.reset_index(drop=True).to_parquet)
             shutil.rmtree(self.part(task, 0).parent)
         return pd.read_parquet(path)
 

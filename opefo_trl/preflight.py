@@ -54,11 +54,11 @@ def check_answers(rewards: Sequence[Callable[..., Any]], rows: Dataset, split: s
         if isinstance(reward, MathReward):
             unreadable = reward.grader.unreadable(rows["answer"])
             if unreadable:
-                first = unreadable[0]
+                first, answer = unreadable[0], rows[unreadable[0]]["answer"]
                 raise ValueError(
-                    f"{len(unreadable)} of {len(rows)} rows of the split {split!r} have an answer that cannot be read, "
-                    f"first row {first}, counted from 0: {rows[first]['answer']!r}. Mend or drop them, or name another "
-                    "column: --answer_column NAME."
+                    f"{len(unreadable)} of {len(rows)} rows of the split {split!r} have answers that cannot be read, "
+                    f"first row {first}, counted from 0: {answer!r}. Mend or drop them, or name another column: "
+                    "--answer_column NAME."
                 )
             return
 

@@ -80,14 +80,6 @@ def test_an_unknown_setting_is_named(monkeypatch):
         compare.main()
 
 
-def test_pass_at_k_and_calibration():
-    assert compare.pass_at(1, 3, 4) == 0.75 and compare.pass_at(2, 1, 4) == 0.5 and compare.pass_at(3, 2, 4) == 1
-    assert compare.pass_at(16, 0, 64) == 0
-    right = torch.tensor([True, True, False, False])
-    # bins of 0.9 and 0.15: two of two right at 0.95, none of two at 0.15
-    assert compare.calibration_error(right, torch.tensor([0.95, 0.95, 0.15, 0.15])) == pytest.approx(0.1)
-
-
 def test_the_distance_to_a_target_counts_from_where_it_is_reached():
     known, frame = compare.settings(0.4), pd.DataFrame({"entropy": [1.0, 0.6, 0.4, 0.5, 0.3]})
     expected = math.sqrt((0 + 0.01 + 0.01) / 3)

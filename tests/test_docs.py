@@ -11,12 +11,16 @@ from tiny import train
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.benchmarks import BENCHMARKS
 from opefo_trl.config import RUN_FIELDS
 from opefo_trl.controls import CONTROLS, control_options
 from opefo_trl.flow import ESTIMATORS
+from opefo_trl.grading import POLICIES, Outcome
+from opefo_trl.rewards import REWARDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+IN_HELP = {"benchmark_source", "seed", "revision", "dtype", "trust_remote_code"}  # say it themselves
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 
 
@@ -58,7 +62,16 @@ def test_every_estimator_is_in_the_concepts():
     assert first_column(table) == set(ESTIMATORS)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/controls.md"])
+def test_every_option_of_the_evaluation_and_every_reward_is_documented():
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    fields = {field.name for field in dataclasses.fields(load_script("eval.py").EvalArguments)}
+    table = text.split("| option | default |")[1].split("\n\n")[0]
+    assert {name.removeprefix("--") for name in first_column(table)} | IN_HELP == fields
+    assert first_column(text.split("| name | reward |")[1].split("\n\n")[0]) == set(REWARDS)
+    assert all(f"`{name}`" in text for name in (*BENCHMARKS, *POLICIES, *Outcome))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/controls.md", "docs/evaluation.md"])
 def test_python_in_the_documents_compiles(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert blocks

@@ -361,6 +361,20 @@ def test_the_minimal_shape_moves_the_flow_as_far_with_the_least_change():
     assert extreme.min() == 0 and extreme.max() == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, "sign"),  # the paper's
+        ({"flow_target": 0.4}, "minimal"),
+        ({"flow_target": 0.4, "flow_shape": "sign"}, "sign"),
+        ({"flow_target": 0.4, "sides": "increase"}, "sign"),  # the other knows no groups
+        ({"flow_shape": "minimal"}, "minimal"),
+    ],
+)
+def test_the_shape_of_a_run(options, shape):
+    assert make_control("opefo", **options).shape == shape
+
+
 # ---- presets
 
 

@@ -1,0 +1,113 @@
+"""eval.py with real vLLM: the same samples as its log-probabilities say, whole or killed, and all six benchmarks."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import EVAL, needs
+
+from opefo_trl.benchmarks import SIX
+from opefo_trl.playground import MODEL, question
+from opefo_trl.results import read_results
+
+ROOT = Path(__file__).parents[2]
+COMMON = ["--gpu_memory_utilization", "0.1", "--dtype", "float32"]
+SMALL = "--benchmarks playground --temperature 1 --top_p 0.9 --max_new_tokens 12 --batch_size 16 --k 4".split()  # noqa: SIM905
+
+
+def command(out, *more, model="playground"):
+    return [sys.executable, str(ROOT / "eval.py"), "--model", str(model), *COMMON, "--output_dir", str(out), *more]
+
+
+def run(*words, **options):
+    done = subprocess.run(command(*words, **options), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def samples(out, name="playground"):
+    return pd.read_parquet(out / "samples" / f"{name}.parquet")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation") / "whole"
+    run(out, *SMALL)
+    return out
+
+
+def check_logps(frame, model):
+    """Under the model, of the nucleus that is sampled from."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    for row in frame.itertuples():
+        chat = [{"role": "user", "content": question(int(row.gold))}]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        ids = tokenizer(row.completion)["input_ids"] + ([] if row.truncated else [tokenizer.eos_token_id])
+        if len(ids) != row.tokens:
+            continue  # text that does not spell its tokens
+        with torch.no_grad():
+            logps = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        ordered, order = logps.exp().sort(descending=True)
+        outside = torch.zeros_like(logps, dtype=torch.bool).scatter(1, order, ordered.cumsum(-1) - ordered >= 0.9)
+        logps = logps.masked_fill(outside, -torch.inf).log_softmax(-1)
+        assert float(logps.gather(1, torch.tensor(ids)[:, None]).sum()) == pytest.approx(row.logp, abs=1e-3)
+
+
+def test_samples_have_the_models_log_probabilities(whole):
+    frame = samples(whole)
+    assert len(frame) == 72 and read_results(whole)["settings"]["engine"].startswith("vllm ")
+    assert 0.05 < read_results(whole)["benchmarks"]["playground"]["avg"] < 0.6
+    check_logps(frame, AutoModelForCausalLM.from_pretrained(MODEL))
+
+
+def test_killed_the_same_command_goes_on_to_the_same_results(whole, tmp_path):
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(out, *SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(out.glob("samples/playground/*.parquet")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 1 <= len(list(out.glob("samples/playground/*.parquet"))) < 5, "it was done before it could be killed"
+    run(out, *SMALL)
+    assert samples(out).equals(samples(whole))
+    assert read_results(out)["benchmarks"] == read_results(whole)["benchmarks"]
+
+
+def test_a_lora_adapter(tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(MODEL)
+    base.config._name_or_path = base.name_or_path = str(MODEL)
+    torch.manual_seed(0)
+    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    run(tmp_path / "out", *SMALL, "--limit", "6", model=tmp_path / "adapter")
+    check_logps(samples(tmp_path / "out"), adapted.merge_and_unload())
+
+
+@needs("bench")
+def test_all_six_benchmarks_go_through(tmp_path):
+    model = tmp_path / "long"
+    shutil.copytree(MODEL, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    words = ["--benchmark_source", str(EVAL / "bench"), "--max_new_tokens", "6", "--k", "1"]
+    run(tmp_path / "out", *words, model=model)
+    results = read_results(tmp_path / "out")["benchmarks"]
+    assert list(results) == list(SIX) and sum(scores["problems"] for scores in results.values()) == 1547
+    assert all(scores["avg"] < 0.1 for scores in results.values())
