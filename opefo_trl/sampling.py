@@ -112,7 +112,9 @@ class ModelSource:
 
     def tokenizer(self) -> Any:
         own = (Path(self.path) / "tokenizer_config.json").is_file() or not self.adapter
-        return AutoTokenizer.from_pretrained(self.path if own else self.base, **self.hub)
+        tokenizer = AutoTokenizer.from_pretrained(self.path if own else self.base, **self.hub)
+        tokenizer.model_max_length = 1 << 30  # what is too long for the context is ours to say
+        return tokenizer
 
 
 def seed_of(seed: int, *names: Any) -> int:
@@ -163,6 +165,7 @@ class VLLM:
             gpu_memory_utilization=source.gpu_memory_utilization,
             logprobs_mode="processed_logprobs",
             **lora,
+            **_whole_prompts(source.context()),
         )
 
     def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], limits: Sequence[int]) -> list[Sample]:
@@ -182,6 +185,13 @@ class VLLM:
             Sample(one.text, len(one.token_ids), one.finish_reason == "length", float(one.cumulative_logprob or 0.0))
             for one in (output.outputs[0] for output in outputs)
         ]
+
+
+def _whole_prompts(context: int) -> dict[str, Any]:
+    """On a CPU vLLM 0.31 cannot take a prompt in parts if the request has a seed: it rewinds CUDA's generators only."""
+    from vllm.platforms import current_platform
+
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": context} if current_platform.is_cpu() else {}
 
 
 def _one_of_many(gpus: int) -> None:
