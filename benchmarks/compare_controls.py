@@ -20,8 +20,8 @@ trained models are then asked 64 times for each of 18 held-out questions:
     off target  root mean square distance to a target entropy, in nats, from where it is first reached
     calibration expected calibration error: |share right - confidence| over ten bins of the confidence, which is the
                 mean probability of a completion's tokens (of the whole completion it would measure diversity)
-    step time   of the tenth of the steps that went fastest, beside `none`: the others waited for the machine's other
-                work (`benchmarks/overhead.py --controls` measures more finely)
+    step time   beside `none`, at the fastest tenth: the others waited for the machine's other work. It has the length
+                of the completions in it; `benchmarks/overhead.py --controls` measures the control alone
 
 Writes controls.md (the table), controls.parquet (a row a run), curves.parquet (a row a step), and two figures.
 """
@@ -309,8 +309,8 @@ def sample(model, ids: torch.Tensor, tokenizer, generator: torch.Generator) -> t
 
 
 def measure(name: str, seed: int, options: argparse.Namespace) -> dict:
-    out = place(name, seed, options)
-    frame = EntropyCurves.load(out).to_pandas()
+    out, setting = place(name, seed, options), settings(options.target)[name]
+    frame, updates = EntropyCurves.load(out).to_pandas(), setting.updates
     return {
         "setting": name,
         "seed": seed,
@@ -318,8 +318,8 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict:
         "entropy_min": frame["entropy"].rolling(EDGE).mean().min(),
         "entropy_mean": frame["entropy"].mean(),
         "reward": frame["reward"].tail(EDGE).mean(),
-        "seconds": frame["time"].diff().quantile(0.1),
-        "off": off_target(frame, settings(options.target)[name], options.target),
+        "seconds": frame["time"].diff().rolling(updates).sum().quantile(0.1) / updates,  # of whole rollouts
+        "off": off_target(frame, setting, options.target),
         **json.loads((out / "held_out.json").read_text()),
     }
 

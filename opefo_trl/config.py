@@ -56,8 +56,8 @@ class OPEFOConfig(GRPOConfig):
             paper's unbounded rule.
         flow_shape (`str`, *optional*):
             Shape of the correction. `"sign"` is the paper's 1 + lambda and 1 - lambda. `"minimal"` moves the predicted
-            flow as far by weights that change the learning signal least. `None` is `"minimal"` with a `flow_target`,
-            where it measured better, and the paper's without.
+            flow as far by weights that change the learning signal least. `None` is `"minimal"` with a constant
+            `flow_target`, and else `"sign"`, each where it measured better.
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None` balances always, as in the paper; a number is in nats; `"0.4x"` is a fraction of
             the first step's entropy. Lambda is then the share of the balancing one that the target needs, learned as
@@ -139,7 +139,7 @@ class OPEFOConfig(GRPOConfig):
         metadata={
             "help": "Shape of the correction. 'sign' is the paper's 1 + lambda and 1 - lambda. 'minimal' moves the "
             "predicted flow as far by weights that change the learning signal least. None is 'minimal' with a "
-            "`flow_target`, where it measured better, and the paper's without."
+            "constant `flow_target`, and else 'sign', each where it measured better."
         },
     )
     flow_target: float | str | None = field(

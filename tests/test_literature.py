@@ -368,6 +368,7 @@ def test_the_minimal_shape_moves_the_flow_as_far_with_the_least_change():
         ({"flow_target": 0.4}, "minimal"),
         ({"flow_target": 0.4, "flow_shape": "sign"}, "sign"),
         ({"flow_target": 0.4, "sides": "increase"}, "sign"),  # the other knows no groups
+        ({"flow_target": 0.4, "flow_schedule": "oscillating"}, "sign"),
         ({"flow_shape": "minimal"}, "minimal"),
     ],
 )

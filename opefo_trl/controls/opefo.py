@@ -23,7 +23,8 @@ It acts strictly on-policy, which is what it was made for. Ours, not the paper's
 
       w_t = 1 + mu d_t / A_t^2,   mu = lambda (E+ + E-) / sum d_t^2 / A_t^2,   within [0, 3]
 
-  It is the shape of a run with a target, unless `flow_shape: sign` asks for the paper's.
+  It is the shape of a run that holds a target, unless `flow_shape: sign` asks for the paper's. A target that moves
+  is followed more closely by the paper's.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class OPEFO(Control):
             raise ValueError(
                 f"`sides={sides!r}` scales one group of tokens, and `flow_shape='minimal'` knows no groups."
             )
-        self.shape = flow_shape or ("sign" if flow_target is None or sides != "both" else "minimal")
+        held = flow_target is not None and flow_schedule == "constant" and sides == "both"
+        self.shape = flow_shape or ("minimal" if held else "sign")
         if flow_schedule not in SCHEDULES:
             raise ValueError(
                 f"`flow_schedule={flow_schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}."
