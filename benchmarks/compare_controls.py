@@ -318,7 +318,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict:
         "entropy_min": frame["entropy"].rolling(EDGE).mean().min(),
         "entropy_mean": frame["entropy"].mean(),
         "reward": frame["reward"].tail(EDGE).mean(),
-        "seconds": frame["time"].diff().rolling(updates).sum().quantile(0.1) / updates,  # of whole rollouts
+        "seconds": frame["time"].diff().rolling(updates, min_periods=1).mean().quantile(0.1),  # over whole rollouts
         "off": off_target(frame, setting, options.target),
         **json.loads((out / "held_out.json").read_text()),
     }

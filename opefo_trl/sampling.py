@@ -188,7 +188,7 @@ class VLLM:
 
 
 def _whole_prompts(context: int) -> dict[str, Any]:
-    """On a CPU vLLM 0.31 cannot take a prompt in parts if the request has a seed: it rewinds CUDA's generators only."""
+    """vLLM's CPU build (0.31) cannot take a prompt in parts if the request has a seed: it rewinds CUDA's only."""
     from vllm.platforms import current_platform
 
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": context} if current_platform.is_cpu() else {}
