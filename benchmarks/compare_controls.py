@@ -364,7 +364,7 @@ def table(rows: pd.DataFrame, names: list[str]) -> str:
         of = rows[rows["setting"] == name]
         cells = []
         for measure in measures:
-            digits = 1 if measure == "distinct" else 3 if measure == "calibration" else 2
+            digits = 1 if measure == "distinct" else 3 if measure in ("calibration", "off") else 2
             known = of[measure].dropna()
             spread = f" \N{PLUS-MINUS SIGN} {known.std():.{digits}f}" if len(known) > 1 else ""
             count = f" ({len(known)} of {len(of)})" if len(known) < len(of) else ""
@@ -398,7 +398,7 @@ def draw_plane(rows: pd.DataFrame, names: list[str], options: argparse.Namespace
     """Held-out reward beside diversity: mean and standard deviation of each setting."""
     if "avg16" not in rows:
         return
-    figure = Picture(figsize=(9.5, 5.2), layout="constrained")
+    figure = Picture(figsize=(9.5, max(5.2, 1 + 0.16 * len(names))), layout="constrained")
     axes = figure.subplots()
     means = rows.groupby("setting")[["avg16", "distinct"]].mean()
     spreads = rows.groupby("setting")[["avg16", "distinct"]].std().fillna(0)
