@@ -19,20 +19,21 @@ from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # looking for a GPU does not start CUDA here
 
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
 from trl import ModelConfig
 
-from opefo_trl.benchmarks import BENCHMARKS, SIX
+from opefo_trl.benchmarks import BENCHMARKS, SIX, benchmark_name
 from opefo_trl.cli import Parser, plain_errors
 from opefo_trl.data import TEMPLATES
 from opefo_trl.evaluation import Evaluation, PlaygroundGrader, Task, check_same, load_problems, prompts_of, title_of
-from opefo_trl.grading import POLICIES, Grader, Outcome, grader_version
+from opefo_trl.grading import POLICIES, Grader, Outcome, cores_of_rank, grader_version
 from opefo_trl.playground import PLAYGROUND
 from opefo_trl.preflight import check_model, check_writable
-from opefo_trl.results import read_results, report, score
+from opefo_trl.results import check_common, read_results, report, score
 from opefo_trl.runs import is_complete
 from opefo_trl.sampling import ENGINES, Decoding, ModelSource, engine_of, make_engine
 from opefo_trl.watching import watch
@@ -87,7 +88,8 @@ class EvalArguments:
 
     def __post_init__(self) -> None:
         words = [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks
-        self.benchmarks = list(dict.fromkeys(name for word in words for name in word.replace(",", " ").split()))
+        names = [name for word in words for name in word.replace(",", " ").split()]
+        self.benchmarks = list(dict.fromkeys(name if name == PLAYGROUND else benchmark_name(name) for name in names))
         for name in ("k", "limit", "batch_size", "max_model_length", "tensor_parallel_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -100,16 +102,30 @@ def decoding_of(options: EvalArguments) -> Decoding:
     return Decoding(options.temperature, options.top_p, options.max_new_tokens)
 
 
-def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
-    """What can be wrong is found out here, before a model is loaded."""
-    if options.model is None:
-        raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
-    check_model(ModelConfig(options.model, model_revision=options.revision or "main"), options.trust_remote_code)
+def check(options: EvalArguments) -> None:
+    """What can be wrong with any model is found out here."""
+    kind, _ = engine_of(options.engine)
+    decoding_of(options)
+    Grader(policy=options.policy, timeout=options.grading_timeout)
+    if options.tensor_parallel_size > 1 and kind != "vllm":
+        raise ValueError(f"`tensor_parallel_size={options.tensor_parallel_size}` is vLLM's, and {kind} samples here.")
+    if options.compare is not None:
+        check_common(read_results(options.compare), options.benchmarks)
     if options.prompt_template not in TEMPLATES:
         raise ValueError(
             f"`prompt_template={options.prompt_template!r}` is unknown. Choose one of {', '.join(TEMPLATES)}."
         )
-    decoding_of(options)
+    for name in options.benchmarks:
+        k = options.k or load_problems(name, options.benchmark_source)[1]
+        if k > 1 and options.temperature == 0:
+            raise ValueError(f"`temperature=0` gives the same sample {k} times. Set `k=1`, or a temperature above 0.")
+
+
+def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
+    """The model's source, and each benchmark in its tokens."""
+    if options.model is None:
+        raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
+    check_model(ModelConfig(options.model, model_revision=options.revision or "main"), options.trust_remote_code)
     source = ModelSource(
         options.model,
         options.revision,
@@ -123,12 +139,9 @@ def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     tasks = []
     for name in options.benchmarks:
         problems, k = load_problems(name, options.benchmark_source)
-        k = options.k or k
-        if k > 1 and options.temperature == 0:
-            raise ValueError(f"`temperature=0` gives the same sample {k} times. Set `k=1`, or a temperature above 0.")
         template = "none" if name == PLAYGROUND else options.prompt_template
         prompts = prompts_of(problems[: options.limit], tokenizer, template, options.system_prompt)
-        tasks.append(Task(name, problems[: options.limit], prompts, k))
+        tasks.append(Task(name, problems[: options.limit], prompts, options.k or k))
     return source, tasks
 
 
@@ -165,7 +178,7 @@ def sample_all(
     left = run.left(state.process_index, state.num_processes)
     if not left:
         return
-    engine = make_engine(kind, source, decoding_of(options), source.tokenizer())
+    engine = make_engine(kind, source, decoding_of(options), source.tokenizer(), run.longest_sample())
     right = done = 0
     with (
         grader,
@@ -182,11 +195,13 @@ def sample_all(
 def main() -> None:
     with plain_errors("eval.py"):
         (options,) = Parser((EvalArguments,)).parse(sys.argv[1:])
+        check(options)
         if options.watch is not None:
-            watch(options.watch, Path(__file__), sys.argv[1:])
+            watch(options.watch, options.benchmarks, Path(__file__), sys.argv[1:])
             return
         other = None if options.compare is None else read_results(options.compare)
-        grader = Grader(policy=options.policy, timeout=options.grading_timeout)
+        # Its cores counted now: vLLM is not to see how many ranks there are
+        grader = Grader(cores_of_rank(), options.grading_timeout, options.policy)
         kind, version = engine_of(options.engine)
         source, tasks = prepare(options)
         folder, size = folder_of(options), options.batch_size or (512 if kind == "vllm" else 32)
@@ -196,7 +211,7 @@ def main() -> None:
         # Processes meet twice only, and the second time when the slowest has done its share
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         if state.is_main_process:
-            check_same(folder, settings)
+            settings = check_same(folder, settings, tasks)
         state.wait_for_everyone()
     if state.is_main_process and run.without_room():
         print(f"{run.without_room()} problems fill the context of {run.context} tokens: they count as not right.")

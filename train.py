@@ -206,18 +206,20 @@ def main() -> None:
     if args.process_index == 0:
         write_facts(args.output_dir, facts)
     try:
-        run(trainer, script, checkpoint)
+        run(trainer, script, facts, checkpoint)
     except KeyboardInterrupt:
         trainer.accelerator.print(f"\nStopped in step {trainer.state.global_step + 1}. The same command goes on.")
         raise SystemExit(130) from None
 
 
-def run(trainer: OPEFOTrainer, script: ScriptArguments, checkpoint: str | None) -> None:
+def run(trainer: OPEFOTrainer, script: ScriptArguments, facts: dict, checkpoint: str | None) -> None:
     say, out = trainer.accelerator.print, trainer.args.output_dir
     if checkpoint is not None:
         say(f"Going on from {checkpoint}. To begin anew, delete {out} or set another --output_dir.")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(out, _internal_call=True)  # published once, at the end
+    if trainer.args.process_index == 0:
+        write_facts(out, {**facts, "ended": True})
 
     # ---- what came of it
 

@@ -31,6 +31,13 @@ def problem_of(prompt: Any) -> Any:
     return prompt
 
 
+def text_of(prompt: Any) -> str:
+    """What a prompt says, as a text or as a conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(str(message.get("content") or "") for message in prompt)
+
+
 def each_once(problems: Iterable[Any], answers: Iterable[Any] | None = None) -> tuple[list[int], int, int]:
     """
     Which rows to keep, how many were repetitions, and how many problems were dropped because their copies disagree
@@ -41,7 +48,7 @@ def each_once(problems: Iterable[Any], answers: Iterable[Any] | None = None) -> 
     disputed: set[str] = set()
     count = 0
     for problem, answer in zip(problems, repeat(None) if answers is None else answers, strict=False):
-        text, words = " ".join(str(problem_of(problem)).split()), " ".join(str(answer).split())
+        text, words = " ".join(text_of(problem_of(problem)).split()), " ".join(str(answer).split())
         first.setdefault(text, count)
         if said.setdefault(text, words) != words:
             disputed.add(text)

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
-from opefo_trl.cleaning import DAPO_AFTER, DAPO_BEFORE, each_once, overlapping, problem_of
+from opefo_trl.cleaning import DAPO_AFTER, DAPO_BEFORE, each_once, overlapping, problem_of, text_of
 from opefo_trl.playground import PLAYGROUND, SPLITS, playground_dataset
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -19,7 +19,7 @@ BOXED = "{problem}\n\nReason step by step, and put your final answer within \\bo
 EVAL_PROMPTS = 64
 TEMPLATES: dict[str, str | None] = {"none": None, "boxed": BOXED, "dapo": DAPO_BEFORE + "{problem}" + DAPO_AFTER}
 PROMPTS = ("prompt", "problem", "question", "Problem")
-ANSWERS = ("answer", "reward_model.ground_truth", "Answer", "solution", "final_answer")
+ANSWERS = ("answer", "reward_model.ground_truth", "Answer", "expected_answer", "final_answer", "solution")
 
 
 def load_splits(name: str, config: str | None = None) -> DatasetDict:
@@ -90,7 +90,7 @@ def bare_problems(dataset: Dataset, prompt_column: str | None = None, answer_col
         dataset = _renamed(dataset, answer, "answer", keep=answer_column is None)
     for column, source in (("prompt", prompt), ("answer", answer)):
         values = dataset[column] if source is not None else ()
-        empty = [index for index, value in enumerate(values) if value is None or value in ("", []) or value != value]
+        empty = [index for index, value in enumerate(values) if _is_empty(column, value)]
         if empty:
             raise ValueError(
                 f"{len(empty)} of {len(dataset)} rows have nothing in column {source!r}, first row {empty[0]}, "
@@ -113,10 +113,20 @@ def _renamed(dataset: Dataset, old: str, new: str, keep: bool) -> Dataset:
     if old == new:
         return dataset
     column, *fields = old.split(".")
-    values = [reduce(dict.__getitem__, fields, value) for value in dataset[column]] if fields or keep else None
+    values = [reduce(_field, fields, value) for value in dataset[column]] if fields or keep else None
     if new in dataset.column_names:
         dataset = dataset.remove_columns(new)
     return dataset.rename_column(old, new) if values is None else dataset.add_column(new, values)
+
+
+def _field(value: dict | None, name: str) -> Any:
+    return None if value is None else value[name]
+
+
+def _is_empty(column: str, value: Any) -> bool:
+    if column == "prompt" and value is not None:
+        return not text_of(value).strip()
+    return value is None or value != value or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def with_template(dataset: Dataset, template: str) -> Dataset:
@@ -168,11 +178,14 @@ def clean(
     dataset = dataset if len(kept) == rows else dataset.select(kept)
     prompts = list(dataset["prompt"])
     problems = [problem_of(prompt) for prompt in prompts]
+    if bare and len({isinstance(problem, str) for problem in problems}) > 1:
+        raise ValueError(
+            "Some prompts are DAPO's, with its words around a problem, and others are conversations of another kind. "
+            "Drop one of them, or leave the template out: --prompt_template none."
+        )
     if bare and any(problem is not prompt for problem, prompt in zip(problems, prompts, strict=True)):
         dataset = dataset.remove_columns("prompt").add_column("prompt", problems)
-    hits = {
-        name: overlapping([str(problem) for problem in problems], texts) for name, texts in (benchmarks or {}).items()
-    }
+    hits = {name: overlapping(map(text_of, problems), texts) for name, texts in (benchmarks or {}).items()}
     gone = set().union(*hits.values())
     if gone:
         dataset = dataset.select([place for place in range(len(dataset)) if place not in gone])

@@ -7,6 +7,7 @@ out/eval/MODEL/samples/aime24.parquet           all of them, once the last one i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+from jinja2 import TemplateError
 
-from opefo_trl.benchmarks import BENCHMARKS, benchmark_name, load_benchmark
+from opefo_trl.benchmarks import BENCHMARKS, load_benchmark
 from opefo_trl.data import chat
 from opefo_trl.files import write_whole
 from opefo_trl.grading import Grade, Outcome
@@ -53,7 +55,7 @@ def load_problems(name: str, source: str | None = None) -> tuple[list[dict[str, 
     """Problems of a benchmark, or of the playground, and how many samples of each the protocol takes."""
     if name == PLAYGROUND:
         return playground_problems(), 16
-    return load_benchmark(name, source).to_list(), BENCHMARKS[benchmark_name(name)].k
+    return load_benchmark(name, source).to_list(), BENCHMARKS[name].k
 
 
 def title_of(name: str) -> str:
@@ -71,6 +73,11 @@ class Task:
     problems: list[dict[str, str]]
     prompts: list[list[int]]
     k: int
+
+    def facts(self) -> dict[str, Any]:
+        """What its samples depend on: how many there are, the problems, and what the model is shown of them."""
+        content = json.dumps([self.problems, self.prompts]).encode()
+        return {"k": self.k, "problems": hashlib.blake2b(content, digest_size=8).hexdigest()}
 
     def batches(self, size: int) -> list[Batch]:
         """Prompts of like length side by side: a batch is padded to its longest."""
@@ -109,6 +116,11 @@ class Evaluation:
     def without_room(self) -> int:
         """Problems that fill the context by themselves."""
         return sum(len(prompt) >= self.context for task in self.tasks for prompt in task.prompts)
+
+    def longest_sample(self) -> int:
+        """Tokens of the longest prompt and completion together, as far as there is room."""
+        longest = max((len(prompt) for task in self.tasks for prompt in task.prompts), default=1)
+        return min(self.context, longest + self.longest)
 
     def sample(self, task: Task, number: int, batch: Batch, engine: Engine, grader: Grades) -> pd.DataFrame:
         """A row for each sample, written. A problem without room for a token gets an empty sample, cut off."""
@@ -151,7 +163,10 @@ class Evaluation:
         if not path.exists():
             parts = [pd.read_parquet(self.part(task, number)) for number in range(len(task.batches(self.size)))]
             places = {row["id"]: place for place, row in enumerate(task.problems)}
-            frame = pd.concat(parts).sort_values(
+            frame = pd.concat(parts)
+            if len(frame) != len(task.problems) * task.k or frame.duplicated(["id", "sample"]).any():
+                raise RuntimeError(f"{self.folder} holds other samples of {task.name} than these: delete them.")
+            frame = frame.sort_values(
                 ["id", "sample"], key=lambda column: column.map(places) if column.name == "id" else column
             )
             write_whole(path, frame.reset_index(drop=True).to_parquet)
@@ -172,21 +187,35 @@ def prompts_of(
             text = "\n\n".join(message["content"] for message in messages)
             prompts.append(tokenizer(text)["input_ids"])
         else:
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            try:
+                ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            except TemplateError as error:
+                raise ValueError(f"The model's chat template does not take these messages: {error}") from error
             prompts.append(list(ids))
     return prompts
 
 
-def check_same(folder: Path, settings: dict[str, Any]) -> None:
-    """Samples of two settings do not mix."""
+def check_same(folder: Path, settings: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """Samples of two settings do not mix; those of other benchmarks stay beside. The settings of all of them."""
     path = folder / SETTINGS_FILE
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
-        if changed:
-            what = ", ".join(f"{name}={before.get(name)!r} (now {settings.get(name)!r})" for name in changed)
-            raise ValueError(
-                f"{str(folder)!r} holds samples with {what}. Set another --output_dir, or delete that one."
-            )
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if not any((folder / "samples").rglob("*.parquet")):
+        before = {}  # a start that came to nothing
+    known = before.get("tasks", {})
+    now = {task.name: task.facts() for task in tasks}
+    changed = {name: (before.get(name), settings.get(name)) for name in {**before, **settings} if name != "tasks"}
+    changed |= {
+        f"{task} {name}": (known[task][name], facts[name])
+        for task, facts in now.items()
+        if task in known
+        for name in facts
+    }
+    different = [f"{name}={old!r} (now {new!r})" for name, (old, new) in changed.items() if old != new]
+    if before and different:
+        raise ValueError(
+            f"{str(folder)!r} holds samples with {', '.join(different)}. Set another --output_dir, or delete that one."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    content = {**settings, "tasks": {**known, **now}}
+    write_whole(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n"))
+    return content

@@ -52,6 +52,7 @@ LONGEST = 10_000  # characters; a longer answer equals no gold
 REMEMBERED = 100_000  # verdicts
 START = 300.0  # seconds for a worker to start, on a machine with much else to do
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}")
 _VISIBLE = re.compile(r"\S")
 _ANSWER_LINE = re.compile(r"^[ \t*#>]*answer[ \t*]*:[ \t*]*(\S[^\n]*)$", re.IGNORECASE | re.MULTILINE)
 
@@ -106,11 +107,24 @@ def answer_of(completion: str, policy: str) -> str | None:
 
 def bare(gold: Any) -> str:
     """A gold answer by itself: out of its box, or from behind GSM8K's ####, without dollars around it."""
-    text = str(gold).rsplit("####", 1)[-1].strip()
+    if isinstance(gold, list | tuple):
+        return ", ".join(bare(one) for one in gold)
+    text = "" if gold is None or gold != gold else str(gold).rsplit("####", 1)[-1].strip()
     boxes = boxes_of(text)
     text = boxes[-1].strip() if boxes else text
     inner = text.strip("$")
     return inner.strip() if text.startswith("$") and text.endswith("$") and "$" not in inner else text
+
+
+def is_answer(gold: str) -> bool:
+    """Not a sentence, and with braces that match: math-verify finds something to read in nearly everything."""
+    braces = 0
+    for token in _TOKEN.findall(gold):
+        braces += -1 if token == "}" else token.endswith("{") and token != r"\{"
+        if braces < 0:
+            return False
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", _TEXT.sub(" ", gold))
+    return braces == 0 and len(words) < (20 if "=" in gold else 3)
 
 
 class Grader:
@@ -173,13 +187,14 @@ class Grader:
         return grades
 
     def unreadable(self, golds: Iterable[Any]) -> list[int]:
-        """Which golds math-verify cannot read, by their place."""
+        """Which golds are no answer, by their place: math-verify cannot read them, or they are sentences."""
         places: dict[tuple, list[int]] = {}
         for place, gold in enumerate(golds):
             places.setdefault((bare(gold), None, True), []).append(place)
         plain = {question for question in places if re.fullmatch(r"-?\d{1,18}", question[0])}
         verdicts = self._ask(question for question in places if question not in plain)
-        return sorted(place for key, verdict in verdicts.items() if verdict[0] != "correct" for place in places[key])
+        bad = [key for key, verdict in verdicts.items() if verdict[0] != "correct" or not is_answer(key[0])]
+        return sorted(place for key in bad for place in places[key])
 
     def _question(self, gold: str, completion: str) -> tuple | None:
         answer = answer_of(completion, self.policy)
@@ -222,7 +237,7 @@ class Grader:
 
     @property
     def alive(self) -> int:
-        """Workers that run now."""
+        """Workers that run now. They start when there is something for them to do."""
         return sum(worker.runs for worker in self._started)
 
     def close(self) -> None:
@@ -260,22 +275,33 @@ def cores_of_rank() -> int:
 
 
 class Worker:
-    """One child process; the one that ended is replaced."""
+    """One child process, started when it is first asked; one that ends is replaced at once."""
 
     def __init__(self, timeout: float, memory: float):
         self.command = [sys.executable, "-P", str(WORKER), str(timeout), str(int(memory * 2**30))]
         self.patience = max(60.0, 20 * timeout)  # seconds by the clock, before a worker that does nothing is given up
-        self._start()
+        self.child: subprocess.Popen[bytes] | None = None
+        self.ready = False
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         self.child = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
         self.ready = False
+        return self.child
+
+    def _wait_until_ready(self) -> None:
+        if self._line(START) != b"ready\n":
+            status = self.end()
+            raise RuntimeError(
+                f"A grading worker could not be started (status {status}). To see why: {' '.join(self.command)} < "
+                "/dev/null"
+            )
+        self.ready = True
 
     @property
     def runs(self) -> bool:
-        return self.child.poll() is None
+        return self.child is not None and self.child.poll() is None
 
     def ask(self, question: str) -> tuple[str, str | None]:
         """The verdict. A worker may end for a reason that is not the answer's: then a fresh one is asked once more."""
@@ -289,24 +315,24 @@ class Worker:
 
     def _try(self, question: str) -> tuple[tuple[str, str | None] | None, int | None]:
         """The verdict, or the status that the child ended with; neither where it had to be ended."""
+        child = self.child or self._start()
         if not self.ready:
-            if self._line(START) != b"ready\n":
-                raise RuntimeError(self._why())
-            self.ready = True
-        assert self.child.stdin is not None
+            self._wait_until_ready()
+        assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self.child.stdin.write(question.encode() + b"\n")
+            child.stdin.write(question.encode() + b"\n")
         line = self._line(self.patience)
         if line is not None and line.endswith(b"\n"):
             outcome, answer = json.loads(line)
             return (outcome, answer), None
-        status = self.end() if line is None else self.child.wait()
+        status = None if line is None else child.wait()
+        self.end()
         self._start()
-        return None, status if line is not None else None
+        return None, status
 
     def _line(self, seconds: float) -> bytes | None:
         """A line of the child; without its end where the child ended, None where it said nothing for so long."""
-        assert self.child.stdout is not None
+        assert self.child is not None and self.child.stdout is not None
         poll = select.poll()
         poll.register(self.child.stdout, select.POLLIN | select.POLLHUP)
         line, until = b"", time.monotonic() + seconds
@@ -319,17 +345,14 @@ class Worker:
             line += part
         return line
 
-    def _why(self) -> str:
-        self.end()
-        return (
-            f"A grading worker could not be started (status {self.child.returncode}). To see why: "
-            f"{' '.join(self.command)} < /dev/null"
-        )
-
-    def end(self) -> int:
-        self.child.kill()
-        status = self.child.wait()
-        for pipe in (self.child.stdin, self.child.stdout):
+    def end(self) -> int | None:
+        """The status that it ended with."""
+        child, self.child = self.child, None
+        if child is None:
+            return None
+        child.kill()
+        status = child.wait()
+        for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 pipe.close()
         return status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 from trl import ModelConfig
 
-from opefo_trl.cleaning import DAPO_AFTER
+from opefo_trl.cleaning import DAPO_AFTER, text_of
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.playground import resolve_model
 from opefo_trl.rewards import MathReward
@@ -64,7 +65,13 @@ def check_answers(rewards: Sequence[Callable[..., Any]], rows: Dataset, split: s
 
 
 def check_prompts(names: Sequence[str], prompt: Any) -> None:
-    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    text = text_of(prompt)
+    if "math" in names and "boxed" not in text and not text.endswith(DAPO_AFTER):
+        warnings.warn(
+            "The reward 'math' reads a \\boxed{}, which the first prompt does not ask for: a model that does not "
+            "write one by itself is never right. --prompt_template boxed asks.",
+            stacklevel=2,
+        )
     if "math" in names and text.endswith(DAPO_AFTER):
         raise ValueError(
             "The prompts ask for a line 'Answer:', and the reward 'math' reads a \\boxed{}. Set --prompt_template "

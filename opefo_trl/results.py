@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,30 @@ def read_results(path: str | Path) -> dict[str, Any]:
 COMPARE_HEAD = ("", "problems", "before", "after", "difference", "95 %", "p")
 
 
+def check_common(before: dict[str, Any], names: Sequence[str]) -> None:
+    """Known before hours of sampling: whether there will be anything to compare with."""
+    if not any("by_problem" in before["benchmarks"].get(name, {}) for name in names):
+        raise ValueError(
+            f"The other results have scores of {', '.join(before['benchmarks']) or 'no benchmark'}, and of none of "
+            f"these: {', '.join(names)}. There would be nothing to compare."
+        )
+
+
 def compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
     """A row for each benchmark, from the problems that both have; and what is not alike between them."""
-    rows = []
+    check_common(before, list(after["benchmarks"]))
+    rows, unlike = [], []
     for name in [name for name in after["benchmarks"] if name in before["benchmarks"]]:
         first, second = (part["benchmarks"][name]["by_problem"] for part in (before, after))
         common = [problem for problem in second if problem in first]
         if not common:
             continue
+        kinds = [part.get("settings", {}).get("tasks", {}).get(name, {}) for part in (before, after)]
+        unlike += [
+            f"{name} {key}: {kinds[0][key]!r} before, {kinds[1][key]!r} after"
+            for key in kinds[0].keys() & kinds[1].keys()
+            if kinds[0][key] != kinds[1][key]
+        ]
         found = paired_difference([first[problem] for problem in common], [second[problem] for problem in common])
         rows.append(
             [
@@ -152,12 +169,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[list[st
                 f"{found.p_value:.3f}",
             ]
         )
-    if not rows:
-        raise ValueError("The two results have no benchmark in common: there is nothing to compare.")
     settings = before.get("settings", {}), after.get("settings", {})
-    unlike = [
+    unlike += [
         f"{key}: {settings[0].get(key)!r} before, {settings[1].get(key)!r} after"
-        for key in sorted({*settings[0], *settings[1]} - {"model", "revision", "weights"})
+        for key in sorted({*settings[0], *settings[1]} - {"model", "revision", "weights", "tasks"})
         if settings[0].get(key) != settings[1].get(key)
     ]
     return rows, unlike
@@ -166,7 +181,12 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[list[st
 def report(
     folder: Path, settings: dict[str, Any], results: dict[str, dict[str, Any]], other: dict[str, Any] | None
 ) -> None:
-    """Write `results.json` and its table, and print it; beside another one's if there is one."""
+    """
+    Write `results.json` and its table, and print it; beside another one's if there is one. Benchmarks that the folder
+    has results of already stay in it.
+    """
+    if (folder / RESULTS_FILE).exists():
+        results = {**read_results(folder)["benchmarks"], **results}
     content = {"model": settings["model"], "settings": settings, "mean": mean_of(results), "benchmarks": results}
     write_whole(folder / RESULTS_FILE, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
     text, console = markdown(HEAD, rows_of(results)), Console()
@@ -178,6 +198,6 @@ def report(
         if unlike:
             note = "Not alike: " + "; ".join(unlike) + "."
             text += f"\n{note}\n"
-            console.print(note)
+            console.print(note, markup=False)
     write_whole(folder / MARKDOWN_FILE, lambda part: part.write_text(text))
     console.print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

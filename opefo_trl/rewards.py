@@ -24,12 +24,15 @@ def text_of(completion: Any) -> str:
 
 class MathReward:
     """
-    1 for a right answer, 0 for a wrong one or none, and None, which TRL leaves out of the group, for one that could
-    not be graded (`timeout`, `error`): that is not known to be wrong. Shares of outcomes are logged as `grading/*`.
+    1 for a right answer, 0 for a wrong one or none, and None for one that could not be graded (`timeout`, `error`):
+    that is not known to be wrong. `OPEFOTrainer` leaves such a completion out of its group, whatever other rewards it
+    has (`judges`); `GRPOTrainer` does if this is the only one. Shares of outcomes are logged as `grading/*`.
 
     Args:
         policy, timeout, workers: of the [`~opefo_trl.grading.Grader`] that it starts when it is first called.
     """
+
+    judges = True
 
     def __init__(self, policy: str = "boxed", timeout: float = 5.0, workers: int | None = None):
         self.__name__ = "math_reward" if policy == "boxed" else f"math_{policy}_reward"

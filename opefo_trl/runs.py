@@ -17,7 +17,8 @@ FACTS_FILE = "run.json"
 FACTS = tuple(
     """
     model_name_or_path model_revision dtype dataset_name dataset_config dataset_train_split dataset_test_split
-    eval_prompts prompt_column answer_column prompt_template reward_funcs reward_weights scale_rewards
+    eval_prompts prompt_column answer_column prompt_template unique_problems decontaminate benchmark_source
+    reward_funcs reward_weights scale_rewards
     control control_kwargs flow_target flow_schedule flow_lambda_max flow_shape flow_estimator flow_scope
     learning_rate lr_scheduler_type warmup_steps optim weight_decay max_grad_norm seed
     per_device_train_batch_size gradient_accumulation_steps steps_per_generation num_iterations num_generations
@@ -83,6 +84,14 @@ def check_same_run(folder: str | Path, facts: dict[str, Any]) -> None:
             f"{str(folder)!r} holds a run with {what}. Set another --output_dir, delete that folder, or go on with "
             "changed settings by naming the checkpoint: --resume_from_checkpoint DIR."
         )
+
+
+def has_ended(folder: str | Path) -> bool:
+    """Whether train.py has saved its last model: files of a model may be there before, from a push to the Hub."""
+    try:
+        return json.loads((Path(folder) / FACTS_FILE).read_text()).get("ended") is True
+    except (OSError, ValueError):
+        return False
 
 
 def write_facts(folder: str | Path, facts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import (
@@ -35,8 +37,11 @@ from transformers import (
 
 from opefo_trl.playground import resolve_model
 
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 ENGINES = ("auto", "vllm", "transformers")
 ADAPTER = "adapter_config.json"
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM knows
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
@@ -73,6 +78,10 @@ class ModelSource:
     max_model_length: int | None = None
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"`dtype={self.dtype!r}` is unknown. Choose one of {', '.join(map(repr, DTYPES))}.")
 
     @property
     def path(self) -> str:
@@ -140,33 +149,37 @@ def engine_of(kind: str) -> tuple[str, str]:
     return kind, f"{kind} {_version(kind, f'{kind}-cpu')}"
 
 
-def make_engine(kind: str, source: ModelSource, decoding: Decoding, tokenizer: Any) -> Engine:
-    return VLLM(source, decoding) if kind == "vllm" else Transformers(source, decoding, tokenizer)
+def make_engine(kind: str, source: ModelSource, decoding: Decoding, tokenizer: Any, length: int) -> Engine:
+    """`length` is that of the longest prompt and completion together: vLLM sets memory aside for it."""
+    return VLLM(source, decoding, length) if kind == "vllm" else Transformers(source, decoding, tokenizer)
 
 
 class VLLM:
     """vLLM in this process; under accelerate each process has an engine on GPUs of its own."""
 
-    def __init__(self, source: ModelSource, decoding: Decoding):
+    def __init__(self, source: ModelSource, decoding: Decoding, length: int):
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork cannot use CUDA
         _one_of_many(source.tensor_parallel_size)
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
 
         adapter = source.adapter
-        lora = {"enable_lora": True, "max_lora_rank": max(8, adapter["r"])} if adapter else {}
+        rank = adapter.get("r", 0) if adapter else 0
+        lora = {"enable_lora": True, "max_lora_rank": next(size for size in RANKS if size >= rank)} if adapter else {}
         self.decoding, self.params = decoding, SamplingParams
         self.lora = LoRARequest("adapter", 1, source.path) if adapter else None
         self.llm = LLM(
             source.base,
             **source.hub,
             dtype=source.dtype,
-            max_model_len=source.context(),
+            max_model_len=length,
             tensor_parallel_size=source.tensor_parallel_size,
             gpu_memory_utilization=source.gpu_memory_utilization,
             logprobs_mode="processed_logprobs",
             **lora,
-            **_whole_prompts(source.context()),
+            **_whole_prompts(length),
         )
+        self._guard = _end_with_this_process()
 
     def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], limits: Sequence[int]) -> list[Sample]:
         params = [
@@ -194,6 +207,21 @@ def _whole_prompts(context: int) -> dict[str, Any]:
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": context} if current_platform.is_cpu() else {}
 
 
+def _end_with_this_process() -> subprocess.Popen | None:
+    """
+    vLLM's engine is a process of its own that outlives one that is killed, and keeps the GPU. A shell waits at a pipe
+    for this process to end, however it does, and ends the engine then.
+    """
+    children = [str(child.pid) for child in psutil.Process().children(recursive=True)]
+    if not children:
+        return None
+    script = f"cat > /dev/null; sleep 5; kill -9 {' '.join(children)}"  # time enough to end by itself
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+    )
+
+
 def _one_of_many(gpus: int) -> None:
     """Leave this process the GPUs that are its own, and let vLLM not take accelerate's ranks for its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -208,8 +236,9 @@ def _one_of_many(gpus: int) -> None:
                 "this machine. Start fewer processes."
             )
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
+    for name in [*os.environ]:
+        if name in RANK_VARIABLES or name.startswith("TORCHELASTIC_"):
+            del os.environ[name]
 
 
 class Transformers:

@@ -583,6 +583,9 @@ class OPEFOTrainer(GRPOTrainer):
         if any_bad:
             self._report_rewards(bad, completions)
             rewards = rewards.masked_fill(bad, torch.nan)
+        judges = [column for column, function in enumerate(self.reward_funcs) if getattr(function, "judges", False)]
+        if judges:  # without their verdict the other rewards of a completion would make it a wrong one
+            rewards = rewards.masked_fill(rewards[:, judges].isnan().any(1, keepdim=True), torch.nan)
         self._count_answers(rewards, completions)
         return rewards
 

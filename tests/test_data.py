@@ -124,6 +124,25 @@ def test_the_prompt_around_dapos_problems_comes_off_to_the_letter(problem):
     assert problem_of(two) == two and problem_of(problem[1:]) == problem[1:]
 
 
+def test_prompts_of_two_kinds_are_refused_where_one_has_to_come_off():
+    dapo, other = DAPO_BEFORE + "1+1?" + DAPO_AFTER, "2+2?"
+    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in (dapo, other)]})
+    with pytest.raises(ValueError, match="Some prompts are DAPO's"):
+        clean(data, bare=True)
+    assert len(clean(data)[0]) == 2
+
+
+def test_blank_rows_and_holes_in_a_field_are_named():
+    for row in ({"prompt": "  "}, {"prompt": [{"role": "user", "content": ""}]}):
+        with pytest.raises(ValueError, match="1 of 1 rows have nothing in column 'prompt'"):
+            bare_problems(Dataset.from_list([row]))
+    rows = [{"prompt": "a", "reward_model": {"ground_truth": "1"}}, {"prompt": "b", "reward_model": None}]
+    with pytest.raises(
+        ValueError, match=r"1 of 2 rows have nothing in column 'reward_model\.ground_truth', first row 1"
+    ):
+        bare_problems(Dataset.from_list(rows))
+
+
 def test_each_problem_once_and_none_with_two_answers():
     texts = ["1+1?", "1 +  1?", "1+1?", "2+2?", "3+3?", "3+3?", "4+4?\n"]
     answers = ["2", "2", "2", "4", "6", "7", "8"]
@@ -152,6 +171,10 @@ def test_problems_of_a_benchmark_are_left_out():
     data = Dataset.from_list([{"prompt": text, "answer": "1"} for text in (LEAK, near, own, "5?")])
     rows, left_out = clean(data, benchmarks={"aime24": [LEAK], "amc23": ["Something else, and as long as that"]})
     assert rows["prompt"] == [own, "5?"] and str(left_out) == "4 rows, without 2 that are in aime24"
+    chats = data.map(
+        lambda row: {"prompt": [{"role": "user", "content": "\n" + row["prompt"]}]}, remove_columns="prompt"
+    )
+    assert len(clean(chats, benchmarks={"aime24": [LEAK]})[0]) == 2
     with pytest.raises(ValueError, match="gram=0"):
         overlapping([], [], gram=0)
 

@@ -57,6 +57,24 @@ def test_every_control_and_option_is_documented():
             assert f"`{option}`" in row, (name, option)
 
 
+def test_measured_rows_are_those_of_the_comparison():
+    table = (ROOT / "benchmarks" / "results" / "controls.md").read_text()
+    known = {}
+    for row in re.findall(r"^\| (?!\||-)(.+) \|$", table, re.M):
+        name, entropy, _, _, reward, avg, _, distinct, calibration, *_ = row.split(" | ")
+        known[name] = [entropy, reward, avg, distinct, calibration]
+    pages = (ROOT / "docs" / "controls.md").read_text().split("\n## ")
+    shown = {}
+    for page in pages:
+        if "| measured | end entropy |" in page:
+            for row in page.split("| measured | end entropy |")[1].splitlines()[2:]:
+                if row.startswith("| "):
+                    name, *cells = row.strip("| ").split(" | ")
+                    shown[name] = cells
+    assert shown == {name: cells for name, cells in known.items() if name in shown}
+    assert set(known) == set(shown), "a row of the comparison has no section, or the other way round"
+
+
 def test_every_estimator_is_in_the_concepts():
     table = (ROOT / "docs" / "concepts.md").read_text().split("| `flow_estimator` | d_t |")[1]
     assert first_column(table) == set(ESTIMATORS)

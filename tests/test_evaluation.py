@@ -22,6 +22,7 @@ from opefo_trl.grading import Grader
 from opefo_trl.playground import MODEL
 from opefo_trl.results import compare, draws_of, read_results, score
 from opefo_trl.sampling import Decoding, ModelSource, Transformers, seed_of
+from opefo_trl.watching import collect, has_results
 
 SMALL = "--benchmarks playground --temperature 1 --top_p 1 --max_new_tokens 12 --batch_size 16 --k 4".split()  # noqa: SIM905
 
@@ -45,6 +46,16 @@ def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation") / "whole"
     run(out)
     return out
+
+
+@pytest.fixture(scope="module")
+def long_context(tmp_path_factory):
+    """The playground's model with room for long prompts: its positions are rotations, which have no end."""
+    folder = tmp_path_factory.mktemp("model") / "long"
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16384}))
+    return folder
 
 
 # ---- samples
@@ -81,7 +92,7 @@ def test_rows_stop_at_their_own_limit_and_truncation_is_told():
     found = engine.sample(prompts * 6, [0] * 12, [2, 12] * 6)
     assert all(sample.tokens == 2 and sample.truncated for sample in found[::2])
     assert any(sample.tokens > 2 for sample in found[1::2])
-    assert all(sample.truncated == (sample.tokens == 12) or sample.text for sample in found[1::2])
+    assert not any(sample.truncated for sample in found[1::2] if sample.tokens < 12)
 
 
 def test_seeds_are_distinct_and_stay():
@@ -145,10 +156,54 @@ def test_killed_the_same_command_goes_on_to_the_same_results(whole, tmp_path):
     assert "sample" not in again.stderr and "Playground" in again.stdout  # nothing left to sample
 
 
+@needs("bench")
+def test_killed_in_a_benchmark_that_is_graded_by_workers(long_context, tmp_path):
+    words = ["--benchmarks", "amc23", "--benchmark_source", str(EVAL / "bench"), "--model", str(long_context)]
+    words += ["--k", "2", "--batch_size", "8"]
+    process = subprocess.Popen(
+        command(tmp_path / "killed", *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(list(tmp_path.glob("killed/samples/amc23/*.parquet"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for out in ("killed", "whole"):
+        run(tmp_path / out, *words)
+    assert samples(tmp_path / "killed", "amc23").equals(samples(tmp_path / "whole", "amc23"))
+    assert read_results(tmp_path / "killed") == read_results(tmp_path / "whole")
+
+
 def test_other_settings_do_not_mix(whole):
     done = subprocess.run(command(whole, "--temperature", "0.5"), capture_output=True, text=True)
     assert done.returncode == 2
     assert "holds samples with temperature=1.0 (now 0.5). Set another --output_dir" in done.stderr
+
+
+def test_other_samples_of_a_benchmark_do_not_mix_and_other_benchmarks_stay_beside(whole, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(whole, out)
+    for words, message in {
+        ("--k", "2"): "playground k=4 (now 2)",
+        ("--limit", "3"): "limit=None (now 3)",
+    }.items():
+        done = subprocess.run(command(out, *words), capture_output=True, text=True)
+        assert done.returncode == 2 and f"holds samples with {message}" in done.stderr, done.stderr
+    rows = [{"id": n, "question": f"{n} + 1 = ?", "answer": n + 1} for n in range(40)]
+    (tmp_path / "amc23.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(out, "--benchmarks", "AMC-23", "--benchmark_source", str(tmp_path), "--k", "1")
+    assert list(read_results(out)["benchmarks"]) == ["playground", "amc23"]  # and what a folder has, stays
+    assert read_results(out)["benchmarks"]["playground"] == read_results(whole)["benchmarks"]["playground"]
+    assert read_results(out)["settings"]["tasks"]["amc23"]["k"] == 1
+    (tmp_path / "amc23.jsonl").write_text("".join(json.dumps({**row, "answer": 0}) + "\n" for row in rows))
+    changed = ["--benchmarks", "amc23", "--benchmark_source", str(tmp_path), "--k", "1"]
+    done = subprocess.run(command(out, *changed), capture_output=True, text=True)
+    assert done.returncode == 2 and "amc23 problems=" in done.stderr
+
+
+def test_a_start_that_came_to_nothing_does_not_hold_the_folder(tmp_path):
+    (tmp_path / "settings.json").write_text('{"dtype": "float61", "tasks": {}}')
+    run(tmp_path, "--limit", "1")
 
 
 def test_two_processes_share_the_batches(whole, tmp_path):
@@ -203,6 +258,9 @@ def test_draws():
         (["--grading_timeout", "0"], "`timeout=0.0` must be a number above 0"),
         (["--limit", "0"], "`limit=0`"),
         (["--benchmarks", ","], "There is no benchmark"),
+        (["--dtype", "float61"], "`dtype='float61'` is unknown. Choose one of 'auto', 'bfloat16'"),
+        (["--tensor_parallel_size", "2", "--engine", "transformers"], "`tensor_parallel_size=2` is vLLM's"),
+        (["--watch", ".", "--benchmarks", "AIM"], "The benchmark 'AIM' is unknown"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words, message, tmp_path, capsys, monkeypatch):
@@ -220,6 +278,37 @@ def test_without_a_model(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         load_script("eval.py").main()
     assert "There is no model. Give --model" in capsys.readouterr().err
+
+
+def test_nothing_in_common_is_told_before_anything_is_sampled(whole, tmp_path, capsys, monkeypatch):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"benchmarks": {"aime24": {"by_problem": {"a": 1.0}}}}))
+    monkeypatch.setattr(sys, "argv", command(tmp_path / "out", "--compare", str(other))[1:])
+    with pytest.raises(SystemExit):
+        load_script("eval.py").main()
+    assert "have scores of aime24, and of none of these: playground" in capsys.readouterr().err
+
+
+def test_a_template_that_takes_no_system_message(tmp_path):
+    tokenizer = ModelSource("playground").tokenizer()
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    with pytest.raises(ValueError, match="chat template does not take these messages: no system"):
+        prompts_of(load_problems("playground")[0], tokenizer, "none", "Be brief.")
+    tokenizer.chat_template = None
+    (prompt, *_) = prompts_of(load_problems("playground")[0], tokenizer, "none", "Be brief.")
+    assert tokenizer.decode(prompt) == "Be brief.\n\nMake 10"
+
+
+def test_scores_of_checkpoints_are_collected_from_whatever_lies_there(whole, tmp_path):
+    collect(tmp_path)  # nothing yet
+    for name in ("checkpoint-5", "final", "greedy"):
+        shutil.copytree(whole, tmp_path / "eval" / name)
+    collect(tmp_path)  # no curves, so nobody knows the step of the final one
+    scores = pd.read_parquet(tmp_path / "eval_scores.parquet")
+    assert scores["step"].tolist() == [5]
+    assert list(scores) == ["step", "eval/playground", "eval/playground/low", "eval/playground/high"]
+    assert has_results(tmp_path / "eval" / "final", ["playground"])
+    assert not has_results(tmp_path / "eval" / "final", ["playground", "aime24"])
 
 
 def test_folders(tmp_path, monkeypatch):
@@ -243,16 +332,6 @@ def test_folders(tmp_path, monkeypatch):
 
 
 # ---- the six benchmarks
-
-
-@pytest.fixture(scope="module")
-def long_context(tmp_path_factory):
-    """The playground's model with room for long prompts: its positions are rotations, which have no end."""
-    folder = tmp_path_factory.mktemp("model") / "long"
-    shutil.copytree(MODEL, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16384}))
-    return folder
 
 
 @needs("bench")
@@ -296,6 +375,8 @@ def test_a_watched_run_has_its_scores_beside_its_curves(tmp_path):
     assert (out / "eval_curves.png").stat().st_size > 10_000
     again = subprocess.run(watching, capture_output=True, text=True, cwd=tmp_path)  # nothing is done twice
     assert again.returncode == 0 and "Playground" not in again.stdout
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["ended"] is True
     mistaken = subprocess.run([*watching, "--model", "playground"], capture_output=True, text=True, cwd=tmp_path)
     assert mistaken.returncode == 2 and "leave out --model" in mistaken.stderr
 
