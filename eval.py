@@ -104,6 +104,8 @@ def decoding_of(options: EvalArguments) -> Decoding:
 
 def check(options: EvalArguments) -> None:
     """What can be wrong with any model is found out here."""
+    if options.model is None and options.watch is None:
+        raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
     kind, _ = engine_of(options.engine)
     decoding_of(options)
     Grader(policy=options.policy, timeout=options.grading_timeout)
@@ -123,8 +125,6 @@ def check(options: EvalArguments) -> None:
 
 def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     """The model's source, and each benchmark in its tokens."""
-    if options.model is None:
-        raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
     check_model(ModelConfig(options.model, model_revision=options.revision or "main"), options.trust_remote_code)
     source = ModelSource(
         options.model,

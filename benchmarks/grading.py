@@ -29,7 +29,7 @@ HANGS = {
     "nested powers over 16": r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}}",
     "factorial of a factorial": r"\boxed{1000000!!}",
 }
-PATIENCE = 60  # seconds, before a call is said to hang
+PATIENCE = 40  # seconds, before a call is said to hang
 CALLS = {
     "TRL, main thread": "print(accuracy_reward([[{'content': answer}]], ['16']))",
     "TRL, other thread": (
@@ -44,7 +44,7 @@ CALLS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--benchmark_source", help="folder with the benchmarks; by default the Hub")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     golds, answers, right = make_answers(options.benchmark_source)

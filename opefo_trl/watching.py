@@ -21,7 +21,7 @@ from opefo_trl.results import RESULTS_FILE, read_results
 from opefo_trl.runs import checkpoints, has_ended, step_of
 
 PICTURE, FINAL = "eval_curves.png", "final"
-PAUSE = 10.0  # seconds between two looks
+PAUSE = 5.0  # seconds between two looks
 
 
 def watch(

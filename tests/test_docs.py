@@ -20,7 +20,7 @@ from opefo_trl.rewards import REWARDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-IN_HELP = {"benchmark_source", "seed", "revision", "dtype", "trust_remote_code"}  # say it themselves
+IN_HELP = {"benchmark_source", "seed", "revision", "trust_remote_code"}  # say it themselves
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 
 

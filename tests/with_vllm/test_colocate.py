@@ -10,13 +10,14 @@ import pytest
 import torch
 from pandas import read_parquet
 from peft import LoraConfig
-from tiny import build, settings, train
+from tiny import build, settings, tiny_dataset, train
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.guards import StaleWeightsError
 from opefo_trl.playground import playground_dataset, playground_reward
+from opefo_trl.rewards import math_reward
 
 BATCH = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 VLLM = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.1, "vllm_max_model_length": 64}
@@ -41,6 +42,18 @@ def test_a_colocated_run_trains_on_what_vllm_sampled(scope, model_path, tmp_path
     assert all(row["sampling/sampling_logp_difference/mean"] < 1e-5 for row in rows)
     assert any(row["flow/lambda"] != 0 for row in rows)
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+def test_answers_are_graded_beside_the_engine(model_path, tmp_path):
+    def boxed(completions, **columns):
+        return math_reward([rf"\boxed{{{completion}}}" for completion in completions], **columns)
+
+    rows = tiny_dataset()
+    rows = rows.add_column("answer", [str(place % 10) for place in range(len(rows))])
+    trainer = run(model_path, tmp_path, max_steps=1, extra={"reward_funcs": boxed, "train_dataset": rows})
+    shares = {key: value for key, value in trainer.state.log_history[0].items() if key.startswith("grading/")}
+    assert sum(shares.values()) == pytest.approx(1) and shares["grading/no_answer"] < 1
+    assert math_reward.grader.counts and math_reward.grader.alive >= 1
 
 
 def forwards_of(trainer) -> list[int]:
