@@ -206,7 +206,7 @@ def test_an_answer_that_takes_all_memory_is_an_error(monkeypatch, tmp_path):
     hungry.write_text(
         "from opefo_trl import grading_worker as worker\n"
         "judge = worker.judge\n"
-        "worker.judge = lambda gold, answer, boxed: judge(gold, answer if answer != '7' else bytearray(2**33), boxed)\n"
+        "worker.judge = lambda gold, text, boxed: judge(gold, text if text != '7' else bytearray(2**33), boxed)\n"
         "worker.main()\n"
     )
     monkeypatch.setattr("opefo_trl.grading.WORKER", hungry)
