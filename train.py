@@ -9,6 +9,7 @@ Every field of OPEFOConfig, GRPOConfig, TrainingArguments and ModelConfig is an 
 A run that was interrupted goes on from its newest whole checkpoint when the same command is given again.
 """
 
+import json
 import os
 import sys
 import warnings
@@ -163,6 +164,8 @@ def prepare_data(script: ScriptArguments, args: OPEFOConfig, rewards: list) -> t
         rows, left_out = clean(rows, script.unique_problems, script.prompt_template != "none", benchmarks)
         if args.process_index == 0 and len(rows) < left_out.rows:
             print(f"{script.dataset_name}, {split}: {len(rows)} problems, of {left_out}")
+        if args.process_index == 0 and any(left_out.leaked.values()):
+            Path(args.output_dir, "decontaminated.json").write_text(json.dumps(left_out.leaked, indent=1))
         return with_template(rows, script.prompt_template)
 
     train = problems(script.dataset_train_split, benchmarks)

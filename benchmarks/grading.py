@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--benchmark_source", help="folder with the benchmarks; by default the Hub")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", type=Path, help="jsonl of gold, prediction, expected, tier: reported by tier")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     golds, answers, right = make_answers(options.benchmark_source)
@@ -74,6 +75,8 @@ def main() -> None:
         "hangs": {what: {name: ends(call, answer) for name, call in CALLS.items()} for what, answer in HANGS.items()},
     }
     grader.close()
+    if options.cases:
+        result["tiers"] = by_tier([json.loads(line) for line in options.cases.read_text().splitlines()])
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -94,6 +97,23 @@ def make_answers(source: str | None) -> tuple[list[str], list[str], list[bool]]:
     chosen = [pairs[int(place * step)] for place in range(ANSWERS)]
     golds, answers, right = zip(*chosen, strict=True)
     return list(golds), [rf"So the answer is $\boxed{{{answer}}}$." for answer in answers], list(right)
+
+
+def by_tier(cases: list[dict]) -> dict[str, dict[str, str]]:
+    """Of each tier how many verdicts are as expected, by policy."""
+    tiers = sorted({case["tier"] for case in cases})
+    report: dict[str, dict[str, str]] = {tier: {} for tier in tiers}
+    for policy in ("boxed", "lenient"):
+        with Grader(policy=policy) as grader:
+            grades = grader.grade([case["gold"] for case in cases], [case["prediction"] for case in cases])
+        for tier in tiers:
+            own = [
+                grade.correct == case["expected"]
+                for grade, case in zip(grades, cases, strict=True)
+                if case["tier"] == tier
+            ]
+            report[tier][policy] = f"{sum(own)} of {len(own)}"
+    return report
 
 
 def count(found: list, right: list[bool], seconds: list[float]) -> dict:
@@ -136,6 +156,10 @@ def show(result: dict) -> None:
     print(f"| answer | {' | '.join(CALLS)} |\n|---|---|---|---|")
     for what, outcomes in result["hangs"].items():
         print(f"| {what} | {' | '.join(outcomes.values())} |")
+    if "tiers" in result:
+        print("\n| cases | boxed | lenient |\n|---|---|---|")
+        for tier, found in result["tiers"].items():
+            print(f"| {tier} | {found['boxed']} | {found['lenient']} |")
 
 
 if __name__ == "__main__":

@@ -158,12 +158,12 @@ class Cleaned:
     rows: int
     repeated: int = 0
     disputed: int = 0
-    leaked: dict[str, int] = field(default_factory=dict)  # by benchmark
+    leaked: dict[str, list[str]] = field(default_factory=dict)  # by benchmark
 
     def __str__(self) -> str:
         parts = [f"{self.repeated} repetitions"] if self.repeated else []
         parts += [f"{self.disputed} problems with contradictory answers"] if self.disputed else []
-        parts += [f"{count} that are in {name}" for name, count in self.leaked.items() if count]
+        parts += [f"{len(texts)} that are in {name}" for name, texts in self.leaked.items() if texts]
         return f"{self.rows} rows" + (f", without {', '.join(parts)}" if parts else "")
 
 
@@ -189,7 +189,8 @@ def clean(
     gone = set().union(*hits.values())
     if gone:
         dataset = dataset.select([place for place in range(len(dataset)) if place not in gone])
-    return dataset, Cleaned(rows, repeated, disputed, {name: len(found) for name, found in hits.items()})
+    leaked = {name: [text_of(problems[place]) for place in found] for name, found in hits.items()}
+    return dataset, Cleaned(rows, repeated, disputed, leaked)
 
 
 def hold_out(

@@ -112,12 +112,14 @@ class ModelSource:
         return int(getattr(text, "max_position_embeddings", 0) or 1 << 20)
 
     def weights(self) -> str:
-        """Tells one state of a local model from another: names, sizes and times of its files."""
+        """Tells one state of a model from another: names, sizes and times of local files, or the commit on the Hub."""
         files = [
             file for folder in {self.path, self.base} for file in Path(folder).glob("*") if file.suffix in WEIGHTS
         ]
         facts = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest() if facts else ""
+        if not facts:
+            return getattr(AutoConfig.from_pretrained(self.base, **self.hub), "_commit_hash", None) or ""
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 
     def tokenizer(self) -> Any:
         own = (Path(self.path) / "tokenizer_config.json").is_file() or not self.adapter

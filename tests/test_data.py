@@ -174,7 +174,8 @@ def test_problems_of_a_benchmark_are_left_out():
     chats = data.map(
         lambda row: {"prompt": [{"role": "user", "content": "\n" + row["prompt"]}]}, remove_columns="prompt"
     )
-    assert len(clean(chats, benchmarks={"aime24": [LEAK]})[0]) == 2
+    kept, left_out = clean(chats, benchmarks={"aime24": [LEAK]})
+    assert len(kept) == 2 and left_out.leaked == {"aime24": ["\n" + LEAK, "\n" + near]}
     with pytest.raises(ValueError, match="gram=0"):
         overlapping([], [], gram=0)
 

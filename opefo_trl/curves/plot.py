@@ -61,7 +61,7 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
         curve(reward, run.frame, "reward", window, color, None)
     finish(entropy, "Entropy of the policy", "nats per token", floor=0, legend=not many)
     finish(flow, "Flow: up solid, down dashed" if many else "Entropy flow", "nats per token and unit step")
-    finish(lam, "Lambda", "weights are 1 \N{PLUS-MINUS SIGN} lambda")
+    finish(lam, "Lambda", "flow added, as a share of all")
     finish(reward, "Reward", "mean over the batch")
     if scored:
         draw_scores(panels["scores"], runs)
