@@ -118,10 +118,14 @@ MISTAKES = {
     "--steps_per_generation 2": "OPEFO is strictly on-policy",
     "--dataset_name nowhere.jsonl": "There is no file 'nowhere.jsonl'",
     "--dataset_name nobody/nothing": "The data set 'nobody/nothing' cannot be loaded",
-    "--dataset_name questions.jsonl --eval_prompts 0": "The data has no column 'prompt'; it has question, answer",
+    "--dataset_name questions.jsonl --eval_prompts 0": "needs a column 'target'; the data has question, answer",
+    "--dataset_name questions.jsonl --prompt_column text": "The data has no column 'text'; it has question, answer",
+    "--dataset_name sentences.jsonl --reward_funcs math": "1 of 1 rows of the split 'train' have answers",
+    "--dataset_name questions.jsonl --reward_funcs math_answer_line --eval_prompts 0": "the prompts do not ask for",
+    "--dataset_name questions.jsonl --decontaminate aime23": "The benchmark 'aime23' is unknown",
     "--dataset_train_split trian": "has no split 'trian'. Choose one of 'train', 'test'",
     "--eval_prompts -1": "`eval_prompts=-1`",
-    "--reward_funcs maths": "The reward function 'maths' is unknown. Choose one of math, format, playground",
+    "--reward_funcs maths": "The reward function 'maths' is unknown. Choose one of math, math_answer_line, format",
     "--reward_funcs math": "The reward 'math' needs a column 'answer'; the data has prompt, target",
     "--reward_funcs nowhere.exact": "'nowhere.exact' cannot be imported",
     "--prompt_template dots": "`prompt_template='dots'` is unknown",
@@ -136,7 +140,7 @@ MISTAKES = {
     "--dataset_name holes.jsonl --eval_prompts 0": "1 of 2 rows have nothing in column 'prompt'",
     "--dataset_name empty.jsonl": "'empty.jsonl' is empty",
     "--model_name_or_path ./model --dataset_name questions.jsonl --use_cpu --bf16 false": "There is no reward",
-    "--dataset_name questions.jsonl --prompt_column question --eval_prompts 0":
+    "--dataset_name questions.jsonl --reward_funcs math --eval_prompts 0":
         "There are 1 prompts to train on, and a rollout takes 32",
     "--reward_funcs broken.exact": "'broken.exact' cannot be imported: SyntaxError",
     "--resume_from_checkpoint done/checkpoint-2 --output_dir done": "checkpoint-4 would be taken for one of this run",
@@ -159,6 +163,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, m
     for step in (2, 4):
         Path(f"done/checkpoint-{step}").mkdir(parents=True)
         TrainerState(global_step=step).save_to_json(f"done/checkpoint-{step}/trainer_state.json")
+    Path("sentences.jsonl").write_text('{"question": "1+1=", "answer": "left to the reader, it is easy"}\n')
     Path("questions.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
     monkeypatch.setattr(sys, "argv", ["train.py", *mistake.split()])
     with pytest.raises(SystemExit) as stop:
