@@ -29,7 +29,7 @@ HANGS = {
     "nested powers over 16": r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}}",
     "factorial of a factorial": r"\boxed{1000000!!}",
 }
-PATIENCE = 40  # seconds, before a call is said to hang
+PATIENCE = 30  # seconds, before a call is said to hang
 CALLS = {
     "TRL, main thread": "print(accuracy_reward([[{'content': answer}]], ['16']))",
     "TRL, other thread": (
@@ -71,7 +71,6 @@ def main() -> None:
         "right": sum(right),
         "workers": grader.workers,
         "sides": {name: count(found, right, seconds[name]) for name, found in verdicts.items()},
-        "ratios": [trl / ours for trl, ours in zip(seconds["TRL, gold as it is"], seconds["ours"], strict=True)],
         "hangs": {what: {name: ends(call, answer) for name, call in CALLS.items()} for what, answer in HANGS.items()},
     }
     grader.close()
@@ -151,8 +150,10 @@ def show(result: dict) -> None:
         low, high = side["spread"]
         cells = (side["accepted"], side["rejected"], side["skipped"], side["wrong accepted"])
         print(f"| {name} | {' | '.join(map(str, cells))} | {side['seconds']:.1f} ({low:.1f} to {high:.1f}) |")
-    ratios = result["ratios"]
-    print(f"\nTRL's time over ours: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})\n")
+    times = {name: side["seconds"] / result["sides"]["ours"]["seconds"] for name, side in result["sides"].items()}
+    print(
+        "\nTime over ours: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in times.items() if ratio != 1) + "\n"
+    )
     print(f"| answer | {' | '.join(CALLS)} |\n|---|---|---|---|")
     for what, outcomes in result["hangs"].items():
         print(f"| {what} | {' | '.join(outcomes.values())} |")
