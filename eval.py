@@ -29,7 +29,16 @@ from trl import ModelConfig
 from opefo_trl.benchmarks import BENCHMARKS, SIX, benchmark_name
 from opefo_trl.cli import Parser, plain_errors
 from opefo_trl.data import TEMPLATES
-from opefo_trl.evaluation import Evaluation, PlaygroundGrader, Task, check_same, load_problems, prompts_of, title_of
+from opefo_trl.evaluation import (
+    Evaluation,
+    PlaygroundGrader,
+    Task,
+    check_same,
+    load_problems,
+    prompts_of,
+    samples_of,
+    title_of,
+)
 from opefo_trl.grading import POLICIES, Grader, Outcome, cores_of_rank, grader_version
 from opefo_trl.playground import PLAYGROUND
 from opefo_trl.preflight import check_model, check_writable
@@ -118,7 +127,7 @@ def check(options: EvalArguments) -> None:
             f"`prompt_template={options.prompt_template!r}` is unknown. Choose one of {', '.join(TEMPLATES)}."
         )
     for name in options.benchmarks:
-        k = options.k or load_problems(name, options.benchmark_source)[1]
+        k = options.k or samples_of(name)
         if k > 1 and options.temperature == 0:
             raise ValueError(f"`temperature=0` gives the same sample {k} times. Set `k=1`, or a temperature above 0.")
 
@@ -138,10 +147,10 @@ def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     tokenizer = source.tokenizer()
     tasks = []
     for name in options.benchmarks:
-        problems, k = load_problems(name, options.benchmark_source)
+        problems = load_problems(name, options.benchmark_source)[: options.limit]
         template = "none" if name == PLAYGROUND else options.prompt_template
-        prompts = prompts_of(problems[: options.limit], tokenizer, template, options.system_prompt)
-        tasks.append(Task(name, problems[: options.limit], prompts, options.k or k))
+        prompts = prompts_of(problems, tokenizer, template, options.system_prompt)
+        tasks.append(Task(name, problems, prompts, options.k or samples_of(name)))
     return source, tasks
 
 

@@ -51,11 +51,14 @@ def playground_problems() -> list[dict[str, str]]:
     ]
 
 
-def load_problems(name: str, source: str | None = None) -> tuple[list[dict[str, str]], int]:
-    """Problems of a benchmark, or of the playground, and how many samples of each the protocol takes."""
-    if name == PLAYGROUND:
-        return playground_problems(), 16
-    return load_benchmark(name, source).to_list(), BENCHMARKS[name].k
+def load_problems(name: str, source: str | None = None) -> list[dict[str, str]]:
+    """Problems of a benchmark, or of the playground."""
+    return playground_problems() if name == PLAYGROUND else load_benchmark(name, source).to_list()
+
+
+def samples_of(name: str) -> int:
+    """How many samples of each problem the protocol takes."""
+    return 16 if name == PLAYGROUND else BENCHMARKS[name].k
 
 
 def title_of(name: str) -> str:

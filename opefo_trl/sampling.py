@@ -273,7 +273,7 @@ class Transformers:
             [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device
         )
         torch.manual_seed(seeds[0])
-        record = Record(self.decoding, width)
+        record = Record(self.decoding)
         done = AtItsLimit(width, torch.tensor(limits, device=self.device))
         self.model.generation_config.max_new_tokens = max(limits)
         output = self.model.generate(
@@ -299,8 +299,8 @@ class Transformers:
 class Record(LogitsProcessor):
     """Applies temperature and top-p, and keeps the log-probability of each token that is taken, one step later."""
 
-    def __init__(self, decoding: Decoding, width: int):
-        self.width, self.kept = width, list[Tensor]()
+    def __init__(self, decoding: Decoding):
+        self.kept: list[Tensor] = []
         self.last: Tensor | None = None
         self.warpers: list[Any] = []
         if decoding.temperature > 0:

@@ -82,7 +82,7 @@ def long_context(tmp_path_factory):
 def test_log_probabilities_are_those_of_the_distribution_that_is_sampled_from():
     source = ModelSource("playground")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL), source.tokenizer()
-    problems, _ = load_problems("playground")
+    problems = load_problems("playground")
     prompts = prompts_of(problems[:3], tokenizer, "none", None) * 4
     prompts[1] = prompts[1] + prompts[1]  # rows of unlike length
     for decoding in (Decoding(1.0, 1.0, 12), Decoding(0.6, 0.9, 12), Decoding(0.0, 1.0, 12)):
@@ -105,7 +105,7 @@ def test_log_probabilities_are_those_of_the_distribution_that_is_sampled_from():
 def test_rows_stop_at_their_own_limit_and_truncation_is_told():
     source = ModelSource("playground")
     tokenizer = source.tokenizer()
-    prompts = prompts_of(load_problems("playground")[0][:2], tokenizer, "none", None)
+    prompts = prompts_of(load_problems("playground")[:2], tokenizer, "none", None)
     engine = Transformers(source, Decoding(1.0, 1.0, 12), tokenizer)
     found = engine.sample(prompts * 6, [0] * 12, [2, 12] * 6)
     assert all(sample.tokens == 2 and sample.truncated for sample in found[::2])
@@ -120,7 +120,7 @@ def test_seeds_are_distinct_and_stay():
 
 
 def test_a_prompt_that_fills_the_context_is_a_sample_without_answer(tmp_path):
-    problems, _ = load_problems("playground")
+    problems = load_problems("playground")
     tokenizer = ModelSource("playground").tokenizer()
     prompts = prompts_of(problems, tokenizer, "none", None)
     prompts[0] = prompts[0] * 10
@@ -309,9 +309,9 @@ def test_a_template_that_takes_no_system_message(tmp_path):
     tokenizer = ModelSource("playground").tokenizer()
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     with pytest.raises(ValueError, match="chat template does not take these messages: no system"):
-        prompts_of(load_problems("playground")[0], tokenizer, "none", "Be brief.")
+        prompts_of(load_problems("playground"), tokenizer, "none", "Be brief.")
     tokenizer.chat_template = None
-    (prompt, *_) = prompts_of(load_problems("playground")[0], tokenizer, "none", "Be brief.")
+    (prompt, *_) = prompts_of(load_problems("playground"), tokenizer, "none", "Be brief.")
     assert tokenizer.decode(prompt) == "Be brief.\n\nMake 10"
 
 
