@@ -61,10 +61,8 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+|\d+", text.lower())
 
 
-def grams_of(text: str, size: int) -> set[tuple[str, ...]]:
-    words = words_of(text)
-    size = min(size, len(words))
-    return {tuple(words[place : place + size]) for place in range(len(words) - size + 1)} if words else set()
+def grams_of(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(words[place : place + size]) for place in range(len(words) - size + 1)}
 
 
 def overlapping(
@@ -76,7 +74,8 @@ def overlapping(
     """
     if gram < 1 or not 0 < share <= 1:
         raise ValueError(f"`gram={gram}` must be 1 or more, and `share={share}` in (0, 1].")
-    asked = [grams_of(text, gram) for text in benchmark]
+    # A problem of fewer words is one sequence; one without any is none
+    asked = [grams_of(words, max(1, min(gram, len(words)))) for words in map(words_of, benchmark)]
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, grams in enumerate(asked):
         for found in grams:
@@ -87,7 +86,7 @@ def overlapping(
         words = words_of(text)
         common: Counter[int] = Counter()
         for size in sizes:
-            for found in {tuple(words[at : at + size]) for at in range(len(words) - size + 1)}:
+            for found in grams_of(words, size):
                 common.update(places.get(found, ()))
         if any(count >= share * len(asked[place]) for place, count in common.items()):
             hit.append(index)
