@@ -33,9 +33,9 @@ def command(out, *more, model="playground"):
 
 
 def environment():
-    """Without what TRL's engine in this process has put there: eval.py would be a rank of it."""
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return {name: value for name, value in os.environ.items() if name not in ranks}
+    """Without what engines in this process have put there: eval.py would be a rank of them, and in one process."""
+    theirs = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
+    return {name: value for name, value in os.environ.items() if name not in theirs}
 
 
 def run(*words, **options):
