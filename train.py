@@ -26,6 +26,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.benchmarks import BENCHMARKS, load_benchmark
+from opefo_trl.card import RunFacts
 from opefo_trl.cli import Parser, plain_errors
 from opefo_trl.data import (
     TEMPLATES,
@@ -37,6 +38,7 @@ from opefo_trl.data import (
     whole_batches,
     with_template,
 )
+from opefo_trl.hub import NotPushedError
 from opefo_trl.playground import PLAYGROUND
 from opefo_trl.preflight import check_answers, check_columns, check_model, check_prompts, check_sizes, check_writable
 from opefo_trl.progress import EntropyProgress, sentence_of, table_of
@@ -202,16 +204,21 @@ def main() -> None:
     # A recipe with `--control none` is how one compares: it goes without saying that its control's fields rest then.
     warnings.filterwarnings("ignore", message="`control='none'` does not use")
     with plain_errors("train.py"):
-        script, args, model = Parser((ScriptArguments, OPEFOConfig, ModelConfig)).parse(sys.argv[1:], QUICKSTART)
+        parser = Parser((ScriptArguments, OPEFOConfig, ModelConfig))
+        script, args, model = parser.parse(sys.argv[1:], QUICKSTART)
         facts = facts_of(script, model, args)
         checkpoint = where_to_begin(args, facts)
         trainer = prepare(script, args, model)
+    on_hub = script.dataset_name != PLAYGROUND and not Path(script.dataset_name).exists()
+    trainer.run_facts = RunFacts(script.dataset_name, on_hub, parser.config_file)
     if args.process_index == 0:
         write_facts(args.output_dir, facts)
     try:
         run(trainer, script, facts, checkpoint)
     except KeyboardInterrupt:
         trainer.accelerator.print(f"\nStopped in step {trainer.state.global_step + 1}. The same command goes on.")
+        if trainer.publisher is not None and trainer.publisher.stop():
+            print(trainer.publisher.report())
         raise SystemExit(130) from None
 
 
@@ -237,23 +244,24 @@ def run(trainer: OPEFOTrainer, script: ScriptArguments, facts: dict, checkpoint:
         )
         say(sentence_of(scores))
         trainer.save_metrics("eval", scores)
-    on_hub = script.dataset_name != PLAYGROUND and not Path(script.dataset_name).exists()
-    dataset_name = script.dataset_name if on_hub else None
-    trainer.create_model_card(model_name=Path(out).name, dataset_name=dataset_name)
+    trainer.create_model_card()
     say(f"\nWritten to {out}: {', '.join(sorted(path.name for path in Path(out).iterdir()))}")
     if trainer.args.push_to_hub:
-        publish(trainer, dataset_name)
+        publish(trainer)
     if hasattr(trainer, "end"):  # transformers 5.18: trackers and the process group
         trainer.end()
 
 
-def publish(trainer: OPEFOTrainer, dataset_name: str | None) -> None:
+def publish(trainer: OPEFOTrainer) -> None:
+    """Wait for what is on its way to the Hub, and say what is there and what is not."""
+    say = trainer.accelerator.print
     try:
-        trainer.push_to_hub(dataset_name=dataset_name)
-    except Exception as error:  # the run is done, and its model is on disk
-        trainer.accelerator.print(f"NOT pushed to {trainer.hub_model_id}: {type(error).__name__}: {error}")
+        commit = trainer.push_to_hub()
+    except NotPushedError as error:  # the run is done, and its model is on disk
+        say(f"\n{trainer.publisher.report()}\n{error}")
         raise SystemExit(1) from None
-    trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}")
+    if commit is not None:  # the first process
+        say(f"\n{trainer.publisher.report()}\nPushed: {commit.commit_url}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class UsageError(ValueError):
 class Parser(TrlParser):
     """TRL's parser: dataclasses, `--config file.yaml`, overrides; with names checked before anything is built."""
 
+    config_file: Path | None = None  # that was read
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
@@ -37,6 +39,7 @@ class Parser(TrlParser):
                 print(f"No --config: the rest is as in {default_config.name}.", file=sys.stderr)
             words = ["--config", str(default_config), *words]
         self._check_options(words)
+        self.config_file = Path(_value_of("--config", words)) if "--config" in words else None
         try:
             *parts, _, rest = self.parse_args_and_config(
                 words, return_remaining_strings=True, separate_remaining_strings=True

@@ -7,8 +7,11 @@ import json
 import math
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from trl import GRPOConfig
 
 from opefo_trl.controls import Control, control_options, make_control
@@ -21,6 +24,19 @@ NONFINITE = ("stop", "skip")
 CONTROL_FIELDS = ("flow_lambda_max", "flow_target", "flow_schedule", "flow_shape")
 # And those of TRL's that it may want to know.
 RUN_FIELDS = ("num_train_epochs", "max_steps", "epsilon", "epsilon_high")
+
+
+class Secret(str):
+    """A token that stays out of `training_args.bin`, which lies beside the model and goes to the Hub."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Secret:
+        return self
+
+    def __repr__(self) -> str:
+        return "'***'"
 
 
 @dataclass
@@ -212,6 +228,7 @@ class OPEFOConfig(GRPOConfig):
                 f"`gradient_accumulation_steps={self.gradient_accumulation_steps}` must be 1 or more: it is the "
                 "number of micro-batches in an optimizer step."
             )
+        self._check_hub()
         _require("flow_estimator", self.flow_estimator, ESTIMATORS)
         _require("flow_scope", self.flow_scope, SCOPES)
         _require("nonfinite", self.nonfinite, NONFINITE)
@@ -224,6 +241,20 @@ class OPEFOConfig(GRPOConfig):
             self._warn_of_rivals()
         self._warn_of_idle_fields(control)
         self._warn_of_checkpoints_inside_a_window()
+
+    def _check_hub(self) -> None:
+        if self.hub_token is not None:
+            self.hub_token = Secret(self.hub_token)
+        if self.hub_model_id is None and not self.push_to_hub:
+            return
+        name = self.hub_model_id or Path(self.output_dir).absolute().name
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(
+                f"`hub_model_id={self.hub_model_id!r}` with `output_dir={self.output_dir!r}` gives no name of a "
+                f"repository. Set `hub_model_id` to USER/NAME. ({error})"
+            ) from None
 
     def make_control(self) -> Control:
         """A fresh control with the options of this configuration."""

@@ -9,6 +9,7 @@ hooks, each held in place by a test in tests/test_trl_contract.py:
     compute_loss, training_step              open and close the window of micro-batches of one optimizer step
     _calculate_rewards, _get_grad_norm       the last places where a NaN can be caught
     _save_checkpoint, _load_optimizer_and_scheduler, _run_epoch
+    init_hf_repo, _push_from_checkpoint, _finish_current_push    what the Trainer sends to the Hub, sent by `Publisher`
     _metrics                                 what TRL and the controls measured, a list for each name, cleared by `log`
 """
 
@@ -26,19 +27,22 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable
 
 from opefo_trl.answers import RIGHT, distinct_right, names_of
 from opefo_trl.batching import PLACE, Alone, Batching
+from opefo_trl.card import RunFacts, write_card
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
-from opefo_trl.curves import PICTURE_FILE, EntropyCurves
+from opefo_trl.curves import EntropyCurves
 from opefo_trl.drift import Drift, importance_ratio
 from opefo_trl.files import write_whole
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
+from opefo_trl.hub import Publisher, Target
+from opefo_trl.hub.publisher import in_background
 from opefo_trl.guards import CollapseGuard, DriftGuard, MicroBatch, NonFiniteError, StepGuard, watch_reward
 from opefo_trl.microbatch import MEANS, Means, Parts, columns, positions_of, spread, trained_mask
 from opefo_trl.playground import resolve_model
@@ -67,6 +71,9 @@ class OPEFOTrainer(GRPOTrainer):
     Attributes:
         curves ([`~opefo_trl.curves.EntropyCurves`]): the steps so far; `trainer.curves.plot()` draws them. None with
             `entropy_curves=False`, and on all ranks but the first.
+        publisher ([`~opefo_trl.hub.Publisher`]): what pushes to the Hub; `trainer.publisher.report()` lists every save
+            and what came of it. None without `push_to_hub`, and on all ranks but the first.
+        run_facts ([`~opefo_trl.card.RunFacts`]): what the model card says of the run beyond what a trainer knows.
 
     Example:
 
@@ -97,6 +104,7 @@ class OPEFOTrainer(GRPOTrainer):
     }
 
     args: OPEFOConfig
+    publisher: Publisher | None = None  # on the first rank, with `push_to_hub`
     reward_funcs: list[Any]
     accelerator: Any
     epsilon_low: Any
@@ -111,6 +119,7 @@ class OPEFOTrainer(GRPOTrainer):
         **keywords: Any,
     ):
         model = resolve_model(model)
+        self.run_facts = RunFacts()
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = OPEFOConfig(f"{name.split('/')[-1]}-OPEFO")
@@ -124,8 +133,9 @@ class OPEFOTrainer(GRPOTrainer):
 
             vllm_cpu.adapt("bfloat16" if args.bf16 else "float32")
         super().__init__(model, reward_funcs, args, *positional, **keywords)
-        if args.control == "none":  # the model card gives the credit where it is due
-            self._name, self._paper, self._tag_names = GRPOTrainer._name, GRPOTrainer._paper, GRPOTrainer._tag_names
+        if args.control != "opefo":  # the model card gives the credit where it is due
+            self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
+            self._tag_names = [*GRPOTrainer._tag_names, *([args.control] if args.control != "none" else [])]
         self._scoring_pass: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
         self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
         self._loss_trains = False  # whether it is for its gradient, or only for its metrics
@@ -676,15 +686,21 @@ class OPEFOTrainer(GRPOTrainer):
 
     # ---- state and card
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        super().create_model_card(*args, **kwargs)
-        card = Path(self.args.output_dir) / "README.md"
-        if self.is_world_process_zero():  # TRL's template has no words for what is not on the Hub
-            text = card.read_text().replace("[None](https://huggingface.co/None)", "a local model")
-            text = text.replace('model="None"', f'model="{self.args.output_dir}"')
-            if (card.parent / PICTURE_FILE).exists() and PICTURE_FILE not in text:
-                text += f"\n## Entropy\n\n![Entropy, its flows, lambda and reward]({PICTURE_FILE})\n"
-            card.write_text(text)
+    @property
+    def base_model(self) -> str:
+        """The model that the run began with: a name on the Hub, a folder, or nothing that is known."""
+        return get_config_model_id(self.model.config)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        if self.is_world_process_zero():
+            if self.publisher is not None:
+                self.hub_model_id = self.publisher.repo
+            write_card(self, model_name, dataset_name, tags)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
@@ -694,6 +710,56 @@ class OPEFOTrainer(GRPOTrainer):
             write_whole(folder / STATE_FILE, lambda part: part.write_text(state))
             self.recording.save(folder)
         super()._save_checkpoint(model, trial)
+
+    # ---- the Hub: the training puts what it saves into an outbox, and never waits for it
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        if self.publisher is not None or not self.is_world_process_zero():
+            return
+        args = self.args
+        self.hub_model_id = args.hub_model_id or Path(args.output_dir).absolute().name
+        strategy = getattr(args.hub_strategy, "value", args.hub_strategy)
+        target = Target(self.hub_model_id, args.hub_private_repo, args.hub_revision, strategy, args.hub_always_push)
+        self.publisher = Publisher(Path(args.output_dir), target, token or args.hub_token)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.publisher is None or self.publisher.target.strategy == "end":
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        steps = self.args.save_strategy != SaveStrategy.EPOCH
+        when = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch or 0)}"
+        self.publisher.save(Path(checkpoint_folder), f"Training in progress, {when}")
+
+    def _finish_current_push(self) -> None:
+        """At the end of `train`: other ranks would wait here, and time out. `push_to_hub` waits, or the exit does."""
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Push the model, its card and its curves, and whatever is not on the Hub yet.
+
+        Takes the arguments of [`~transformers.Trainer.push_to_hub`]. Returns a `CommitInfo` when all of it is there,
+        or with `blocking=False` a `Future` of it; what is not there raises [`~opefo_trl.hub.NotPushedError`], is kept,
+        and can be pushed later: `python -m opefo_trl.hub push OUT`.
+        """
+        self.init_hf_repo(token)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        assert self.publisher is not None
+        self.publisher.turn_to(revision or self.args.hub_revision, token)
+        self.create_model_card(**kwargs)
+        self.publisher.save(None, commit_message or "End of training")
+        if blocking:
+            return self.publisher.finish()
+        return in_background(self.publisher.finish)
 
     def _control_state(self) -> str:
         state = {

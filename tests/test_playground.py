@@ -151,7 +151,7 @@ def test_a_build_comes_out_the_same_byte_for_byte(tmp_path):
         torch.set_num_threads(threads)
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
     assert {path.name for path in (tmp_path / "a").iterdir()} == {path.name for path in MODEL.iterdir()}
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"):
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json", "README.md"):
         assert (tmp_path / "a" / file).read_text() == (MODEL / file).read_text(), file
     with (
         safe_open(tmp_path / "a" / "model.safetensors", "pt") as ours,

@@ -2,7 +2,7 @@
 
     from opefo_trl.curves import EntropyCurves
 
-    curves = EntropyCurves.load("out")              # a run's folder, a checkpoint, or the parquet file
+    curves = EntropyCurves.load("out")              # a run's folder, a checkpoint, the parquet file, or "user/model"
     curves.to_pandas()                              # a column for each metric of docs/metrics.md
     curves.plot("curves.png")
     EntropyCurves.compare(["out-grpo", "out-opefo"], "both.png")

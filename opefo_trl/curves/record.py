@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from opefo_trl.curves.remote import fetch, is_repository
 from opefo_trl.files import write_whole
 
 if TYPE_CHECKING:
@@ -49,13 +50,27 @@ class EntropyCurves:
         self.frame, self.name, self.settings, self.samples = frame, name, settings or {}, samples or []
 
     @classmethod
-    def load(cls, path: str | Path, name: str | None = None) -> EntropyCurves:
-        """From a run's output folder, one of its checkpoints, or the parquet file itself."""
+    def load(
+        cls,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> EntropyCurves:
+        """
+        From a run's output folder, one of its checkpoints, the parquet file itself, or a repository on the Hub
+        (`"user/model"`), of which only that file is fetched, or taken from the cache without a network.
+        """
         file = Path(path) / CURVES_FILE if Path(path).is_dir() else Path(path)
+        if not file.exists() and is_repository(str(path)):
+            file, name = fetch(str(path), CURVES_FILE, revision, token), name or str(path)
+        elif revision is not None or token is not None:
+            raise ValueError(f"{str(path)!r} is not on the Hub, so it has no `revision` and needs no `token`.")
         if not file.is_file():
             raise FileNotFoundError(
-                f"There are no entropy curves at {str(path)!r}. Give a run's output folder, a checkpoint in it, or "
-                f"the {CURVES_FILE}; runs with `entropy_curves=False` have none."
+                f"There are no entropy curves at {str(path)!r}. Give a run's output folder, a checkpoint in it, the "
+                f"{CURVES_FILE}, or a repository on the Hub; runs with `entropy_curves=False` have none."
             )
         try:
             table = pq.read_table(file)

@@ -33,6 +33,16 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+The playground's model: Qwen2's architecture at 0.4 million parameters, which writes expressions equal to a number.
+`python -m opefo_trl.playground.build` makes it.
+"""
 STEPS = 3000
 BATCH = 256
 CARELESS = 0.1  # the last part of the training, in which
@@ -119,6 +129,7 @@ def build(output: Path, steps: int = STEPS, seed: int = 0) -> None:
     )
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    (output / "README.md").write_text(CARD)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""A file of somebody's run, from the Hub or from what is cached of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def is_repository(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None and not name.endswith(".parquet")
+
+
+def fetch(repo: str, file: str, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """That file alone. What goes wrong is a `FileNotFoundError` of one line."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = f"{repo!r}" + (f" at {revision!r}" if revision else "")
+    try:
+        return Path(hf_hub_download(repo, file, revision=revision, token=token))
+    except LocalEntryNotFoundError:
+        reason = f"{file} of {at} is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set)."
+    except EntryNotFoundError:
+        reason = f"{at} on the Hub has no {file}: it was not trained with opefo_trl, or with `entropy_curves=False`."
+    except RevisionNotFoundError:
+        reason = f"{repo!r} on the Hub has no revision {revision!r}."
+    except GatedRepoError:
+        reason = f"{at} on the Hub is gated: ask for access on its page, and log in with `hf auth login`."
+    except RepositoryNotFoundError:
+        reason = (
+            f"There is neither a folder {repo!r} nor such a repository on the Hub, or it is private and the token may "
+            "not read it (`hf auth login`, or `token=`)."
+        )
+    except HfHubHTTPError as error:
+        reason = f"{file} of {at} could not be fetched: the Hub answered {error.response.status_code}."
+    raise FileNotFoundError(reason)

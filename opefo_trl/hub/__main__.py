@@ -1,0 +1,116 @@
+"""python -m opefo_trl.hub push OUT: bring to the Hub what of a run is not there, or not yet.
+
+`attempt OUT` is what a training starts: one attempt for what waits, whose outcome is the last line, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from opefo_trl.hub import commit, outbox
+from opefo_trl.hub.outbox import STRATEGIES, Outcome, Target
+
+PAUSES = (5.0, 15.0, 45.0)  # seconds between attempts
+LONGEST_WAIT = 600.0
+PATIENT = 10  # of `nice`: the training comes first
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m opefo_trl.hub", description="Push a run to the Hub.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    by_hand = commands.add_parser("push", help="push what of a run is not on the Hub")
+    by_hand.add_argument("run", type=Path, metavar="OUT", help="the run's output folder")
+    by_hand.add_argument("--hub_model_id", help="repository (default: the one that the run was given)")
+    by_hand.add_argument("--hub_private_repo", action="store_true", help="make it private, if it is made")
+    by_hand.add_argument("--hub_revision", help="branch to commit to")
+    by_hand.add_argument("--hub_strategy", choices=STRATEGIES, help="which checkpoints go there (default: the run's)")
+    for_training = commands.add_parser("attempt", help="what a training starts; its last line is JSON")
+    for_training.add_argument("run", type=Path, metavar="OUT")
+    options = parser.parse_args(arguments)
+    commit.set_timeouts()
+    if options.command == "attempt":
+        return _attempt(options.run)
+    try:
+        return push_run(options.run, target_of(options))
+    except (ValueError, OSError) as error:
+        print(f"python -m opefo_trl.hub: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _attempt(run: Path) -> int:
+    if hasattr(os, "nice"):
+        os.nice(PATIENT)
+    target = Target.read(run)
+    assert target is not None, f"{run} has no target"
+    outcome = commit.attempt(run, target)
+    print(outbox.as_json(outcome))
+    return 0
+
+
+def target_of(options: argparse.Namespace) -> Target:
+    run = options.run
+    if not run.is_dir():
+        raise ValueError(f"There is no folder {str(run)!r}. Give the `output_dir` of a run.")
+    known = Target.read(run) or Target(options.hub_model_id or "")
+    target = replace(
+        known,
+        repo=options.hub_model_id or known.repo,
+        private=options.hub_private_repo or known.private,
+        revision=options.hub_revision or known.revision,
+        strategy=options.hub_strategy or known.strategy,
+    )
+    if not target.repo:
+        raise ValueError(f"{str(run)!r} was not trained with `push_to_hub`: say where to, --hub_model_id USER/NAME.")
+    check_repo(target.repo)
+    return target
+
+
+def check_repo(repo: str) -> None:
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"`hub_model_id={repo!r}` is no name of a repository: {error}") from None
+
+
+def push_run(run: Path, target: Target) -> int:
+    """Everything that the folder holds and the strategy publishes, then whatever waited before it."""
+    target.write(run)
+    parts = outbox.state_of(run, target.strategy)
+    if not any(parts.values()):
+        raise ValueError(f"There is nothing in {str(run)!r} to push.")
+    outbox.stage(run, parts, f"Push of {run.absolute().name}", target.every)
+    while outbox.missing(run):  # each save by itself, where `hub_always_push` wants every one
+        outcome = patiently(lambda: commit.attempt(run, target))
+        if not outcome.ok:
+            left = outbox.missing(run)
+            print(f"NOT on the Hub, in {outcome.repo or target.repo}: {', '.join(left)}. {outcome.error}. It is kept; "
+                  "the same command goes on.", file=sys.stderr)  # fmt: skip
+            return 1
+        print(f"On the Hub: {', '.join(outcome.messages)}, {outcome.files} files: {outcome.url}")
+    return 0
+
+
+def patiently(attempt: Callable[[], Outcome], pauses: tuple[float, ...] = ()) -> Outcome:
+    """Again after a pause, as long as that may help."""
+    outcome = attempt()
+    for pause in pauses or PAUSES:
+        if outcome.ok or outcome.refused or outcome.wait > LONGEST_WAIT:
+            return outcome
+        wait = max(pause, outcome.wait)
+        print(f"{outcome.error}. Trying again in {wait:.0f} s ...", file=sys.stderr)
+        time.sleep(wait)
+        outcome = attempt()
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""One attempt to bring files to a repository on the Hub, and to see that they are there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+from filelock import FileLock, Timeout
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_token,
+    is_offline_mode,
+    set_client_factory,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from opefo_trl import __version__
+from opefo_trl.hub.outbox import LAST_CHECKPOINT, Outcome, Target, contents, discard, folder_of, message_of, note, take
+from opefo_trl.hub.readme import addressed, merge
+
+CARD = "README.md"
+SILENCE = float(os.environ.get("OPEFO_HUB_TIMEOUT", "120"))  # seconds without a word before a request has failed
+AT_ONCE = 500  # files whose state is asked for in one request
+RATE_LIMIT = 60.0  # seconds, where the Hub asks to wait and does not say how long
+MERGES = 3  # times that somebody else may commit between our look and our commit
+FULL, REFUSED, BUSY = (402, 413, 507), (400, 401, 403, 404, 422), 429
+
+
+class RefusedError(RuntimeError):
+    """What trying again does not mend."""
+
+
+class NotThereError(RuntimeError):
+    """The Hub has taken a commit, and not all of its files are there."""
+
+
+def set_timeouts() -> None:
+    """For this process: huggingface_hub by itself waits for an answer for ever."""
+    timeout = httpx.Timeout(SILENCE, connect=min(SILENCE, 10.0), pool=None)
+    set_client_factory(lambda: httpx.Client(follow_redirects=True, timeout=timeout))
+
+
+def attempt(run: Path, target: Target) -> Outcome:
+    """Push what waits in the outbox of a run. One process at a time: another one's attempt is waited for."""
+    try:
+        with FileLock(folder_of(run) / "lock", timeout=SILENCE):
+            saves = take(run, target.every)
+            messages = [message_of(save) for save in saves]
+            message = messages[-1] if messages else ""
+            outcome = replace(push(target, contents(saves), message), messages=messages)
+            if messages:
+                note(run, outcome)
+            if outcome.ok:
+                for save in saves:
+                    discard(folder_of(run), save)
+            return outcome
+    except Timeout:
+        return Outcome([], error="Another process is pushing the same run.")
+
+
+def push(target: Target, files: Mapping[str, Path], message: str, owned: Callable[[str], str] | None = None) -> Outcome:
+    """
+    A commit of `files`, by their paths in the repository, which is made if it is not there. What is there already is
+    not sent again, and a card that somebody has written in keeps that. `owned` may change the card, given as it is in
+    the repository or else among the files.
+    """
+    repo = target.repo
+    try:
+        if is_offline_mode():
+            raise RefusedError("HF_HUB_OFFLINE is set, so nothing is sent")
+        if get_token() is None:
+            raise RefusedError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
+        api = HfApi(library_name="opefo_trl", library_version=__version__)
+        repo = api.create_repo(target.repo, private=target.private, exist_ok=True).repo_id
+        if target.revision is not None:
+            api.create_branch(repo, branch=target.revision, exist_ok=True)
+        if not files and owned is None:
+            return Outcome([], repo)
+        commit, additions = _commit(api, replace(target, repo=repo), files, message, owned)
+        _verify(api, repo, commit.oid, additions)
+        size = sum(addition.upload_info.size for addition in additions)
+        return Outcome([message], repo, commit.oid, commit.commit_url, len(additions), size)
+    except Exception as error:  # of the network, the server, the disk or the card: the run goes on with any of them
+        return explain(error, repo)
+
+
+def _commit(
+    api: HfApi, target: Target, files: Mapping[str, Path], message: str, owned: Callable[[str], str] | None
+) -> tuple[CommitInfo, list[CommitOperationAdd]]:
+    for remaining in reversed(range(MERGES)):
+        info = api.model_info(target.repo, revision=target.revision)
+        there = {sibling.rfilename for sibling in info.siblings or []}
+        additions = [
+            CommitOperationAdd(path, source) for path, source in files.items() if path != CARD and source.is_file()
+        ]
+        card = _card(api, target, files.get(CARD), CARD in there, owned)
+        if card is not None:
+            additions.append(CommitOperationAdd(CARD, card.encode()))
+        stale = {path for path in there if path.startswith(f"{LAST_CHECKPOINT}/")} - set(files)
+        if not any(path.startswith(f"{LAST_CHECKPOINT}/") for path in files):
+            stale = set()
+        operations = [*additions, *(CommitOperationDelete(path) for path in sorted(stale))]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of parquet files in a model's repository
+                commit = api.create_commit(
+                    target.repo,
+                    operations,
+                    commit_message=message,
+                    revision=target.revision,
+                    parent_commit=info.sha,
+                )
+            return commit, additions
+        except HfHubHTTPError as error:
+            if error.response.status_code != 412 or not remaining:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _card(
+    api: HfApi, target: Target, source: Path | None, there: bool, owned: Callable[[str], str] | None
+) -> str | None:
+    """The card to commit: ours, with what somebody has written into the one in the repository."""
+    text = source.read_text() if source is not None else None
+    if there:
+        before = Path(api.hf_hub_download(target.repo, CARD, revision=target.revision)).read_text()
+        text = before if text is None else merge(text, before)
+    if owned is not None:
+        text = owned(text or "")
+    return None if text is None else inherit_licence(api, addressed(text, target.repo))
+
+
+def inherit_licence(api: HfApi, text: str) -> str:
+    """Where the card names none: the base model's."""
+    card = ModelCard(text, ignore_metadata_errors=True)
+    base = card.data.base_model
+    if card.data.license is not None or not isinstance(base, str):
+        return text
+    with suppress(EntryNotFoundError, RepositoryNotFoundError, HFValidationError, ValueError):
+        of_base = ModelCard.load(base, ignore_metadata_errors=True).data
+        for name in ("license", "license_name", "license_link"):
+            setattr(card.data, name, getattr(of_base, name))
+        return str(card)
+    return text
+
+
+def _verify(api: HfApi, repo: str, commit: str, additions: list[CommitOperationAdd]) -> None:
+    """Every file, by its hash as the Hub has it."""
+    paths = [addition.path_in_repo for addition in additions]
+    there = {}
+    for begin in range(0, len(paths), AT_ONCE):
+        for entry in api.get_paths_info(repo, paths[begin : begin + AT_ONCE], revision=commit):
+            if isinstance(entry, RepoFile):
+                there[entry.path] = entry
+    missing = [addition.path_in_repo for addition in additions if not _is_there(addition, there)]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise NotThereError(
+            f"the Hub took the commit, and has not {', '.join(missing[:3])}{more} as they were sent (does the "
+            "repository's .gitignore leave them out?)"
+        )
+
+
+def _is_there(addition: CommitOperationAdd, there: Mapping[str, RepoFile]) -> bool:
+    entry = there.get(addition.path_in_repo)
+    if entry is None:
+        return False
+    if entry.lfs is not None:
+        return entry.lfs.sha256 == addition.upload_info.sha256.hex()
+    with addition.as_file() as file:
+        content = file.read()
+    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def explain(error: BaseException, repo: str) -> Outcome:
+    """What went wrong, in a line that says what to do, and whether trying again may help."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # huggingface_hub's, around the real one
+        error = error.__cause__
+    text, refused, wait = f"{type(error).__name__}: {error}", isinstance(error, ValueError), 0.0
+    if isinstance(error, HfHubHTTPError):
+        text, refused, wait = _of_status(error, repo)
+    elif isinstance(error, httpx.HTTPError):
+        text, refused = f"the Hub cannot be reached ({type(error).__name__}: {error})", False
+    elif isinstance(error, (RefusedError, NotThereError)):
+        text, refused = str(error), isinstance(error, RefusedError)
+    return Outcome([], repo, error=without_token(" ".join(text.split())), refused=refused, wait=wait)
+
+
+def _of_status(error: HfHubHTTPError, repo: str) -> tuple[str, bool, float]:
+    status, said = error.response.status_code, error.server_message or ""
+    because = f": {said}" if said else ""
+    if status == BUSY:
+        after = error.response.headers.get("Retry-After", "")
+        return f"the Hub asks to wait (429){because}", False, float(after) if after.isdigit() else RATE_LIMIT
+    if status in FULL:
+        return f"the Hub has no room left for {repo} ({status}){because}", True, 0.0
+    if status == 401:
+        return f"the Hub does not accept the token (401): log in with `hf auth login`, or set HF_TOKEN{because}", True, 0.0
+    if status == 403:
+        return f"the token may not write to {repo} (403): it needs the role `write`{because}", True, 0.0
+    return f"the Hub answered {status}{because or f': {error}'}", status in REFUSED, 0.0
+
+
+def without_token(text: str) -> str:
+    for token in {get_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")}:
+        if token:
+            text = text.replace(token, "***")
+    return text
