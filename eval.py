@@ -6,6 +6,7 @@
     python eval.py --model playground --benchmarks playground --k 64              # seconds on a CPU, no network
     accelerate launch eval.py --model out/my-model                                # the batches over several GPUs
     python eval.py --watch out/my-run --benchmarks math500                        # each checkpoint as it comes
+    python eval.py --model out/my-run --push_to_hub                               # results to the card, and samples
 
 By default 32 samples for each problem of AIME 2024, AIME 2025 and AMC 2023, and one for each of MATH-500, Minerva and
 OlympiadBench, at temperature 0.6 and top-p 0.95. vLLM samples where it is installed, and otherwise transformers. A run
@@ -40,6 +41,8 @@ from opefo_trl.evaluation import (
     title_of,
 )
 from opefo_trl.grading import POLICIES, Grader, Outcome, cores_of_rank, grader_version
+from opefo_trl.hub import NotPushedError, Target
+from opefo_trl.hub.results import check_target, push_results, results_target
 from opefo_trl.playground import PLAYGROUND
 from opefo_trl.preflight import check_model, check_writable
 from opefo_trl.results import check_common, read_results, report, score
@@ -68,6 +71,15 @@ class EvalArguments:
         default=None,
         metadata={"help": "A run's output folder: evaluate each checkpoint that it leaves, until it ends."},
     )
+
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "Put the results into the model's card on the Hub, and upload them with their samples."},
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository; by default the model's, or the one that its run was pushed to."}
+    )
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make it private, if it is made."})
 
     k: int | None = field(
         default=None, metadata={"help": "Samples for each problem; by default 32 for AIME and AMC, 1 for the others."}
@@ -122,6 +134,10 @@ def check(options: EvalArguments) -> None:
         raise ValueError(f"`tensor_parallel_size={options.tensor_parallel_size}` is vLLM's, and {kind} samples here.")
     if options.compare is not None:
         check_common(read_results(options.compare), options.benchmarks)
+    if options.push_to_hub:
+        if options.watch is not None:
+            raise ValueError("`--watch` evaluates checkpoints: leave out --push_to_hub, which is for the last model.")
+        check_target(results_target(options.model, options.hub_model_id, options.hub_private_repo))
     if options.prompt_template not in TEMPLATES:
         raise ValueError(
             f"`prompt_template={options.prompt_template!r}` is unknown. Choose one of {', '.join(TEMPLATES)}."
@@ -201,6 +217,13 @@ def sample_all(
             bar.update(len(frame))
 
 
+def publish(target: Target, folder: Path, model: str) -> None:
+    try:
+        print(push_results(target, folder, model))
+    except NotPushedError as error:
+        raise SystemExit(str(error)) from None
+
+
 def main() -> None:
     with plain_errors("eval.py"):
         (options,) = Parser((EvalArguments,)).parse(sys.argv[1:])
@@ -230,6 +253,9 @@ def main() -> None:
     if state.is_main_process:
         results = {task.name: score(run.gather(task), title_of(task.name)) for task in tasks}
         report(folder, settings, results, other)
+        if options.push_to_hub:
+            target = results_target(options.model, options.hub_model_id, options.hub_private_repo)
+            publish(target, folder, options.model)
     state.destroy_process_group()
 
 

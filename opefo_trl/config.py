@@ -8,7 +8,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -109,6 +109,9 @@ class OPEFOConfig(GRPOConfig):
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "control_kwargs"]
+
+    if TYPE_CHECKING:
+        hub_token: str | None  # the Trainer's
 
     control: str = field(
         default="opefo",

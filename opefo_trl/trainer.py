@@ -41,9 +41,9 @@ from opefo_trl.curves import EntropyCurves
 from opefo_trl.drift import Drift, importance_ratio
 from opefo_trl.files import write_whole
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
+from opefo_trl.guards import CollapseGuard, DriftGuard, MicroBatch, NonFiniteError, StepGuard, watch_reward
 from opefo_trl.hub import Publisher, Target
 from opefo_trl.hub.publisher import in_background
-from opefo_trl.guards import CollapseGuard, DriftGuard, MicroBatch, NonFiniteError, StepGuard, watch_reward
 from opefo_trl.microbatch import MEANS, Means, Parts, columns, positions_of, spread, trained_mask
 from opefo_trl.playground import resolve_model
 from opefo_trl.recording import Recording
@@ -700,7 +700,12 @@ class OPEFOTrainer(GRPOTrainer):
         if self.is_world_process_zero():
             if self.publisher is not None:
                 self.hub_model_id = self.publisher.repo
-            write_card(self, model_name, dataset_name, tags)
+            try:
+                write_card(self, model_name, dataset_name, tags)
+            except Exception as error:  # of the file that is there, say: at a save it may not cost the run
+                if not self.is_in_train:
+                    raise
+                logger.warning(f"The model card could not be written: {type(error).__name__}: {error}")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
@@ -718,7 +723,7 @@ class OPEFOTrainer(GRPOTrainer):
             return
         args = self.args
         self.hub_model_id = args.hub_model_id or Path(args.output_dir).absolute().name
-        strategy = getattr(args.hub_strategy, "value", args.hub_strategy)
+        strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
         target = Target(self.hub_model_id, args.hub_private_repo, args.hub_revision, strategy, args.hub_always_push)
         self.publisher = Publisher(Path(args.output_dir), target, token or args.hub_token)
 

@@ -75,7 +75,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong, and where: `create`, `card`, `preupload`, `batch`, `lfs`, `commit`, `info`, `resolve`, `any`."""
+    """What goes wrong, and where: create, card, preupload, batch, lfs, commit, info, resolve, any."""
 
     where: str
     status: int | None = None
@@ -255,7 +255,9 @@ class HubServer:
     def _create(self, *, headers: Any, body: bytes, **_: Any) -> Answer:
         user, _ = self._user(headers, write=True)
         content = json.loads(body)
-        _require(set(content) <= {"name", "organization", "private", "visibility", "type"}, f"unknown key in {content}")
+        _require(
+            set(content) <= {"name", "organization", "private", "visibility", "type"}, f"unknown key in {content}"
+        )
         _require(re.fullmatch(NAME, content["name"]) is not None, f"bad name {content['name']!r}")
         owner = content.get("organization") or user
         if owner != user:
@@ -361,7 +363,6 @@ class HubServer:
         _require(first["key"] == "header" and bool(first["value"]["summary"]), "no header")
         if first["value"].get("parentCommit") not in (None, head.oid):
             return Answer(412, error="A commit has happened since. Please refresh and try again.")
-        _require(bool(operations), "an empty commit")
         files = dict(head.files)
         for operation in operations:
             value = operation["value"]
@@ -383,7 +384,9 @@ class HubServer:
             else:
                 raise Answer(400, error=f"unknown operation {operation['key']!r}")
         commit = self._append(name, revision, files, first["value"]["summary"])
-        return Answer(200, {"success": True, "commitUrl": f"{self.url}/{name}/commit/{commit.oid}", "commitOid": commit.oid})
+        return Answer(
+            200, {"success": True, "commitUrl": f"{self.url}/{name}/commit/{commit.oid}", "commitOid": commit.oid}
+        )
 
     def _info(self, name: str, revision: str = "main", *, headers: Any, **_: Any) -> Answer:
         commit = self._at(name, revision, headers)
@@ -465,7 +468,7 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self, kind: str, parts: Any, fault: Fault | None) -> None:
         hub = self.hub
         if fault is not None and fault.reset_after is not None and not fault.after:
-            self.rfile.read(fault.reset_after)
+            self.rfile.read(min(fault.reset_after, int(self.headers.get("Content-Length") or 0)))
             self.close_connection = True
             _reset(self.connection)
             return

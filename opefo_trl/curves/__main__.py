@@ -13,7 +13,7 @@ from opefo_trl.curves.report import write_report
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m opefo_trl.curves", description="Draw the entropy curves of runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders, checkpoints, parquet files, or repositories on the Hub")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders, checkpoints, parquet files, or user/model")
     parser.add_argument("--labels", nargs="+", help="a name for each run (default: its folder's)")
     parser.add_argument("--png", type=Path, help=f"picture to write (default: {PICTURE_FILE})")
     parser.add_argument("--html", type=Path, help=f"page to write (default: {REPORT_FILE})")

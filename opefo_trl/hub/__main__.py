@@ -8,19 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from opefo_trl.hub import commit, outbox
-from opefo_trl.hub.outbox import STRATEGIES, Outcome, Target
+from opefo_trl.hub.commit import check_repo, patiently
+from opefo_trl.hub.outbox import STRATEGIES, Target
 
-PAUSES = (5.0, 15.0, 45.0)  # seconds between attempts
-LONGEST_WAIT = 600.0
 PATIENT = 10  # of `nice`: the training comes first
 
 
@@ -74,13 +68,6 @@ def target_of(options: argparse.Namespace) -> Target:
     return target
 
 
-def check_repo(repo: str) -> None:
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ValueError(f"`hub_model_id={repo!r}` is no name of a repository: {error}") from None
-
-
 def push_run(run: Path, target: Target) -> int:
     """Everything that the folder holds and the strategy publishes, then whatever waited before it."""
     target.write(run)
@@ -97,19 +84,6 @@ def push_run(run: Path, target: Target) -> int:
             return 1
         print(f"On the Hub: {', '.join(outcome.messages)}, {outcome.files} files: {outcome.url}")
     return 0
-
-
-def patiently(attempt: Callable[[], Outcome], pauses: tuple[float, ...] = ()) -> Outcome:
-    """Again after a pause, as long as that may help."""
-    outcome = attempt()
-    for pause in pauses or PAUSES:
-        if outcome.ok or outcome.refused or outcome.wait > LONGEST_WAIT:
-            return outcome
-        wait = max(pause, outcome.wait)
-        print(f"{outcome.error}. Trying again in {wait:.0f} s ...", file=sys.stderr)
-        time.sleep(wait)
-        outcome = attempt()
-    return outcome
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,6 +26,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
 
 from opefo_trl import __version__
 from opefo_trl.hub.outbox import LAST_CHECKPOINT, Outcome, Target, contents, discard, folder_of, message_of, note, take
@@ -34,6 +37,8 @@ SILENCE = float(os.environ.get("OPEFO_HUB_TIMEOUT", "120"))  # seconds without a
 AT_ONCE = 500  # files whose state is asked for in one request
 RATE_LIMIT = 60.0  # seconds, where the Hub asks to wait and does not say how long
 MERGES = 3  # times that somebody else may commit between our look and our commit
+PAUSES = (5.0, 15.0, 45.0)  # seconds between attempts, while somebody waits for them to succeed
+LONGEST_WAIT = 600.0  # that the Hub may ask for then
 FULL, REFUSED, BUSY = (402, 413, 507), (400, 401, 403, 404, 422), 429
 
 
@@ -69,11 +74,13 @@ def attempt(run: Path, target: Target) -> Outcome:
         return Outcome([], error="Another process is pushing the same run.")
 
 
-def push(target: Target, files: Mapping[str, Path], message: str, owned: Callable[[str], str] | None = None) -> Outcome:
+def push(
+    target: Target, files: Mapping[str, Path], message: str, change: Callable[[str], str] | None = None
+) -> Outcome:
     """
     A commit of `files`, by their paths in the repository, which is made if it is not there. What is there already is
-    not sent again, and a card that somebody has written in keeps that. `owned` may change the card, given as it is in
-    the repository or else among the files.
+    not sent again, and a card that somebody has written in keeps that. `change` has the last word on the card, and
+    is given it as it will be otherwise.
     """
     repo = target.repo
     try:
@@ -85,9 +92,9 @@ def push(target: Target, files: Mapping[str, Path], message: str, owned: Callabl
         repo = api.create_repo(target.repo, private=target.private, exist_ok=True).repo_id
         if target.revision is not None:
             api.create_branch(repo, branch=target.revision, exist_ok=True)
-        if not files and owned is None:
+        if not files and change is None:
             return Outcome([], repo)
-        commit, additions = _commit(api, replace(target, repo=repo), files, message, owned)
+        commit, additions = _commit(api, replace(target, repo=repo), files, message, change)
         _verify(api, repo, commit.oid, additions)
         size = sum(addition.upload_info.size for addition in additions)
         return Outcome([message], repo, commit.oid, commit.commit_url, len(additions), size)
@@ -96,27 +103,22 @@ def push(target: Target, files: Mapping[str, Path], message: str, owned: Callabl
 
 
 def _commit(
-    api: HfApi, target: Target, files: Mapping[str, Path], message: str, owned: Callable[[str], str] | None
+    api: HfApi, target: Target, files: Mapping[str, Path], message: str, change: Callable[[str], str] | None
 ) -> tuple[CommitInfo, list[CommitOperationAdd]]:
     for remaining in reversed(range(MERGES)):
         info = api.model_info(target.repo, revision=target.revision)
         there = {sibling.rfilename for sibling in info.siblings or []}
-        additions = [
-            CommitOperationAdd(path, source) for path, source in files.items() if path != CARD and source.is_file()
-        ]
-        card = _card(api, target, files.get(CARD), CARD in there, owned)
+        additions = [CommitOperationAdd(path, source) for path, source in files.items() if path != CARD]
+        card = _card(api, target.repo, files.get(CARD), info.sha if CARD in there else None, change)
         if card is not None:
             additions.append(CommitOperationAdd(CARD, card.encode()))
-        stale = {path for path in there if path.startswith(f"{LAST_CHECKPOINT}/")} - set(files)
-        if not any(path.startswith(f"{LAST_CHECKPOINT}/") for path in files):
-            stale = set()
-        operations = [*additions, *(CommitOperationDelete(path) for path in sorted(stale))]
+        deletions = [CommitOperationDelete(path) for path in sorted(_stale(there, files))]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of parquet files in a model's repository
                 commit = api.create_commit(
                     target.repo,
-                    operations,
+                    [*additions, *deletions],
                     commit_message=message,
                     revision=target.revision,
                     parent_commit=info.sha,
@@ -128,29 +130,36 @@ def _commit(
     raise AssertionError("unreachable")
 
 
+def _stale(there: set[str], files: Mapping[str, Path]) -> set[str]:
+    """Files of an older `last-checkpoint` that the new one does not have."""
+    folder = f"{LAST_CHECKPOINT}/"
+    replaced = any(path.startswith(folder) for path in files)
+    return {path for path in there if replaced and path.startswith(folder) and path not in files}
+
+
 def _card(
-    api: HfApi, target: Target, source: Path | None, there: bool, owned: Callable[[str], str] | None
+    api: HfApi, repo: str, source: Path | None, there: str | None, change: Callable[[str], str] | None
 ) -> str | None:
-    """The card to commit: ours, with what somebody has written into the one in the repository."""
+    """The card to commit: ours, with what somebody has written into the one that is `there`, at that commit."""
     text = source.read_text() if source is not None else None
-    if there:
-        before = Path(api.hf_hub_download(target.repo, CARD, revision=target.revision)).read_text()
+    if there is not None and (text is not None or change is not None):
+        before = Path(api.hf_hub_download(repo, CARD, revision=there)).read_text()
         text = before if text is None else merge(text, before)
-    if owned is not None:
-        text = owned(text or "")
-    return None if text is None else inherit_licence(api, addressed(text, target.repo))
+    if change is not None:
+        text = change(text or "")
+    return None if text is None else inherit_licence(addressed(text, repo))
 
 
-def inherit_licence(api: HfApi, text: str) -> str:
+def inherit_licence(text: str) -> str:
     """Where the card names none: the base model's."""
     card = ModelCard(text, ignore_metadata_errors=True)
-    base = card.data.base_model
-    if card.data.license is not None or not isinstance(base, str):
+    base = card.data.get("base_model")
+    if card.data.get("license") is not None or not isinstance(base, str):
         return text
     with suppress(EntryNotFoundError, RepositoryNotFoundError, HFValidationError, ValueError):
         of_base = ModelCard.load(base, ignore_metadata_errors=True).data
         for name in ("license", "license_name", "license_link"):
-            setattr(card.data, name, getattr(of_base, name))
+            card.data[name] = of_base.get(name)
         return str(card)
     return text
 
@@ -206,7 +215,11 @@ def _of_status(error: HfHubHTTPError, repo: str) -> tuple[str, bool, float]:
     if status in FULL:
         return f"the Hub has no room left for {repo} ({status}){because}", True, 0.0
     if status == 401:
-        return f"the Hub does not accept the token (401): log in with `hf auth login`, or set HF_TOKEN{because}", True, 0.0
+        return (
+            f"the Hub does not accept the token (401): log in with `hf auth login`, or set HF_TOKEN{because}",
+            True,
+            0.0,
+        )
     if status == 403:
         return f"the token may not write to {repo} (403): it needs the role `write`{because}", True, 0.0
     return f"the Hub answered {status}{because or f': {error}'}", status in REFUSED, 0.0
@@ -217,3 +230,23 @@ def without_token(text: str) -> str:
         if token:
             text = text.replace(token, "***")
     return text
+
+
+def check_repo(repo: str) -> None:
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"`hub_model_id={repo!r}` is no name of a repository: {error}") from None
+
+
+def patiently(attempt: Callable[[], Outcome]) -> Outcome:
+    """Again after a pause, as long as that may help."""
+    outcome = attempt()
+    for pause in PAUSES:
+        if outcome.ok or outcome.refused or outcome.wait > LONGEST_WAIT:
+            return outcome
+        wait = max(pause, outcome.wait)
+        print(f"{outcome.error}. Trying again in {wait:.0f} s ...", file=sys.stderr)
+        time.sleep(wait)
+        outcome = attempt()
+    return outcome

@@ -123,15 +123,18 @@ def link(source: Path, target: Path) -> None:
 
 
 def supersede(folder: Path, saves: Path) -> None:
-    """Of all saves but the newest, keep the folders that no newer one writes; a save of none of them goes."""
-    *older, newest = in_order(saves) or [None]
-    for save in older:
-        moving = {ROOT} | ({LAST_CHECKPOINT} if newest and (newest / LAST_CHECKPOINT).is_dir() else set())
-        rest = [part for part in save.iterdir() if part.is_dir() and part.name not in moving] if save.is_dir() else []
-        if not rest:
+    """Keep of each save what no newer one writes; a save of which nothing is left goes."""
+    written: set[str] = set()
+    for save in reversed(in_order(saves)):
+        parts = [part for part in save.iterdir() if part.is_dir()] if save.is_dir() else []
+        needless = [part for part in parts if part.name in written]
+        written |= {part.name for part in parts}
+        if parts and len(needless) == len(parts):
             note(folder.parent, Outcome([message_of(save)], superseded=True))
-        for part in [save / name for name in moving] if rest else [save]:
-            discard(folder, part)
+            discard(folder, save)
+        else:
+            for part in needless:
+                discard(folder, part)
 
 
 def discard(folder: Path, path: Path) -> None:

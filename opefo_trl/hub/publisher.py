@@ -23,14 +23,18 @@ from typing import Any
 
 from huggingface_hub import CommitInfo
 
-from opefo_trl.hub import outbox
+from opefo_trl.hub import commit, outbox
 from opefo_trl.hub.outbox import Outcome, Target
 
 logger = logging.getLogger(__name__)
 
-PAUSES = (10.0, 30.0, 60.0, 120.0, 300.0)  # seconds after the first failure in a row, the second, and all from the last
-LAST_PAUSES = (5.0, 15.0, 45.0)  # the same at the end of a run, after which nothing more is tried
-LONGEST_WAIT = 600.0  # at the end, for a Hub that asks to wait
+PAUSES = (
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+)  # seconds after the first failure in a row, the second, and all from the last
 PACKAGE = Path(__file__).parents[2]
 
 
@@ -86,7 +90,7 @@ class Publisher:
     def finish(self) -> CommitInfo:
         """Wait until all is on the Hub, and say so; or raise an error that says what is not."""
         with self._changed:
-            self._ending, self._not_before = list(LAST_PAUSES), 0.0
+            self._ending, self._not_before = list(commit.PAUSES), 0.0
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._closed or (not self._process and not self._wanted()) or self._gave_up)
             self._ending = None
@@ -97,8 +101,13 @@ class Publisher:
         last = self.commits()[-1] if self.commits() else None
         if last is None:
             raise NotPushedError(f"NOT pushed to {self.repo}: {self._error or 'there was nothing to push'}.")
+        url = last.url or ""
         return CommitInfo(
-            commit_url=last.url or "", commit_message=last.messages[-1], commit_description="", oid=last.commit or ""
+            commit_url=url,
+            commit_message=last.messages[-1],
+            commit_description="",
+            oid=last.commit or "",
+            _endpoint=url.split(f"/{self.repo}/commit/")[0],
         )
 
     def stop(self) -> list[str]:
@@ -190,7 +199,7 @@ class Publisher:
         self._error = outcome.error or ""
         pause = max(outcome.wait, PAUSES[min(self._failures, len(PAUSES) - 1)])
         if self._ending is not None:
-            patient = self._ending and not outcome.refused and outcome.wait <= LONGEST_WAIT
+            patient = self._ending and not outcome.refused and outcome.wait <= commit.LONGEST_WAIT
             pause = max(outcome.wait, self._ending.pop(0)) if patient else float("inf")
         self._failures += 1
         self._not_before = time.monotonic() + pause

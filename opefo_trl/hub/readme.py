@@ -42,7 +42,7 @@ def block(name: str, text: str) -> str:
 
 
 def addressed(text: str, repo: str) -> str:
-    """A card whose generated snippets load from the repository that it lies in, which it may have been written without."""
+    """A card whose generated snippets load from the repository that it lies in, whatever it was written with."""
     return BLOCK.sub(lambda match: re.sub(r'(\bmodel=|EntropyCurves\.load\()"[^"]*"', rf'\1"{repo}"', match[0]), text)
 
 

@@ -1,0 +1,228 @@
+"""What a card says, and that what somebody has written into it stays."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from hub_server import problems_of
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from peft import LoraConfig
+from tiny import tiny_dataset, train
+from transformers import AutoModelForCausalLM
+
+from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.card import Base, RunFacts, _sources, command_of, method_of, results_of, with_results, without_secrets
+from opefo_trl.controls import CONTROLS
+from opefo_trl.hub.readme import addressed, block, merge
+from opefo_trl.playground import MODEL
+
+RESULTS = {
+    "model": "m",
+    "settings": {
+        **{"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 512, "seed": 0, "prompt_template": "boxed"},
+        **{"limit": None, "engine": "vllm 0.31", "grader": "math-verify 0.9", "policy": "lenient"},
+    },
+    "benchmarks": {
+        "aime24": {
+            **{"title": "AIME 2024", "problems": 30, "k": 32, "avg": 0.125, "standard_error": 0.03},
+            **{"interval": [0.07, 0.19], "pass": {"1": 0.125, "32": 0.4}, "majority": 0.2, "truncated": 0.1},
+            "outcomes": {"correct": 120, "wrong": 800, "no_answer": 40, "timeout": 0, "error": 0},
+            **{"tokens": 300.0, "entropy": 0.4, "calibration": 0.1},
+        },
+        "playground": {
+            **{"title": "playground", "problems": 18, "k": 1, "avg": 0.5, "standard_error": 0.1},
+            **{"interval": [0.3, 0.7], "pass": {"1": 0.5}, "majority": 0.5, "truncated": 0.0},
+            "outcomes": {"correct": 9, "wrong": 9, "no_answer": 0, "timeout": 0, "error": 0},
+            **{"tokens": 6.0, "entropy": None, "calibration": None},
+        },
+    },
+}
+
+
+def card(body="", **metadata):
+    return f"---\n{yaml.safe_dump(metadata)}---\n{body}"
+
+
+# ---- two writers
+
+
+def test_generated_blocks_are_replaced_and_everything_else_stays():
+    before = card(f"# Mine\n\nwords\n\n{block('model', 'old')}\n\n## Note\n\nby hand\n\n{block('citation', 'old')}\n")
+    new = card(f"{block('model', 'new')}\n\n{block('entropy', 'fresh')}\n\n{block('citation', 'new')}\n")
+    body = ModelCard(merge(new, before)).text
+    places = [body.index(part) for part in ("# Mine", "words", "new", "fresh", "## Note", "by hand", "citation")]
+    assert places == sorted(places) and "old" not in body
+    assert merge(new, merge(new, before)) == merge(new, before)
+
+
+def test_a_card_without_marks_keeps_its_words_before_ours():
+    merged = ModelCard(merge(card(block("model", "ours")), card("# Theirs\n\nText.\n"))).text
+    assert merged.index("# Theirs") < merged.index("ours")
+
+
+def test_words_of_both_sides_stay_and_none_twice():
+    ours = card(f"{block('model', 'new')}\n\nlocal words\n")
+    theirs = card(f"{block('model', 'old')}\n\nwords on the Hub\n")
+    merged = merge(ours, theirs)
+    assert "local words" in merged and "words on the Hub" in merged and "old" not in merged
+    assert merge(ours, merged).count("local words") == 1
+
+
+def test_a_block_that_the_new_card_lacks_stays():
+    assert "scores" in merge(card(block("model", "new")), card(block("evaluation", "scores")))
+
+
+def test_metadata_of_both():
+    new = card(license="mit", tags=["opefo", "trl"], base_model="b/new", library_name="transformers", datasets=["d/e"])
+    before = card(license="llama3.1", language="en", tags=["mine", "trl"], base_model="a/old", custom={"a": 1})
+    data = ModelCard(merge(new, before)).data.to_dict()
+    assert data["license"] == "llama3.1" and data["language"] == "en" and data["custom"] == {"a": 1}
+    assert data["tags"] == ["mine", "trl", "opefo"] and data["base_model"] == "b/new" and data["datasets"] == ["d/e"]
+
+
+def test_results_replace_those_of_the_same_measure_only():
+    def result(name, value, metric="accuracy"):
+        return EvalResult(
+            task_type="text-generation", dataset_type=name, dataset_name=name, metric_type=metric, metric_value=value
+        )
+
+    def with_(*results):
+        return f"---\n{ModelCardData(model_name='m', eval_results=list(results)).to_yaml()}\n---\n"
+
+    merged = merge(
+        with_(result("a", 2), result("c", 5)), with_(result("a", 1), result("a", 9, "pass"), result("b", 3))
+    )
+    found = {(one.dataset_type, one.metric_type): one.metric_value for one in ModelCard(merged).data.eval_results}
+    assert found == {("a", "accuracy"): 2, ("a", "pass"): 9, ("b", "accuracy"): 3, ("c", "accuracy"): 5}
+
+
+def test_snippets_load_from_the_repository():
+    text = block("model", 'pipeline("text-generation", model="out/x")\nEntropyCurves.load("out/x")') + '\nmodel="keep"'
+    told = addressed(text, "alice/x")
+    assert told.count('"alice/x"') == 2 and "out/x" not in told and told.endswith('model="keep"')
+
+
+# ---- evaluation
+
+
+def test_results_as_the_hubs_own_classes():
+    text = with_results("", RESULTS, "my-model")
+    assert problems_of(text) == []
+    found = ModelCard(text).data.eval_results
+    assert [(one.dataset_type, one.metric_name, one.metric_value) for one in found] == [
+        ("math-ai/aime24", "avg@32", 12.5),
+        ("math-ai/aime24", "pass@32", 40.0),
+        ("playground", "avg@1", 50.0),
+    ]
+    first = found[0].metric_args
+    assert first["k"] == 32 and first["interval_95"] == [7.0, 19.0] and first["problems"] == 30
+    assert first["temperature"] == 0.6 and first["grader"] == "math-verify 0.9" and "limit" not in first
+    assert "| AIME 2024 | 30 | 32 | 12.5% | 7.0 to 19.0 | 40.0% |" in text and "math-verify 0.9" in text
+    assert len(results_of(RESULTS)) == 3
+
+
+def test_results_join_a_card():
+    before = card("# Mine\n\nwords\n", license="mit")
+    once = with_results(before, RESULTS, "m")
+    assert "words" in once and ModelCard(once).data.license == "mit"
+    again = with_results(once, RESULTS, "m")
+    assert again == once and again.count("## Evaluation") == 1
+
+
+# ---- what a run says
+
+
+def test_where_a_model_comes_from(tmp_path):
+    assert str(Base.of("Qwen/Qwen3-0.6B")) == "[Qwen/Qwen3-0.6B](https://huggingface.co/Qwen/Qwen3-0.6B)"
+    assert Base.of(str(MODEL)).licence == {"license": "apache-2.0"} and Base.of(str(MODEL)).hub is None
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    assert str(Base.of(str(mine))) == "a local model, `mine`" and Base.of(str(mine)).hub is None
+    (mine / "README.md").write_text(card(base_model="Qwen/Qwen3-0.6B", license="other", license_name="qwen"))
+    base = Base.of(str(mine))
+    assert base.hub == "Qwen/Qwen3-0.6B" and base.licence == {"license": "other", "license_name": "qwen"}
+    assert str(base).startswith("a local model, `mine`, itself from [Qwen/")
+    (mine / "README.md").write_text("---\n: [\n---\n")
+    assert Base.of(str(mine)).hub is None
+    assert "None" not in str(Base.of(""))
+
+
+@pytest.mark.parametrize("control", list(CONTROLS))
+def test_each_control_is_named_for_what_it_is(control):
+    said = method_of(control, OPEFOTrainer._paper)
+    assert (control in ("opefo", "none")) == (f"`{control}`" not in said)
+
+
+def test_commands_without_secrets(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "my-own-token")
+    words = ["train.py", "--hub_token", "abc", "--hub_token=def", "--name", "my-own-token", "--flow_target", "0.4x"]
+    said = command_of(words, 1)
+    assert said.startswith("python train.py") and "0.4x" in said
+    assert not any(secret in said for secret in ("abc", "def", "my-own-token"))
+    assert command_of(words, 8).startswith("accelerate launch --num_processes 8 train.py")
+    assert command_of(["/x/ipykernel_launcher.py", "-f"], 1) == command_of(["-c"], 1) == command_of([""], 1) == ""
+    config = "lr: 1\n  hub_token: abcdef\nuse: hf_" + "a" * 34 + "\n"
+    assert without_secrets(config) == "lr: 1\n  hub_token: ***\nuse: ***\n"
+
+
+def test_data_sets_remember_where_they_are_from():
+    files = {"hf://datasets/openai/gsm8k@e53f/main/train.parquet": {}, "https://elsewhere/x": {}}
+    assert _sources(SimpleNamespace(info=SimpleNamespace(download_checksums=files))) == ["openai/gsm8k"]
+    assert _sources(tiny_dataset()) is None and _sources(None) is None
+
+
+def test_the_card_of_a_run(out):
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=2, control="steer", control_kwargs={"map": "linear"})
+    trainer.run_facts = RunFacts("openai/gsm8k", True)
+    (out / "eval").mkdir()
+    (out / "eval" / "results.json").write_text(__import__("json").dumps(RESULTS))
+    trainer.create_model_card(model_name="tiny", tags="mine")
+    text = (out / "README.md").read_text()
+    data = ModelCard(text).data
+    assert problems_of(text) == [] and data.datasets == ["openai/gsm8k"] and "base_model" not in data.to_dict()
+    assert {"mine", "steer", "grpo"} <= set(data.tags) and "opefo" not in data.tags
+    assert "the entropy control `steer`" in text and "deepseek" in text.lower() and "opefo2026" not in text
+    assert "| `control_kwargs` | `{'map': 'linear'}` |" in text and "| optimizer steps | 2 of 2 |" in text
+    assert "AIME 2024" in text and len(data.eval_results) == 3
+    (out / "README.md").write_text(text + "\n## Afterword\n\nBy hand.\n")
+    trainer.create_model_card()
+    assert "By hand." in (out / "README.md").read_text()
+
+
+def test_a_broken_card_is_told_at_once_and_costs_no_run(out, caplog):
+    out.mkdir()
+    (out / "README.md").write_text("---\n- not a map\n---\n")
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=2, save_strategy="steps", save_steps=1)
+    assert trainer.state.global_step == 2 and "The model card could not be written: ValueError" in caplog.text
+    with pytest.raises(ValueError, match="should be a dict"):
+        trainer.create_model_card()
+
+
+def test_an_adapter_is_called_one(out, tmp_path):
+    shutil.copytree(MODEL, tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text(card(base_model="Qwen/Qwen3-0.6B", license="mit"))
+    from opefo_trl.playground import playground_dataset, playground_reward
+
+    args = OPEFOConfig(
+        str(out), per_device_train_batch_size=8, num_generations=4, max_completion_length=12, max_steps=2, save_steps=1,
+        use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    trainer = OPEFOTrainer(
+        str(tmp_path / "base"),
+        playground_reward,
+        args,
+        train_dataset=playground_dataset(),
+        peft_config=LoraConfig(r=2),
+    )
+    trainer.train()
+    trainer.save_model(str(out))
+    trainer.create_model_card()
+    text = (out / "README.md").read_text()
+    data = ModelCard(text).data
+    assert data.library_name == "peft" and data.base_model == "Qwen/Qwen3-0.6B" and data.license == "mit"
+    assert data.base_model_relation == "adapter" and "A LoRA adapter for a local model, `base`" in text
+    assert text.count("## Training") == 1 and text.count("Framework versions") <= 1
+    assert AutoModelForCausalLM.from_pretrained(out) is not None  # as the card says, with peft
+    assert torch.load(out / "training_args.bin", weights_only=False).hub_token is None
