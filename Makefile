@@ -6,6 +6,7 @@
 #   make test              the test suite
 #   make test-vllm         real vLLM on the CPU (a larger environment, .venv-vllm)
 #   make test-deepspeed    DeepSpeed ZeRO on two processes of the CPU (.venv-deepspeed)
+#   make wheel             sdist and wheel in dist/, installed into an empty environment and run from there
 #   make lint              ruff and mypy
 #   make compare           a few entropy controls side by side, on the playground
 #   make bench             what the control costs, beside GRPOTrainer
@@ -16,7 +17,7 @@ PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-seeds compare playground test test-vllm test-deepspeed lint format bench bench-training clean
+.PHONY: quickstart quickstart-seeds compare playground test test-vllm test-deepspeed wheel lint format bench bench-training clean
 
 quickstart: .venv/run
 	.venv/bin/python train.py
@@ -39,6 +40,15 @@ test-vllm: .venv-vllm/ready
 
 test-deepspeed: .venv-deepspeed/ready
 	.venv-deepspeed/bin/python -m pytest tests/with_deepspeed --override-ini addopts=-q
+
+# Away from the checkout, so that nothing of it is imported
+wheel: .venv/ready
+	rm -rf dist build .venv-wheel
+	.venv/bin/python -c "from setuptools import build_meta as make; make.build_sdist('dist'); make.build_wheel('dist')"
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python $(PIP) --constraint constraints.txt dist/*.whl
+	cp tests/runs/five_lines.py .venv-wheel && cd .venv-wheel && bin/python five_lines.py
+	cd .venv-wheel && bin/python -m opefo_trl.recipes.train
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -86,4 +96,4 @@ bench-training: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-deepspeed build dist *.egg-info
+	rm -rf .venv .venv-vllm .venv-deepspeed .venv-wheel build dist *.egg-info

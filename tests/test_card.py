@@ -1,5 +1,6 @@
 """What a card says, and that what somebody has written into it stays."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -68,6 +69,19 @@ def test_words_of_both_sides_stay_and_none_twice():
     merged = merge(ours, theirs)
     assert "local words" in merged and "words on the Hub" in merged and "old" not in merged
     assert merge(ours, merged).count("local words") == 1
+
+
+def test_where_nobody_wrote_on_the_hub_the_local_words_count():
+    body = f"{block('model', 'a')}\n\nfirst words\n\n{block('evaluation', 'b')}\n\n{block('citation', 'c')}\n"
+    pushed = card(body, license="mit")
+    mine = card(f"{block('model', 'A')}\n\nbetter words\n\n{block('citation', 'C')}\n", license="other")
+    merged = merge(mine, pushed, pushed)
+    body = ModelCard(merged).text
+    places = [body.index(part) for part in ("A\n", "better words", "C\n")]
+    assert places == sorted(places) and "b\n<!-- /opefo_trl: evaluation" in body
+    assert "first words" not in body and ModelCard(merged).data.license == "other"
+    somebody = pushed.replace("first words", "words on the Hub")
+    assert "words on the Hub" in merge(mine, somebody, pushed) and "better words" in merge(mine, somebody, pushed)
 
 
 def test_a_block_that_the_new_card_lacks_stays():
@@ -177,7 +191,7 @@ def test_the_card_of_a_run(out):
     trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=2, control="steer", control_kwargs={"map": "linear"})
     trainer.run_facts = RunFacts("openai/gsm8k", True)
     (out / "eval").mkdir()
-    (out / "eval" / "results.json").write_text(__import__("json").dumps(RESULTS))
+    (out / "eval" / "results.json").write_text(json.dumps(RESULTS))
     trainer.create_model_card(model_name="tiny", tags="mine")
     text = (out / "README.md").read_text()
     data = ModelCard(text).data
@@ -206,8 +220,8 @@ def test_an_adapter_is_called_one(out, tmp_path):
     from opefo_trl.playground import playground_dataset, playground_reward
 
     args = OPEFOConfig(
-        str(out), per_device_train_batch_size=8, num_generations=4, max_completion_length=12, max_steps=2, save_steps=1,
-        use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
+        str(out), per_device_train_batch_size=8, num_generations=4, max_completion_length=12, max_steps=2,
+        save_steps=1, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
     )  # fmt: skip
     trainer = OPEFOTrainer(
         str(tmp_path / "base"),

@@ -135,7 +135,7 @@ def test_every_save_is_there_byte_for_byte(hub, out, plain):
     assert hub.commits("alice/model")[-1].oid == made.oid and made.commit_url.endswith(made.oid)
     assert "step 2: " in trainer.publisher.report() and "NOT" not in trainer.publisher.report()
     assert hub.most_busy <= 5  # one upload, of whose files the client sends five at a time
-    with pytest.raises(ValueError, match="is no name of a repository|gives no name"):
+    with pytest.raises(ValueError, match="gives no name of a repository"):
         config(out, hub_model_id="a/b/c")
 
 
@@ -199,7 +199,7 @@ def test_down_from_the_start_then_by_hand(hub, out, plain):
     trainer = trained(out)
     assert same(trainer, plain)
     with pytest.raises(
-        NotPushedError, match="NOT on the Hub, in model: 'End of training' and 2 more. the Hub cannot be"
+        NotPushedError, match=r"NOT on the Hub, in model: .End of training. and 2 more\. the Hub cannot be"
     ):
         trainer.push_to_hub()
     assert "NOT there, after" in trainer.publisher.report()

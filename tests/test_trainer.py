@@ -416,8 +416,10 @@ def test_the_model_card_names_method_and_paper(out):
     trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=1)
     trainer.create_model_card(model_name="tiny")
     card = (out / "README.md").read_text()
-    assert "opefo" in card and "2605.11491" in card and "OPEFO" in card
-    assert "fine-tuned version of a local model" in card and "None" not in card
+    assert "opefo" in card and "2605.11491" in card and "trained with OPEFO" in card
+    assert "A version of a model of the user's own" in card and "None" not in card.split("### Reproduce")[0].replace(
+        "`None`", ""
+    )
 
 
 def test_a_dataset_without_signal_moves_nothing(out):

@@ -10,8 +10,17 @@
 From a shell: python -m opefo_trl.curves out-grpo out-opefo --png both.png --html both.html
 """
 
-from opefo_trl.curves.live import LivePlot
+from typing import Any
+
 from opefo_trl.curves.record import CURVES_FILE, PICTURE_FILE, REPORT_FILE, CurveRecorder, EntropyCurves
 from opefo_trl.curves.report import write_report
 
 __all__ = ["CURVES_FILE", "PICTURE_FILE", "REPORT_FILE", "CurveRecorder", "EntropyCurves", "LivePlot", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LivePlot":  # which needs transformers, as reading curves does not
+        from opefo_trl.curves.live import LivePlot
+
+        return LivePlot
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,6 @@ from pathlib import Path
 from opefo_trl.hub import commit, outbox
 from opefo_trl.hub.commit import check_repo, patiently
 from opefo_trl.hub.outbox import STRATEGIES, Target
-
-PATIENT = 10  # of `nice`: the training comes first
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,8 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _attempt(run: Path) -> int:
-    if hasattr(os, "nice"):
-        os.nice(PATIENT)
     target = Target.read(run)
     assert target is not None, f"{run} has no target"
     outcome = commit.attempt(run, target)

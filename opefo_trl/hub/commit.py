@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -29,10 +30,11 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from opefo_trl import __version__
+from opefo_trl.files import write_whole
 from opefo_trl.hub.outbox import LAST_CHECKPOINT, Outcome, Target, contents, discard, folder_of, message_of, note, take
 from opefo_trl.hub.readme import addressed, merge
 
-CARD = "README.md"
+CARD, PUSHED = "README.md", ".hub/card.md"  # in a repository; as it was pushed last, in a run's folder
 SILENCE = float(os.environ.get("OPEFO_HUB_TIMEOUT", "120"))  # seconds without a word before a request has failed
 AT_ONCE = 500  # files whose state is asked for in one request
 RATE_LIMIT = 60.0  # seconds, where the Hub asks to wait and does not say how long
@@ -63,7 +65,7 @@ def attempt(run: Path, target: Target) -> Outcome:
             saves = take(run, target.every)
             messages = [message_of(save) for save in saves]
             message = messages[-1] if messages else ""
-            outcome = replace(push(target, contents(saves), message), messages=messages)
+            outcome = replace(push(target, contents(saves), message, pushed=run / PUSHED), messages=messages)
             if messages:
                 note(run, outcome)
             if outcome.ok:
@@ -75,12 +77,16 @@ def attempt(run: Path, target: Target) -> Outcome:
 
 
 def push(
-    target: Target, files: Mapping[str, Path], message: str, change: Callable[[str], str] | None = None
+    target: Target,
+    files: Mapping[str, Path],
+    message: str,
+    change: Callable[[str], str] | None = None,
+    pushed: Path | None = None,
 ) -> Outcome:
     """
     A commit of `files`, by their paths in the repository, which is made if it is not there. What is there already is
     not sent again, and a card that somebody has written in keeps that. `change` has the last word on the card, and
-    is given it as it will be otherwise.
+    is given it as it will be otherwise. `pushed` remembers the card, to tell later who has written in it since.
     """
     repo = target.repo
     try:
@@ -94,8 +100,13 @@ def push(
             api.create_branch(repo, branch=target.revision, exist_ok=True)
         if not files and change is None:
             return Outcome([], repo)
-        commit, additions = _commit(api, replace(target, repo=repo), files, message, change)
+        last = pushed.read_text() if pushed is not None and pushed.is_file() else None
+        make_card = partial(_card, api, repo, files.get(CARD), change, last)
+        commit, additions = _commit(api, replace(target, repo=repo), files, message, make_card)
         _verify(api, repo, commit.oid, additions)
+        card = next((one.path_or_fileobj for one in additions if one.path_in_repo == CARD), None)
+        if pushed is not None and isinstance(card, bytes):
+            write_whole(pushed, lambda part: part.write_bytes(card))
         size = sum(addition.upload_info.size for addition in additions)
         return Outcome([message], repo, commit.oid, commit.commit_url, len(additions), size)
     except Exception as error:  # of the network, the server, the disk or the card: the run goes on with any of them
@@ -103,13 +114,13 @@ def push(
 
 
 def _commit(
-    api: HfApi, target: Target, files: Mapping[str, Path], message: str, change: Callable[[str], str] | None
+    api: HfApi, target: Target, files: Mapping[str, Path], message: str, make_card: Callable[[str | None], str | None]
 ) -> tuple[CommitInfo, list[CommitOperationAdd]]:
     for remaining in reversed(range(MERGES)):
         info = api.model_info(target.repo, revision=target.revision)
         there = {sibling.rfilename for sibling in info.siblings or []}
         additions = [CommitOperationAdd(path, source) for path, source in files.items() if path != CARD]
-        card = _card(api, target.repo, files.get(CARD), info.sha if CARD in there else None, change)
+        card = make_card(info.sha if CARD in there else None)
         if card is not None:
             additions.append(CommitOperationAdd(CARD, card.encode()))
         deletions = [CommitOperationDelete(path) for path in sorted(_stale(there, files))]
@@ -138,13 +149,18 @@ def _stale(there: set[str], files: Mapping[str, Path]) -> set[str]:
 
 
 def _card(
-    api: HfApi, repo: str, source: Path | None, there: str | None, change: Callable[[str], str] | None
+    api: HfApi,
+    repo: str,
+    source: Path | None,
+    change: Callable[[str], str] | None,
+    pushed: str | None,
+    there: str | None,
 ) -> str | None:
     """The card to commit: ours, with what somebody has written into the one that is `there`, at that commit."""
     text = source.read_text() if source is not None else None
     if there is not None and (text is not None or change is not None):
         before = Path(api.hf_hub_download(repo, CARD, revision=there)).read_text()
-        text = before if text is None else merge(text, before)
+        text = before if text is None else merge(text, before, pushed)
     if change is not None:
         text = change(text or "")
     return None if text is None else inherit_licence(addressed(text, repo))

@@ -1,8 +1,8 @@
 """Uploads beside a training: one at a time, in a process of its own, tried again until they are done.
 
-The training only links files into the outbox. What talks to the Hub is `python -m opefo_trl.hub attempt OUT`, once for
-each attempt: a process that hangs, crashes or is slow costs the training nothing, and one that is killed leaves its
-save in the outbox. A thread starts these processes, reads what came of each, and waits longer after each failure.
+The training only links files into the outbox. What talks to the Hub is a process of its own for each attempt: one that
+hangs, crashes or is slow costs the training nothing, and one that is killed leaves its save in the outbox. A thread
+starts these processes, reads what came of each, and waits longer after each failure.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ PAUSES = (
     120.0,
     300.0,
 )  # seconds after the first failure in a row, the second, and all from the last
+# The training comes first, from the first import on
+ATTEMPT = (
+    "import os, sys; hasattr(os, 'nice') and os.nice(19); from opefo_trl.hub.__main__ import main; sys.exit(main())"
+)
 PACKAGE = Path(__file__).parents[2]
 
 
@@ -169,7 +173,7 @@ class Publisher:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
         if self.token is not None:
             environment["HF_TOKEN"] = str(self.token)
-        command = [sys.executable, "-m", "opefo_trl.hub", "attempt", str(self.run.absolute())]
+        command = [sys.executable, "-c", ATTEMPT, "attempt", str(self.run.absolute())]
         try:
             return subprocess.Popen(
                 command,

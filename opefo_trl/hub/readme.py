@@ -46,11 +46,21 @@ def addressed(text: str, repo: str) -> str:
     return BLOCK.sub(lambda match: re.sub(r'(\bmodel=|EntropyCurves\.load\()"[^"]*"', rf'\1"{repo}"', match[0]), text)
 
 
-def merge(new: str, before: str) -> str:
-    """The card `new` with all that somebody has written into `before`."""
+def merge(new: str, before: str, pushed: str | None = None) -> str:
+    """
+    The card `new` with all that somebody has written into `before`. Where `before` is still what was `pushed` last,
+    nobody has: what was written since, or taken out, is in `new`.
+    """
     fresh, old = ModelCard(new, ignore_metadata_errors=True), ModelCard(before, ignore_metadata_errors=True)
-    body = merge_bodies(chunks(fresh.text), chunks(old.text))
-    old.data.__dict__.update(merge_metadata(fresh.data.__dict__, old.data.__dict__))
+    ours, theirs = chunks(fresh.text), chunks(old.text)
+    if before == pushed:
+        fresh_blocks = {chunk.name: chunk for chunk in ours if chunk.name}
+        body = merge_bodies([fresh_blocks.get(chunk.name, chunk) for chunk in theirs if chunk.name], ours)
+        metadata = merge_metadata(fresh.data.__dict__, old.data.__dict__, fresh.data.__dict__)
+    else:
+        body = merge_bodies(ours, theirs)
+        metadata = merge_metadata(fresh.data.__dict__, old.data.__dict__, old.data.__dict__)
+    old.data.__dict__.update(metadata)
     old.text = "\n" + "\n\n".join(chunk.text for chunk in body) + "\n"
     return str(old)
 
@@ -59,9 +69,9 @@ def merge_bodies(new: list[Chunk], before: list[Chunk]) -> list[Chunk]:
     """`before` with its generated blocks as they are in `new`; what only `new` has follows what it follows there."""
     fresh = {chunk.name: chunk for chunk in new if chunk.name}
     result = [fresh.get(chunk.name, chunk) if chunk.name else chunk for chunk in before]
-    known = {chunk.name or chunk.text.strip() for chunk in before}
+    names, words = {chunk.name for chunk in before if chunk.name}, "\n\n".join(chunk.text for chunk in before)
     for index, chunk in enumerate(new):
-        if (chunk.name or chunk.text.strip()) in known:
+        if chunk.name in names or (chunk.name is None and chunk.text.strip() in words):
             continue
         place = len(result)
         for previous in reversed(new[:index]):
@@ -72,18 +82,17 @@ def merge_bodies(new: list[Chunk], before: list[Chunk]) -> list[Chunk]:
     return result
 
 
-def merge_metadata(new: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a card as attributes of huggingface_hub's `ModelCardData`."""
-    merged = {**{key: value for key, value in new.items() if value is not None}}
-    merged.update({key: value for key, value in before.items() if value is not None and key not in OURS})
-    if new.get("tags") or before.get("tags"):
-        merged["tags"] = list(dict.fromkeys([*(before.get("tags") or []), *(new.get("tags") or [])]))
-    if new.get("eval_results"):
-        merged["eval_results"] = merge_results(new["eval_results"], before.get("eval_results") or [])
-    for key in OURS:
-        if key in before and key not in merged:
-            merged[key] = before[key]
+def merge_metadata(new: dict[str, Any], before: dict[str, Any], by_hand: dict[str, Any]) -> dict[str, Any]:
+    """As attributes of huggingface_hub's `ModelCardData`; `by_hand` is the one of the two that somebody has set."""
+    other = before if by_hand is new else new
+    merged = {**_known(other), **_known(by_hand), **{key: new[key] for key in OURS if new.get(key) is not None}}
+    merged["tags"] = list(dict.fromkeys([*(before.get("tags") or []), *(new.get("tags") or [])])) or None
+    merged["eval_results"] = merge_results(new.get("eval_results") or [], before.get("eval_results") or []) or None
     return merged
+
+
+def _known(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metadata.items() if value is not None}
 
 
 def merge_results(new: list[EvalResult], before: list[EvalResult]) -> list[EvalResult]:

@@ -9,7 +9,7 @@ from huggingface_hub import get_token, is_offline_mode
 from opefo_trl.card import with_results
 from opefo_trl.curves.remote import is_repository
 from opefo_trl.files import write_whole
-from opefo_trl.hub.commit import CARD, check_repo, patiently, push, set_timeouts
+from opefo_trl.hub.commit import CARD, PUSHED, check_repo, patiently, push, set_timeouts
 from opefo_trl.hub.outbox import Target
 from opefo_trl.hub.publisher import NotPushedError
 from opefo_trl.results import read_results
@@ -51,8 +51,9 @@ def push_results(target: Target, folder: Path, model: str) -> str:
         write_whole(own, lambda part: part.write_text(text))
         files[CARD] = own
     titles = ", ".join(scores["title"] for scores in results["benchmarks"].values())
+    memory = Path(model) / PUSHED if Target.read(Path(model)) is not None else None
     change = None if model_is_checkpoint else lambda text: with_results(text, results, name)
-    outcome = patiently(lambda: push(target, files, f"Evaluation: {titles}", change))
+    outcome = patiently(lambda: push(target, files, f"Evaluation: {titles}", change, memory))
     if not outcome.ok:
         raise NotPushedError(
             f"NOT on the Hub: the results of {titles}. {outcome.error}. They are in {folder}; the same command pushes "

@@ -1,0 +1,93 @@
+"""What is in the wheel and the sdist, and that both run without a checkout beside them. `make wheel` installs it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BUILD = "import sys; from setuptools import build_meta as make; getattr(make, sys.argv[1])('dist')"
+
+
+def build(kind: str, source: Path) -> Path:
+    subprocess.run([sys.executable, "-c", BUILD, kind], cwd=source, check=True, capture_output=True)
+    (made,) = (source / "dist").glob("*.whl" if kind == "build_wheel" else "*.tar.gz")
+    return made
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """Of a copy, so that the checkout stays clean."""
+    copy = tmp_path_factory.mktemp("source") / "copy"
+    away = shutil.ignore_patterns(".*", "out", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=away)
+    return build("build_sdist", copy)
+
+
+@pytest.fixture(scope="module")
+def unpacked(sdist, tmp_path_factory):
+    """The wheel that the sdist makes, as pip lays it out."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    with zipfile.ZipFile(build("build_wheel", source)) as wheel:
+        wheel.extractall(folder / "site")
+    return folder / "site"
+
+
+def run(unpacked, folder, *words):
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_sdist_has_what_a_reader_wants(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    wanted = (
+        "train.py eval.py setup.py CITATION.cff LICENSE README.md Makefile constraints.txt configs/quickstart.yaml"
+    )
+    assert set(wanted.split()) <= names and {"docs/release.md", "tests/test_wheel.py", "benchmarks/hub.py"} <= names
+    assert not any(name.endswith(".pyc") or name.startswith((".hub", "out/")) for name in names)
+
+
+def test_the_wheel_has_template_playground_and_recipes(unpacked):
+    package = unpacked / "opefo_trl"
+    for name in ("model_card_template.md", "curves/report.html", "py.typed", "recipes/train.py", "recipes/eval.py"):
+        assert (package / name).is_file(), name
+    for name in (ROOT / "opefo_trl" / "playground" / "model").iterdir():
+        assert (package / "playground" / "model" / name.name).read_bytes() == name.read_bytes()
+    recipes = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
+    assert recipes == {path.relative_to(package / "recipes/configs") for path in package.rglob("recipes/**/*.yaml")}
+    assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"opefo_trl"}
+
+
+def test_it_runs_by_five_lines_and_by_its_recipes(unpacked, tmp_path):
+    where = "import opefo_trl; print(opefo_trl.__file__)"
+    assert run(unpacked, tmp_path, "-c", where).stdout.startswith(str(unpacked))
+    lines = run(unpacked, tmp_path, str(ROOT / "tests" / "runs" / "five_lines.py"))
+    assert lines.returncode == 0, lines.stderr[-3000:]
+    assert (tmp_path / "out" / "five-lines" / "entropy_curves.png").exists()
+    small = "--max_steps 2 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0 --output_dir out/q"
+    train = run(unpacked, tmp_path, "-m", "opefo_trl.recipes.train", *small.split())
+    assert train.returncode == 0, train.stderr[-3000:]
+    assert "quickstart.yaml" in (tmp_path / "out" / "q" / "README.md").read_text()
+    options = "--model out/q --benchmarks playground --k 1 --max_new_tokens 12"
+    score = run(unpacked, tmp_path, "-m", "opefo_trl.recipes.eval", *options.split())
+    assert score.returncode == 0, score.stderr[-3000:]
+
+
+def test_the_citation_is_right():
+    import opefo_trl
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == opefo_trl.__version__ and citation["license"] == "Apache-2.0"
+    assert citation["preferred-citation"]["identifiers"][0]["value"] == "arXiv:2605.11491"
