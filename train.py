@@ -255,9 +255,11 @@ def run(trainer: OPEFOTrainer, script: ScriptArguments, facts: dict, checkpoint:
 def publish(trainer: OPEFOTrainer) -> None:
     """Wait for what is on its way to the Hub, and say what is there and what is not."""
     say = trainer.accelerator.print
+    say(f"\nPushing to {trainer.hub_model_id} ...")
     try:
         commit = trainer.push_to_hub()
     except NotPushedError as error:  # the run is done, and its model is on disk
+        trainer.publisher.stop()
         say(f"\n{trainer.publisher.report()}\n{error}")
         raise SystemExit(1) from None
     if commit is not None:  # the first process

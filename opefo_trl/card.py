@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
 
 from opefo_trl import __version__
 from opefo_trl.benchmarks import BENCHMARKS
 from opefo_trl.controls import CONTROLS
 from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE
+from opefo_trl.curves.remote import is_repository
 from opefo_trl.files import write_whole
 from opefo_trl.hub.readme import block, merge
 from opefo_trl.playground import MODEL, PLAYGROUND, question
@@ -74,7 +75,7 @@ class Base:
     def of(cls, model: str) -> Base:
         if not model:
             return cls("a model of the user's own")
-        if not Path(model).is_dir():
+        if not Path(model).is_dir() and is_repository(model):
             return cls(model, model)
         metadata = _metadata(Path(model) / "README.md")
         licence = {name: metadata[name] for name in LICENCE if name in metadata}
@@ -116,7 +117,7 @@ def card_of(trainer: OPEFOTrainer, name: str | None, dataset: str | None, tags: 
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         model_name=name,
-        tags=sorted({"generated_from_trainer", *trainer._tag_names, *tags, *_environment_tags(trainer)}),
+        tags=sorted({"generated_from_trainer", *trainer._tag_names, *tags, *_tags_of(trainer)}),
         eval_results=results_of(results) if results else None,
         **base.licence,
     )
@@ -139,8 +140,8 @@ def card_of(trainer: OPEFOTrainer, name: str | None, dataset: str | None, tags: 
         evaluation=evaluation(results) if results else None,
         links=links,
         settings=_settings(trainer, base),
-        command=command_of(sys.argv, args.world_size),
-        config=without_secrets(config),
+        command=without_secrets(command_of(sys.argv, args.world_size), args.hub_token, get_token()),
+        config=without_secrets(config, args.hub_token, get_token()),
         config_name=facts.config_file.name if facts.config_file else "OPEFOConfig",
         config_language="yaml" if facts.config_file else "python",
         versions=versions(),
@@ -254,23 +255,21 @@ def _commit() -> str:
 
 
 def command_of(words: Sequence[str], world_size: int) -> str:
-    """The command line of a script, without its secrets; nothing where a notebook or a shell runs."""
+    """The command line of a script; nothing where a notebook or a shell runs."""
     script = Path(words[0]) if words and words[0] else Path("-c")
     if script.suffix != ".py" or script.name in ("ipykernel_launcher.py", "colab_kernel_launcher.py"):
         return ""
     path = os.path.relpath(script) if script.is_absolute() else str(script)
     program = ["python"] if world_size == 1 else ["accelerate", "launch", "--num_processes", str(world_size)]
-    return without_secrets(shlex.join([*program, str(script) if path.startswith("..") else path, *words[1:]]))
+    return shlex.join([*program, str(script) if path.startswith("..") else path, *words[1:]])
 
 
-def without_secrets(text: str) -> str:
-    """Without a token, by the name of its option or as the environment has it."""
-    text = re.sub(rf"(--(?:{'|'.join(SECRETS)})[= ]+)\S+", r"\1***", text)
-    text = re.sub(rf"(?m)^(\s*(?:{'|'.join(SECRETS)})\s*[:=]\s*)\S.*$", r"\1***", text)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if os.environ.get(name):
-            text = text.replace(os.environ[name], "***")
-    return re.sub(r"\bhf_[A-Za-z0-9]{20,}\b", "***", text)
+def without_secrets(text: str, *tokens: str | None) -> str:
+    """Without a token: as it is known, by the name of its option, or by its form."""
+    for token in filter(None, [*tokens, os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")]):
+        text = text.replace(token, "***")
+    text = re.sub(r"((?:push[-_]to[-_])?hub[-_]token['\"]?\s*[:= ]\s*)[^\s,}]+", r"\1***", text)
+    return re.sub(r"\bhf_\w{20,}", "***", text)
 
 
 def _arguments(args: Any) -> str:
@@ -298,11 +297,13 @@ def _trackers() -> list[dict[str, str]]:
     return [{"text": name, "url": url} for name, url in urls.items() if url]
 
 
-def _environment_tags(trainer: OPEFOTrainer) -> list[str]:
+def _tags_of(trainer: OPEFOTrainer) -> list[str]:
+    """Of the model, and of where it is trained."""
     from trl.trainer.utils import get_trackio_space_url
 
     url = get_trackio_space_url()
     return [
+        *(getattr(trainer.model, "model_tags", None) or []),
         *(["unsloth"] if hasattr(trainer.model.config, "unsloth_version") else []),
         *(["hf_jobs"] if "JOB_ID" in os.environ else []),
         *([f"trackio:{url}"] if url else []),
@@ -321,7 +322,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 def with_results(text: str, results: dict[str, Any], name: str) -> str:
     """A card with the results of eval.py in its body and its metadata; a new one, where there is none."""
-    data = ModelCardData(model_name=name, eval_results=results_of(results), tags=["opefo"])
+    data = ModelCardData(model_name=name, eval_results=results_of(results))
     return merge(f"---\n{data.to_yaml()}\n---\n\n{evaluation(results)}\n", text or f"# {name}\n")
 
 

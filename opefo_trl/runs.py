@@ -57,7 +57,7 @@ def check_newest(checkpoint: str | Path, folder: str | Path) -> None:
     newest = newest_checkpoint(folder)
     if newest is None or Path(checkpoint).resolve().parent != newest.resolve().parent:
         return
-    if step_of(newest) > step_of(Path(checkpoint)):
+    if step_of(newest) > TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step:
         raise ValueError(
             f"{str(checkpoint)!r} is not the newest checkpoint: {newest.name} would be taken for one of this run. Set "
             "another --output_dir, or delete the later ones."

@@ -8,7 +8,7 @@ hooks, each held in place by a test in tests/test_trl_contract.py:
     _get_per_token_logps_and_entropies       called by TRL's loss before it reads the advantages: shape them here
     compute_loss, training_step              open and close the window of micro-batches of one optimizer step
     _calculate_rewards, _get_grad_norm       the last places where a NaN can be caught
-    _save_checkpoint, _load_optimizer_and_scheduler, _run_epoch
+    _save, _save_checkpoint, _load_optimizer_and_scheduler, _run_epoch
     init_hf_repo, _push_from_checkpoint, _finish_current_push    what the Trainer sends to the Hub, sent by `Publisher`
     _metrics                                 what TRL and the controls measured, a list for each name, cleared by `log`
 """
@@ -27,7 +27,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable
@@ -132,10 +132,10 @@ class OPEFOTrainer(GRPOTrainer):
             from opefo_trl import vllm_cpu
 
             vllm_cpu.adapt("bfloat16" if args.bf16 else "float32")
-        super().__init__(model, reward_funcs, args, *positional, **keywords)
         if args.control != "opefo":  # the model card gives the credit where it is due
             self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
             self._tag_names = [*GRPOTrainer._tag_names, *([args.control] if args.control != "none" else [])]
+        super().__init__(model, reward_funcs, args, *positional, **keywords)
         self._scoring_pass: list[tuple[Tensor, Tensor, Tensor | None]] | None = None  # of the scoring pass under way
         self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
         self._loss_trains = False  # whether it is for its gradient, or only for its metrics
@@ -707,6 +707,16 @@ class OPEFOTrainer(GRPOTrainer):
                     raise
                 logger.warning(f"The model card could not be written: {type(error).__name__}: {error}")
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """PEFT would write a card of its own over the one that is there, with the path of a local base model in it."""
+        card = Path(output_dir or self.args.output_dir) / "README.md"
+        before = card.read_bytes() if card.is_file() else None
+        super()._save(output_dir, state_dict)
+        if before is not None:
+            write_whole(card, lambda part: part.write_bytes(before))
+        else:
+            card.unlink(missing_ok=True)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
             state = self._control_state()
@@ -728,7 +738,10 @@ class OPEFOTrainer(GRPOTrainer):
         self.publisher = Publisher(Path(args.output_dir), target, token or args.hub_token)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.publisher is None or self.publisher.target.strategy == "end":
+        if self.args.hub_strategy == HubStrategy.END:
+            return
+        self.accelerator.wait_for_everyone()  # each rank writes a file or more of the checkpoint
+        if self.publisher is None:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         steps = self.args.save_strategy != SaveStrategy.EPOCH
@@ -759,9 +772,14 @@ class OPEFOTrainer(GRPOTrainer):
         if not self.is_world_process_zero():
             return None
         assert self.publisher is not None
-        self.publisher.turn_to(revision or self.args.hub_revision, token)
-        self.create_model_card(**kwargs)
-        self.publisher.save(None, commit_message or "End of training")
+        self.publisher.token = token or self.publisher.token
+        try:
+            self.create_model_card(**kwargs)
+        except Exception as error:
+            logger.warning(f"The model card could not be written: {type(error).__name__}: {error}")
+        self.publisher.save(None, commit_message or "End of training", revision)
+        if self.is_in_train:  # a callback's: the training does not wait
+            return None
         if blocking:
             return self.publisher.finish()
         return in_background(self.publisher.finish)

@@ -84,6 +84,30 @@ def test_where_nobody_wrote_on_the_hub_the_local_words_count():
     assert "words on the Hub" in merge(mine, somebody, pushed) and "better words" in merge(mine, somebody, pushed)
 
 
+def test_words_on_the_hub_outlive_many_pushes():
+    ours = card(f"{block('model', 'ours')}\n", license="apache-2.0")
+    there = card("# Keep this.\n", license="mit", tags="mine")
+    for _ in range(3):
+        there = merge(ours, there, ours)
+        data = ModelCard(there).data
+        assert there.count("# Keep this.") == 1 and data.license == "mit" and data.tags == ["mine"]
+
+
+def test_what_was_taken_out_on_one_side_does_not_come_back():
+    last = card(f"{block('model', 'a')}\n\nwords\n\n{block('citation', 'c')}\n\nmore\n", language="en")
+    there = card(f"{block('model', 'a')}\n\nwords\n\n{block('citation', 'c')}\n", language="en")  # without "more"
+    ours = card(f"{block('model', 'b')}\n\n{block('citation', 'c')}\n\nmore\n")  # without "words" and the language
+    merged = merge(ours, there, last)
+    assert "words" not in merged and "more" not in merged and ModelCard(merged).data.get("language") is None
+
+
+def test_an_index_that_the_hubs_classes_do_not_read_stays_as_it_is():
+    index = [{"name": "mine", "results": [{"task": {"type": "x"}, "dataset": {"type": "d"}, "metrics": []}]}]
+    merged = merge(with_results("", RESULTS, "m"), card("# Mine\n", **{"model-index": index}))
+    found = yaml.safe_load(merged.split("---")[1])["model-index"]
+    assert found[0] == index[0] and len(found) == 2
+
+
 def test_a_block_that_the_new_card_lacks_stays():
     assert "scores" in merge(card(block("model", "new")), card(block("evaluation", "scores")))
 
@@ -160,7 +184,7 @@ def test_where_a_model_comes_from(tmp_path):
     assert str(base).startswith("a local model, `mine`, itself from [Qwen/")
     (mine / "README.md").write_text("---\n: [\n---\n")
     assert Base.of(str(mine)).hub is None
-    assert "None" not in str(Base.of(""))
+    assert "None" not in str(Base.of("")) and Base.of("/tmp/merged-and-gone").hub is None
 
 
 @pytest.mark.parametrize("control", list(CONTROLS))
@@ -171,14 +195,15 @@ def test_each_control_is_named_for_what_it_is(control):
 
 def test_commands_without_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "my-own-token")
-    words = ["train.py", "--hub_token", "abc", "--hub_token=def", "--name", "my-own-token", "--flow_target", "0.4x"]
-    said = command_of(words, 1)
+    words = "train.py --hub_token abc --hub-token=def --push-to-hub-token ghi --name my-own-token --flow_target 0.4x"
+    said = without_secrets(command_of(words.split(), 1))
     assert said.startswith("python train.py") and "0.4x" in said
-    assert not any(secret in said for secret in ("abc", "def", "my-own-token"))
+    assert not any(secret in said for secret in ("abc", "def", "ghi", "my-own-token"))
+    words = ["train.py", "--x"]
     assert command_of(words, 8).startswith("accelerate launch --num_processes 8 train.py")
     assert command_of(["/x/ipykernel_launcher.py", "-f"], 1) == command_of(["-c"], 1) == command_of([""], 1) == ""
-    config = "lr: 1\n  hub_token: abcdef\nuse: hf_" + "a" * 34 + "\n"
-    assert without_secrets(config) == "lr: 1\n  hub_token: ***\nuse: ***\n"
+    config = "lr: 1\n  hub_token: abcdef\nuse: hf_" + "a" * 34 + "\n{'hub_token': x, a: known}"
+    assert without_secrets(config, "known", None) == "lr: 1\n  hub_token: ***\nuse: ***\n{'hub_token': ***, a: ***}"
 
 
 def test_data_sets_remember_where_they_are_from():

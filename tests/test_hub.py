@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,7 @@ from opefo_trl.hub.commit import explain
 from opefo_trl.hub.outbox import Outcome, Target
 
 ROOT = Path(__file__).parents[1]
+TARGET = Target("alice/model")
 
 
 @pytest.fixture
@@ -43,6 +45,8 @@ def run(out):
     (out / "README.md").write_text("card")
     (out / "nonfinite").mkdir()
     (out / "nonfinite" / "dump.pt").write_text("private")
+    (out / "last-checkpoint").mkdir()
+    (out / "last-checkpoint" / "optimizer.pt").write_text("of another run")
     (out / "completions").mkdir()
     (out / "completions" / "1.parquet").write_text("rows")
     return out
@@ -53,9 +57,11 @@ def run(out):
 
 def test_a_save_is_links_and_outlives_what_it_was_made_of(run):
     parts = outbox.parts_of(run, run / "checkpoint-2", "all_checkpoints")
-    save = outbox.stage(run, parts, "step 2")
-    weights = save / "root" / "model.safetensors"
+    outbox.stage(run, parts, "step 2", TARGET)
+    (save,) = outbox.saves_in(run, "waiting")
+    weights = save.folder / "root" / "model.safetensors"
     assert weights.stat().st_ino == (run / "checkpoint-2" / "model.safetensors").stat().st_ino
+    assert not (save.folder / "root" / "last-checkpoint").exists()  # of a run that this one went on from
     (run / "README.md").write_text("written over")
     shutil.rmtree(run / "checkpoint-2")
     files = outbox.contents([save])
@@ -71,10 +77,9 @@ def test_without_links_files_are_copied(run, monkeypatch):
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    save = outbox.stage(run, outbox.parts_of(run, run / "checkpoint-2", "every_save"), "step 2")
-    assert (save / "root" / "model.safetensors").read_bytes() == (
-        run / "checkpoint-2" / "model.safetensors"
-    ).read_bytes()
+    outbox.stage(run, outbox.parts_of(run, run / "checkpoint-2", "every_save"), "step 2", TARGET)
+    weights = outbox.contents(outbox.saves_in(run, "waiting"))["model.safetensors"]
+    assert weights.read_bytes() == (run / "checkpoint-2" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -87,8 +92,8 @@ def test_without_links_files_are_copied(run, monkeypatch):
 )
 def test_newer_saves_take_the_place_of_older_ones(run, strategy, kept):
     for step in (2, 10):
-        outbox.stage(run, outbox.parts_of(run, run / f"checkpoint-{step}", strategy), f"step {step}")
-    outbox.stage(run, outbox.parts_of(run, None, strategy), "end")
+        outbox.stage(run, outbox.parts_of(run, run / f"checkpoint-{step}", strategy), f"step {step}", TARGET)
+    outbox.stage(run, outbox.parts_of(run, None, strategy), "end", TARGET)
     left = [message for message in kept if strategy != "every_save"]
     assert outbox.missing(run) == [*left, "end"]
     files = outbox.contents(outbox.take(run, every=False))
@@ -100,12 +105,48 @@ def test_newer_saves_take_the_place_of_older_ones(run, strategy, kept):
 
 def test_each_by_itself_and_what_is_being_sent_first(run):
     for step in (2, 10):
-        outbox.stage(run, outbox.parts_of(run, run / f"checkpoint-{step}", "every_save"), f"step {step}", every=True)
-    first = outbox.take(run, every=True)
-    assert [outbox.message_of(save) for save in first] == ["step 2"]
-    assert outbox.take(run, every=True) == first  # until it is there
-    shutil.rmtree(first[0])
-    assert [outbox.message_of(save) for save in outbox.take(run, every=True)] == ["step 10"]
+        parts = outbox.parts_of(run, run / f"checkpoint-{step}", "every_save")
+        outbox.stage(run, parts, f"step {step}", replace(TARGET, every=True))
+    (first,) = outbox.take(run, every=True)
+    assert first.message == "step 2" and outbox.missing(run) == ["step 2", "step 10"]
+    assert outbox.take(run, every=True) == [first]  # until it is there
+    outbox.discard(run, first.folder)
+    assert [save.message for save in outbox.take(run, every=True)] == ["step 10"]
+
+
+def test_saves_to_another_branch_go_there_and_nowhere_else(run):
+    for revision in (None, "try", None):
+        outbox.stage(run, outbox.parts_of(run, None, "end"), f"to {revision}", replace(TARGET, revision=revision))
+    assert outbox.missing(run) == ["to try", "to None"]  # the first has a newer one
+    (first,) = outbox.take(run, every=False)
+    assert outbox.to(TARGET, first) == replace(TARGET, revision="try")
+    outbox.discard(run, first.folder)
+    assert [save.revision for save in outbox.take(run, every=False)] == [None]
+
+
+def test_what_one_process_moves_the_other_does_not_miss(run, monkeypatch):
+    parts = outbox.parts_of(run, run / "checkpoint-2", "every_save")
+    outbox.stage(run, parts, "first", TARGET)
+    (save,) = outbox.saves_in(run, "waiting")
+    listed = outbox.saves_in(run, "waiting")
+    outbox.stage(run, parts, "second", TARGET)  # the first is superseded between listing and moving
+    real = outbox.saves_in
+    stale = lambda run, kind: (listed if kind == "waiting" else []) + real(run, kind)  # noqa: E731
+    monkeypatch.setattr(outbox, "saves_in", stale)
+    assert [taken.message for taken in outbox.take(run, every=False)] == ["second"]
+    monkeypatch.undo()
+    assert not outbox.discard(run, save.folder) and save.parts() == [] and outbox.Save.read(save.folder) is None
+    assert [outcome.messages for outcome in outbox.outcomes(run)] == [["first"]]
+
+
+def test_a_save_without_room_leaves_nothing_behind(run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space"):
+        outbox.stage(run, outbox.parts_of(run, run / "checkpoint-2", "every_save"), "step 2", TARGET)
+    assert outbox.missing(run) == [] and not any((run / ".hub" / "making").iterdir())
 
 
 def test_the_state_of_a_run_is_its_newest_model(run):
@@ -126,7 +167,10 @@ def test_targets_and_outcomes_outlive_the_process(tmp_path):
     assert Target.read(tmp_path) == target
     outcome = Outcome(["a"], "alice/x", error="no", wait=3.0)
     outbox.note(tmp_path, outcome)
-    assert outbox.outcomes(tmp_path) == [outcome] and outbox.of_json(outbox.as_json(outcome)) == outcome
+    with (tmp_path / ".hub" / "outcomes.jsonl").open("a") as file:
+        file.write('\n{"messages": ["cut o')  # by a kill
+    outbox.note(tmp_path, outcome)
+    assert outbox.outcomes(tmp_path) == [outcome] * 2 and Outcome.from_json(outcome.to_json()) == outcome
 
 
 def test_the_hub_part_loads_no_torch():
@@ -289,6 +333,10 @@ def test_results_go_to_the_card_with_their_samples(hub, tmp_path):
     refused = evaluate(hub, home, *words, "--k", "2")
     assert refused.returncode == 1 and "NOT on the Hub: the results of" in refused.stderr
     assert "the same command pushes them without sampling again" in refused.stderr
+
+    words = ["--model", "playground", "--hub_model_id", "bob/model", "--output_dir", str(tmp_path)]
+    early = evaluate(hub, home, *words)  # before anything is sampled
+    assert early.returncode == 2 and "could not be pushed to 'bob/model': the token may not write" in early.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,13 @@ import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import ModelCard
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE
 from opefo_trl.hub import NotPushedError, commit, outbox, publisher
-from opefo_trl.playground import playground_dataset, playground_reward
+from opefo_trl.playground import MODEL, playground_dataset, playground_reward
 
 ROOT = Path(__file__).parents[1]
 STEPS, SAVES = 4, 2
@@ -149,7 +150,7 @@ def test_the_card_reads_validates_and_shows_its_picture(hub, out):
     assert f"]({PICTURE_FILE})" in card.text and hub.files("alice/model")[PICTURE_FILE][:4] == b"\x89PNG"
     assert 'model="alice/model"' in card.text and 'EntropyCurves.load("alice/model")' in card.text
     words = card.text.split("### Reproduce it")[0].replace("`None`", "")
-    assert "None" not in words and "{{" not in card.text and str(out) not in words
+    assert "None" not in words and "{{" not in words and str(out) not in words
     assert trainer.hub_model_id == "alice/model"
 
 
@@ -179,6 +180,8 @@ def test_private_stays_private_and_what_somebody_wrote_stays(hub, out):
     trainer.push_to_hub()
     card = ModelCard(hub.files("alice/model")["README.md"].decode())
     assert hub.repos["alice/model"].private
+    trainer.push_to_hub()
+    assert "Keep this too." in hub.files("alice/model")["README.md"].decode()
     assert "# By hand\n\nKeep this too." in card.text and "## MINE" not in card.text  # between marks it is ours
     assert card.text.count("## Training") == card.text.count("## Citation") == 1
     assert card.data.license == "mit" and {"mine", "opefo"} <= set(card.data.tags)
@@ -198,9 +201,7 @@ def test_down_from_the_start_then_by_hand(hub, out, plain):
     hub.down()
     trainer = trained(out)
     assert same(trainer, plain)
-    with pytest.raises(
-        NotPushedError, match=r"NOT on the Hub, in model: .End of training. and 2 more\. the Hub cannot be"
-    ):
+    with pytest.raises(NotPushedError, match=r"in model: .End of training. and 2 more\. The reason: the Hub"):
         trainer.push_to_hub()
     assert "NOT there, after" in trainer.publisher.report()
     trainer.publisher.stop()
@@ -351,8 +352,61 @@ def test_a_disk_that_is_full_costs_the_push_and_not_the_run(hub, out, plain, mon
         patch.setattr(outbox, "stage", full)
         trainer = trained(out)
     assert same(trainer, plain) and "could not be kept for the Hub" in caplog.text
+    trainer.push_to_hub()  # with room again: what the run still has
+    check_everything(hub, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "stage", full)
+        with pytest.raises(NotPushedError, match=r"'End of training'.*no room to keep it"):
+            trainer.push_to_hub()
+    assert "End of training: NOT there" in trainer.publisher.report()
+    trainer.publisher.stop()
+
+
+def test_two_who_wait_both_hear_that_it_failed(hub, out):
+    trainer = trained(out, hub_strategy="end")
+    hub.down()
+    first, second = trainer.push_to_hub(blocking=False), trainer.push_to_hub(blocking=False)
+    for waiting in (first, second):
+        assert isinstance(waiting.exception(timeout=60), NotPushedError)
+    hub.up()
+    made = trainer.push_to_hub(blocking=False).result(timeout=60)
+    assert made.oid == hub.commits("alice/model")[-1].oid
+
+
+def test_a_push_to_another_branch_takes_nothing_else_along(hub, out):
+    hub.make("alice/model")
+    hub.repos["alice/model"].branches["try"] = [hub.repos["alice/model"].commit("main")]
+    hub.down()
+    trainer = trained(out)
+    hub.up()
+    trainer.push_to_hub(revision="try")
+    assert {one.message for one in hub.commits("alice/model", "try")} == {"End of training"}
+    assert "checkpoint-2/optimizer.pt" in hub.files("alice/model")
+    assert "checkpoint-2/optimizer.pt" not in hub.files("alice/model", "try")
+
+
+def test_a_card_that_cannot_be_read_keeps_no_weights_back(hub, out):
+    hub.make("alice/model")
+    hub.write("alice/model", "README.md", "---\nlicense: [\n---\n# By hand\n")
+    trainer = trained(out, hub_strategy="end")
+    with pytest.raises(NotPushedError, match=r"all is there but the card, README\.md"):
+        trainer.push_to_hub()
+    trainer.publisher.stop()
+    assert b"license: [" in hub.files("alice/model")["README.md"] and "model.safetensors" in hub.files("alice/model")
+
+
+def test_an_adapter_of_a_local_model(hub, out):
+    args = config(out, hub_strategy="every_save")
+    trainer = OPEFOTrainer(
+        "playground", playground_reward, args, train_dataset=playground_dataset(), peft_config=LoraConfig(r=2)
+    )
+    trainer.train()
     trainer.push_to_hub()
-    assert hub.files("alice/model")["model.safetensors"] == (out / "model" / "model.safetensors").read_bytes()
+    card = ModelCard(hub.files("alice/model")["README.md"].decode())
+    assert card.data.library_name == "peft" and card.data.license == "apache-2.0"
+    assert card.data.get("base_model") is None
+    assert "More Information Needed" not in card.text and str(MODEL) not in str(card)
+    assert "adapter_model.safetensors" in hub.files("alice/model")
 
 
 def test_offline_is_said_once_and_pushed_later(hub, out, monkeypatch):

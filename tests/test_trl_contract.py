@@ -59,6 +59,12 @@ def test_trl_is_the_series_that_these_hooks_were_read_in():
         (Trainer, "_get_grad_norm", ["self", "model", "grad_norm"]),
         (Trainer, "_get_output_dir", ["self", "trial"]),
         (Trainer, "_run_epoch", ["self", "model", "epoch", "train_dataloader"]),
+        (Trainer, "_save", ["self", "output_dir", "state_dict"]),
+        (Trainer, "init_hf_repo", ["self", "token"]),
+        (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
+        (Trainer, "_finish_current_push", ["self"]),
+        (Trainer, "push_to_hub", ["self", "commit_message", "blocking", "token", "revision"]),
+        (GRPOTrainer, "create_model_card", ["self", "model_name", "dataset_name", "tags"]),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

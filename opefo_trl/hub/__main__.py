@@ -41,7 +41,7 @@ def _attempt(run: Path) -> int:
     target = Target.read(run)
     assert target is not None, f"{run} has no target"
     outcome = commit.attempt(run, target)
-    print(outbox.as_json(outcome))
+    print(outcome.to_json())
     return 0
 
 
@@ -65,11 +65,12 @@ def target_of(options: argparse.Namespace) -> Target:
 
 def push_run(run: Path, target: Target) -> int:
     """Everything that the folder holds and the strategy publishes, then whatever waited before it."""
-    target.write(run)
+    if Target.read(run) is None:
+        target.write(run)
     parts = outbox.state_of(run, target.strategy)
     if not any(parts.values()):
         raise ValueError(f"There is nothing in {str(run)!r} to push.")
-    outbox.stage(run, parts, f"Push of {run.absolute().name}", target.every)
+    outbox.stage(run, parts, f"Push of {run.absolute().name}", target)
     while outbox.missing(run):  # each save by itself, where `hub_always_push` wants every one
         outcome = patiently(lambda: commit.attempt(run, target))
         if not outcome.ok:
@@ -77,7 +78,7 @@ def push_run(run: Path, target: Target) -> int:
             print(f"NOT on the Hub, in {outcome.repo or target.repo}: {', '.join(left)}. {outcome.error}. It is kept; "
                   "the same command goes on.", file=sys.stderr)  # fmt: skip
             return 1
-        print(f"On the Hub: {', '.join(outcome.messages)}, {outcome.files} files: {outcome.url}")
+        print(f"On the Hub: {', '.join(dict.fromkeys(outcome.messages))}, {outcome.files} files: {outcome.url}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -12,8 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
+import yaml
 from filelock import FileLock, Timeout
 from huggingface_hub import (
     CommitInfo,
@@ -25,16 +28,16 @@ from huggingface_hub import (
     is_offline_mode,
     set_client_factory,
 )
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from opefo_trl import __version__
 from opefo_trl.files import write_whole
-from opefo_trl.hub.outbox import LAST_CHECKPOINT, Outcome, Target, contents, discard, folder_of, message_of, note, take
+from opefo_trl.hub.outbox import LAST_CHECKPOINT, Outcome, Target, contents, discard, folder_of, note, take, to
 from opefo_trl.hub.readme import addressed, merge
 
-CARD, PUSHED = "README.md", ".hub/card.md"  # in a repository; as it was pushed last, in a run's folder
+CARD, LOCAL = "README.md", ".hub/card.md"  # in a repository; the run's own as it was when it was pushed last
 SILENCE = float(os.environ.get("OPEFO_HUB_TIMEOUT", "120"))  # seconds without a word before a request has failed
 AT_ONCE = 500  # files whose state is asked for in one request
 RATE_LIMIT = 60.0  # seconds, where the Hub asks to wait and does not say how long
@@ -63,17 +66,20 @@ def attempt(run: Path, target: Target) -> Outcome:
     try:
         with FileLock(folder_of(run) / "lock", timeout=SILENCE):
             saves = take(run, target.every)
-            messages = [message_of(save) for save in saves]
-            message = messages[-1] if messages else ""
-            outcome = replace(push(target, contents(saves), message, pushed=run / PUSHED), messages=messages)
-            if messages:
-                note(run, outcome)
+            if not saves:
+                return push(target, {}, "")
+            messages = [save.message for save in saves]
+            outcome = push(to(target, saves[0]), contents(saves), messages[-1], local=run / LOCAL)
+            outcome = replace(outcome, messages=messages)
+            note(run, outcome)
             if outcome.ok:
                 for save in saves:
-                    discard(folder_of(run), save)
+                    discard(run, save.folder)
             return outcome
     except Timeout:
-        return Outcome([], error="Another process is pushing the same run.")
+        return Outcome([], error="another process is pushing the same run")
+    except OSError as error:  # of the outbox: the disk, or a folder that is gone
+        return explain(error, target.repo)
 
 
 def push(
@@ -81,12 +87,13 @@ def push(
     files: Mapping[str, Path],
     message: str,
     change: Callable[[str], str] | None = None,
-    pushed: Path | None = None,
+    local: Path | None = None,
 ) -> Outcome:
     """
     A commit of `files`, by their paths in the repository, which is made if it is not there. What is there already is
     not sent again, and a card that somebody has written in keeps that. `change` has the last word on the card, and
-    is given it as it will be otherwise. `pushed` remembers the card, to tell later who has written in it since.
+    is given it as it will be otherwise. `local` remembers the card among the files, to tell at the next push
+    who has written what since.
     """
     repo = target.repo
     try:
@@ -96,17 +103,20 @@ def push(
             raise RefusedError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
         api = HfApi(library_name="opefo_trl", library_version=__version__)
         repo = api.create_repo(target.repo, private=target.private, exist_ok=True).repo_id
-        if target.revision is not None:
+        if target.revision is not None and not target.revision.startswith("refs/"):
             api.create_branch(repo, branch=target.revision, exist_ok=True)
         if not files and change is None:
             return Outcome([], repo)
-        last = pushed.read_text() if pushed is not None and pushed.is_file() else None
+        last = local.read_text() if local is not None and local.is_file() else None
         make_card = partial(_card, api, repo, files.get(CARD), change, last)
-        commit, additions = _commit(api, replace(target, repo=repo), files, message, make_card)
+        try:
+            commit, additions = _commit(api, replace(target, repo=repo), files, message, make_card)
+        except (ValueError, yaml.YAMLError) as error:  # a card that cannot be read, or is refused
+            _commit(api, replace(target, repo=repo), files, message, lambda there: None)
+            raise RefusedError(f"all is there but the card, {CARD}: {error}") from None
         _verify(api, repo, commit.oid, additions)
-        card = next((one.path_or_fileobj for one in additions if one.path_in_repo == CARD), None)
-        if pushed is not None and isinstance(card, bytes):
-            write_whole(pushed, lambda part: part.write_bytes(card))
+        if local is not None and CARD in files:
+            write_whole(local, partial(shutil.copyfile, files[CARD]))
         size = sum(addition.upload_info.size for addition in additions)
         return Outcome([message], repo, commit.oid, commit.commit_url, len(additions), size)
     except Exception as error:  # of the network, the server, the disk or the card: the run goes on with any of them
@@ -153,14 +163,15 @@ def _card(
     repo: str,
     source: Path | None,
     change: Callable[[str], str] | None,
-    pushed: str | None,
+    last: str | None,
     there: str | None,
 ) -> str | None:
     """The card to commit: ours, with what somebody has written into the one that is `there`, at that commit."""
     text = source.read_text() if source is not None else None
     if there is not None and (text is not None or change is not None):
-        before = Path(api.hf_hub_download(repo, CARD, revision=there)).read_text()
-        text = before if text is None else merge(text, before, pushed)
+        with TemporaryDirectory() as folder:  # the cache may be read-only, and is of no use here
+            before = Path(api.hf_hub_download(repo, CARD, revision=there, cache_dir=folder)).read_text()
+        text = before if text is None else merge(text, before, last)
     if change is not None:
         text = change(text or "")
     return None if text is None else inherit_licence(addressed(text, repo))
@@ -172,7 +183,7 @@ def inherit_licence(text: str) -> str:
     base = card.data.get("base_model")
     if card.data.get("license") is not None or not isinstance(base, str):
         return text
-    with suppress(EntryNotFoundError, RepositoryNotFoundError, HFValidationError, ValueError):
+    with suppress(Exception):  # it is gone, gated or malformed, or the Hub is: a card without a licence is no reason
         of_base = ModelCard.load(base, ignore_metadata_errors=True).data
         for name in ("license", "license_name", "license_link"):
             card.data[name] = of_base.get(name)

@@ -1,14 +1,15 @@
 """What is on its way to the Hub: a folder for each save, beside the run, that outlives the process.
 
-out/.hub/target.json                      which repository, and what goes there
+out/.hub/target.json                      which repository, and what of the run goes there
 out/.hub/outcomes.jsonl                   what came of every attempt
-out/.hub/waiting/SAVE/message             a save, whole, as it will lie in the repository:
+out/.hub/waiting/SAVE/save.json           a save, whole: its message and its address, and as it will lie there
 out/.hub/waiting/SAVE/root/...                its top level
 out/.hub/waiting/SAVE/checkpoint-40/...       its folders
 out/.hub/sending/SAVE/...                 the same, taken by the process that uploads
 
-Large files are hard links, so a save costs no copy and may be deleted or replaced by the run meanwhile. A save that a
-newer one makes needless goes, unless every one is wanted; what is a folder of its own in the repository stays.
+Weights are hard links, so a save costs no copy and may be deleted or replaced by the run meanwhile. What a newer save
+writes as well is needless in an older one, unless every one is wanted. Both processes move folders as a whole, and
+each expects the other to have been faster.
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from opefo_trl.files import write_whole
 
 FOLDER = ".hub"
-ROOT, MESSAGE = "root", "message"
+ROOT, FACTS = "root", "save.json"
 LAST_CHECKPOINT = "last-checkpoint"
-LINKED = 1 << 20  # bytes from which a file is linked: what is smaller may be written over in place
+# Written once and never in place; everything else is small, or may grow while it waits
+LINKED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".distcp")
 STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 # Of an output folder: what is the run's own business, and what `eval.py` publishes
-PRIVATE = ("_*", ".*", "*.part", "checkpoint-*", "nonfinite", "eval")
+PRIVATE = ("_*", ".*", "*.part", "checkpoint-*", LAST_CHECKPOINT, "nonfinite", "eval")
 # Of a checkpoint: what only resuming needs, and what the output folder has a newer copy of
 TRAINING_STATE = (
     *("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json", "control_state.json", "*.part"),
-    *("latest", "zero_to_fp32.py", "entropy_ctrl_state.json", "entropy_curves.parquet", "flow_samples.json"),
-    "README.md",
+    *("latest", "zero_to_fp32.py", "pytorch_model_fsdp*", "entropy_ctrl_state.json"),
+    *("entropy_curves.parquet", "flow_samples.json", "README.md"),
 )
 
 
@@ -59,9 +61,9 @@ class Target:
         """The target that a run was given, where it was given one."""
         try:
             content = json.loads((run / FOLDER / "target.json").read_text())
-        except (OSError, ValueError):
+            return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
+        except (OSError, ValueError, TypeError):
             return None
-        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,43 @@ class Outcome:
     def ok(self) -> bool:
         return self.error is None
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Outcome:
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(line).items() if name in known})
+
+
+@dataclass(frozen=True)
+class Save:
+    """A folder of the outbox."""
+
+    folder: Path
+    message: str
+    repo: str
+    revision: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Save | None:
+        """None for one that has been moved away meanwhile."""
+        try:
+            facts = json.loads((folder / FACTS).read_text())
+            return cls(folder, facts["message"], facts["repo"], facts["revision"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    @property
+    def address(self) -> tuple[str, str | None]:
+        return self.repo, self.revision
+
+    def parts(self) -> list[str]:
+        try:
+            return [part.name for part in self.folder.iterdir() if part.is_dir()]
+        except OSError:
+            return []
+
 
 def folder_of(run: Path) -> Path:
     folder = run / FOLDER
@@ -93,116 +132,130 @@ def folder_of(run: Path) -> Path:
 # ---- putting in
 
 
-def stage(run: Path, parts: Mapping[str, Mapping[str, Path]], message: str, every: bool = False) -> Path:
+def stage(run: Path, parts: Mapping[str, Mapping[str, Path]], message: str, target: Target) -> None:
     """Put a save into the outbox: for each part (`ROOT`, or a folder of the repository) its files by their paths."""
     folder = folder_of(run)
     name = f"{time.time_ns():020d}"
-    making = folder / "making" / name
-    for part, files in parts.items():
-        for path, source in files.items():
-            link(source, making / part / path)
-    (making / MESSAGE).parent.mkdir(parents=True, exist_ok=True)
-    (making / MESSAGE).write_text(message)
-    waiting = folder / "waiting"
-    waiting.mkdir(exist_ok=True)
-    making.rename(waiting / name)
-    if not every:
-        supersede(folder, waiting)
-    return waiting / name
+    making, waiting = folder / "making" / name, folder / "waiting"
+    try:
+        making.mkdir(parents=True)
+        for part, files in parts.items():
+            for path, source in files.items():
+                link(source, making / part / path)
+        facts = {"message": message, "repo": target.repo, "revision": target.revision}
+        (making / FACTS).write_text(json.dumps(facts))
+        waiting.mkdir(exist_ok=True)
+        making.rename(waiting / name)
+    except OSError:
+        shutil.rmtree(making, ignore_errors=True)  # or its links would keep what the run deletes to have room
+        raise
+    if not target.every:
+        with suppress(OSError):
+            supersede(run, "waiting")
 
 
 def link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.stat().st_size >= LINKED:
-        try:
+    if source.suffix in LINKED:
+        with suppress(OSError):  # another file system, or one without links
             os.link(source, target)
             return
-        except OSError:  # another file system, or one without links
-            pass
     shutil.copyfile(source, target)
 
 
-def supersede(folder: Path, saves: Path) -> None:
-    """Keep of each save what no newer one writes; a save of which nothing is left goes."""
-    written: set[str] = set()
-    for save in reversed(in_order(saves)):
-        parts = [part for part in save.iterdir() if part.is_dir()] if save.is_dir() else []
-        needless = [part for part in parts if part.name in written]
-        written |= {part.name for part in parts}
-        if parts and len(needless) == len(parts):
-            note(folder.parent, Outcome([message_of(save)], superseded=True))
-            discard(folder, save)
+def supersede(run: Path, kind: str) -> None:
+    """Keep of each save what no newer one to the same address writes; a save of which nothing is left goes."""
+    written: dict[tuple[str, str | None], set[str]] = {}
+    for save in reversed(saves_in(run, kind)):
+        newer, parts = written.setdefault(save.address, set()), save.parts()
+        if parts and newer.issuperset(parts):
+            if discard(run, save.folder):
+                note(run, Outcome([save.message], save.repo, superseded=True))
         else:
-            for part in needless:
-                discard(folder, part)
+            for part in newer.intersection(parts):
+                discard(run, save.folder / part)
+        newer |= set(parts)
 
 
-def discard(folder: Path, path: Path) -> None:
-    """In one move: the process that uploads takes a save as a whole, or finds it gone."""
-    away = folder / "discarded" / f"{path.parent.name}-{path.name}-{time.time_ns()}"
+def discard(run: Path, path: Path) -> bool:
+    """In one move. False where the process that uploads has taken it before."""
+    away = folder_of(run) / "discarded" / f"{path.parent.name}-{path.name}-{time.time_ns()}"
     away.parent.mkdir(exist_ok=True)
     try:
         path.rename(away)
     except FileNotFoundError:
-        return
+        return False
     shutil.rmtree(away, ignore_errors=True)
+    return True
+
+
+def sweep(run: Path) -> None:
+    """What a process that was killed has left half-made, or half-deleted."""
+    for kind in ("making", "discarded"):
+        shutil.rmtree(run / FOLDER / kind, ignore_errors=True)
 
 
 # ---- taking out, by the one process that holds the lock
 
 
-def take(run: Path, every: bool) -> list[Path]:
-    """The saves to push now: all that is there as one commit, or the oldest by itself."""
-    folder = folder_of(run)
-    sending = folder / "sending"
+def take(run: Path, every: bool) -> list[Save]:
+    """The saves to push now, all to one address: what is there as one commit, or the oldest by itself."""
+    sending = folder_of(run) / "sending"
     sending.mkdir(exist_ok=True)
-    shutil.rmtree(folder / "discarded", ignore_errors=True)
-    for save in in_order(folder / "waiting")[: max(0, 1 - len(in_order(sending))) if every else None]:
-        save.rename(sending / save.name)
+    if not (every and saves_in(run, "sending")):
+        for save in saves_in(run, "waiting")[: 1 if every else None]:
+            with suppress(FileNotFoundError):  # the training has a newer one
+                save.folder.rename(sending / save.folder.name)
     if not every:
-        supersede(folder, sending)
-    return in_order(sending)
+        supersede(run, "sending")
+    taken = saves_in(run, "sending")
+    return [save for save in taken if save.address == taken[0].address]
 
 
-def contents(saves: Iterable[Path]) -> dict[str, Path]:
+def contents(saves: Iterable[Save]) -> dict[str, Path]:
     """Files of saves by their paths in the repository; a newer save's in place of an older one's."""
-    return {
-        str(PurePosixPath(*path.parts[1:]) if path.parts[0] == ROOT else PurePosixPath(path.as_posix())): save / path
-        for save in saves
-        for path in sorted(file.relative_to(save) for file in save.rglob("*") if file.is_file())
-        if path.name != MESSAGE or len(path.parts) > 1
-    }
+    files = {}
+    for save in saves:
+        for part in save.parts():
+            for file in sorted(path for path in (save.folder / part).rglob("*") if path.is_file()):
+                path = PurePosixPath(file.relative_to(save.folder / part).as_posix())
+                files[str(path if part == ROOT else part / path)] = file
+    return files
 
 
-def message_of(save: Path) -> str:
+def saves_in(run: Path, kind: str) -> list[Save]:
+    """Oldest first."""
     try:
-        return (save / MESSAGE).read_text()
+        folders = sorted((run / FOLDER / kind).iterdir())
     except OSError:
-        return save.name
-
-
-def in_order(saves: Path) -> list[Path]:
-    return sorted(saves.iterdir()) if saves.is_dir() else []
+        return []
+    return [save for save in map(Save.read, folders) if save is not None]
 
 
 def missing(run: Path) -> list[str]:
     """What is not on the Hub yet, oldest first."""
-    return [message_of(save) for kind in ("sending", "waiting") for save in in_order(run / FOLDER / kind)]
+    # In this order, or one that is moved from the first to the second meanwhile would be in neither
+    saves = {save.folder.name: save for kind in ("waiting", "sending") for save in saves_in(run, kind)}
+    return [saves[name].message for name in sorted(saves)]
 
 
 def note(run: Path, outcome: Outcome) -> None:
+    """As a line of its own, whatever the one before was cut off at."""
     line = json.dumps({"time": time.strftime("%Y-%m-%d %H:%M:%S"), **asdict(outcome)})
-    with (folder_of(run) / "outcomes.jsonl").open("a") as file:
-        file.write(line + "\n")
+    with suppress(OSError), (folder_of(run) / "outcomes.jsonl").open("a") as file:
+        file.write(f"\n{line}")
 
 
 def outcomes(run: Path) -> list[Outcome]:
-    known = {field.name for field in fields(Outcome)}
     try:
-        lines = (run / FOLDER / "outcomes.jsonl").read_text().splitlines()
+        lines = (run / FOLDER / "outcomes.jsonl").read_text(errors="replace").splitlines()
     except OSError:
         return []
-    return [Outcome(**{key: value for key, value in json.loads(line).items() if key in known}) for line in lines]
+    found = []
+    for line in lines:
+        with suppress(ValueError, TypeError, AttributeError):
+            found.append(Outcome.from_json(line))
+    return found
 
 
 # ---- what of a run belongs into its repository
@@ -242,16 +295,17 @@ def state_of(run: Path, strategy: str) -> dict[str, dict[str, Path]]:
     if not checkpoints:
         return parts_of(run, None, strategy)
     parts = parts_of(run, checkpoints[-1], strategy)
-    models = [path for path in run.iterdir() if path.name.endswith((".safetensors", ".bin"))]
-    if any(path.stat().st_mtime >= _saved(checkpoints[-1]) for path in models if path.name != "training_args.bin"):
+    models = [path for path in run.iterdir() if path.suffix in LINKED and path.name != "training_args.bin"]
+    saved = (checkpoints[-1] / "trainer_state.json").stat().st_mtime
+    if any(path.stat().st_mtime >= saved for path in models):
         parts[ROOT] = published(run)
     if strategy == "all_checkpoints":
         parts.update({checkpoint.name: whole(checkpoint) for checkpoint in checkpoints})
     return parts
 
 
-def _saved(checkpoint: Path) -> float:
-    return (checkpoint / "trainer_state.json").stat().st_mtime
+def to(target: Target, save: Save) -> Target:
+    return replace(target, repo=save.repo, revision=save.revision)
 
 
 def _files(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
@@ -261,12 +315,3 @@ def _files(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def as_json(outcome: Outcome) -> str:
-    return json.dumps(asdict(outcome))
-
-
-def of_json(text: str) -> Outcome:
-    content: dict[str, Any] = json.loads(text)
-    return Outcome(**content)

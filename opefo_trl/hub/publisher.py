@@ -10,18 +10,18 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, get_token
 
 from opefo_trl.hub import commit, outbox
 from opefo_trl.hub.outbox import Outcome, Target
@@ -61,58 +61,54 @@ class Publisher:
         self.repo = target.repo  # with its owner, once the Hub has told
         self._changed = threading.Condition()
         self._greets = True  # the repository is made, and the token tried, before there is anything to push
-        self._failures, self._not_before, self._error = 0, 0.0, ""
-        self._ending: list[float] | None = None  # pauses that are left, once the run has ended
-        self._closed, self._owner = False, os.getpid()
-        self._process: subprocess.Popen | None = None
+        self._attempts = self._failures = self._waiting = 0
+        self._not_before, self._error, self._refused = 0.0, "", False
+        self._unkept: list[str] = []  # saves that the outbox had no room for
+        self._closed = self._told = False
+        self._owner = os.getpid()
+        self._process: subprocess.Popen[str] | None = None
+        self._pushed: Outcome | None = None
         self._known = len(outbox.outcomes(run))  # outcomes of earlier runs in this folder
-        target.write(run)
-        shutil.rmtree(run / outbox.FOLDER / "making", ignore_errors=True)  # of a run that was killed
+        outbox.sweep(run)
+        with suppress(OSError):  # a full disk: the first attempt will say so
+            target.write(run)
         self._thread = threading.Thread(target=self._work, name="push to the Hub", daemon=True)
         self._thread.start()
         atexit.register(self._at_exit)
 
     # ---- called by the training
 
-    def save(self, checkpoint: Path | None, message: str) -> None:
+    def save(self, checkpoint: Path | None, message: str, revision: str | None = None) -> None:
         """Put a save into the outbox. A full disk costs the push, never the run."""
+        target = self.target if revision is None else replace(self.target, revision=revision)
         try:
-            parts = outbox.parts_of(self.run, checkpoint, self.target.strategy)
-            outbox.stage(self.run, parts, message, self.target.every)
+            outbox.stage(self.run, outbox.parts_of(self.run, checkpoint, target.strategy), message, target)
         except OSError as error:
-            logger.warning(f"{message!r} could not be kept for the Hub ({error}); the end of the run pushes the rest.")
+            self._unkept.append(message)
+            logger.warning(f"{message!r} could not be kept for the Hub: {error}. The end of the run tries again.")
         with self._changed:
+            self._told = False
             self._changed.notify_all()
-
-    def turn_to(self, revision: str | None, token: str | None) -> None:
-        """Another branch, or another token, from here on."""
-        if revision != self.target.revision:
-            self.target = replace(self.target, revision=revision)
-            self.target.write(self.run)
-        self.token = token or self.token
 
     def finish(self) -> CommitInfo:
         """Wait until all is on the Hub, and say so; or raise an error that says what is not."""
+        self._keep_again()
         with self._changed:
-            self._ending, self._not_before = list(commit.PAUSES), 0.0
+            begun, last = self._attempts, self._attempts + 1 + len(commit.PAUSES)
+            self._waiting, self._not_before = self._waiting + 1, 0.0
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._closed or (not self._process and not self._wanted()) or self._gave_up)
-            self._ending = None
-            self._not_before = min(self._not_before, time.monotonic() + PAUSES[-1])
-        left = outbox.missing(self.run)
-        if left:
-            raise NotPushedError(self.sentence(left))
-        last = self.commits()[-1] if self.commits() else None
-        if last is None:
-            raise NotPushedError(f"NOT pushed to {self.repo}: {self._error or 'there was nothing to push'}.")
-        url = last.url or ""
-        return CommitInfo(
-            commit_url=url,
-            commit_message=last.messages[-1],
-            commit_description="",
-            oid=last.commit or "",
-            _endpoint=url.split(f"/{self.repo}/commit/")[0],
-        )
+            try:
+                while not self._at_rest() and self._attempts < last and not (self._refused and self._attempts > begun):
+                    self._changed.wait(60.0)
+            finally:
+                self._waiting -= 1
+        if self._unkept or self._wanted():
+            self._told = True
+            raise NotPushedError(self.sentence())
+        if self._pushed is None:
+            raise NotPushedError(f"There was nothing to push to {self.repo}.")
+        url, message, oid = self._pushed.url or "", self._pushed.messages[-1], self._pushed.commit or ""
+        return CommitInfo(url, message, "", oid, _endpoint=url.split(f"/{self.repo}/commit/")[0])
 
     def stop(self) -> list[str]:
         """End at once; returns what is not on the Hub."""
@@ -123,110 +119,120 @@ class Publisher:
             self._changed.notify_all()
         atexit.unregister(self._at_exit)
         self._thread.join(timeout=10)
-        return outbox.missing(self.run)
+        return self._unkept + outbox.missing(self.run)
 
     # ---- what came of it
 
     def outcomes(self) -> list[Outcome]:
         return outbox.outcomes(self.run)[self._known :]
 
-    def commits(self) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes() if outcome.commit]
-
-    def sentence(self, left: list[str]) -> str:
-        what = f"{left[-1]!r}" + (f" and {len(left) - 1} more" if len(left) > 1 else "")
-        return (
-            f"NOT on the Hub, in {self.repo}: {what}. {self._error or 'It was not tried'}. It is kept in "
-            f"{self.run / outbox.FOLDER}; push it later: python -m opefo_trl.hub push {self.run}"
-        )
+    def sentence(self) -> str:
+        left = outbox.missing(self.run) + self._unkept
+        what = f"{left[-1]!r}" + (f" and {len(left) - 1} more" if len(left) > 1 else "") if left else "the run"
+        why = self._error or ("there was no room to keep it" if self._unkept else "it was not tried")
+        later = f"python -m opefo_trl.hub push {self.run}"
+        return f"NOT on the Hub, in {self.repo}: {what}. The reason: {why}. To push it later: {later}"
 
     def report(self) -> str:
         """A line for every save."""
-        return report(self.repo, self.outcomes(), outbox.missing(self.run))
+        return report(self.repo, self.outcomes(), outbox.missing(self.run) + self._unkept)
+
+    def _keep_again(self) -> None:
+        """What there was no room for, as far as the run still has it."""
+        if not self._unkept:
+            return
+        with suppress(OSError):
+            state = outbox.state_of(self.run, self.target.strategy)
+            outbox.stage(self.run, state, f"{self._unkept[-1]}, once more", self.target)
+            self._unkept.clear()
 
     # ---- the thread
 
     def _wanted(self) -> bool:
         return self._greets or bool(outbox.missing(self.run))
 
-    @property
-    def _gave_up(self) -> bool:
-        return self._ending is not None and self._not_before == float("inf")
+    def _at_rest(self) -> bool:
+        return self._closed or not self._thread.is_alive() or not (self._process or self._wanted())
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 while not self._closed and not (self._wanted() and time.monotonic() >= self._not_before):
-                    rest = self._not_before - time.monotonic()
-                    self._changed.wait(min(max(rest, 0.0), 3600.0) if self._wanted() else None)
+                    rest = max(self._not_before - time.monotonic(), 0.0)
+                    self._changed.wait(rest if self._wanted() else None)
                 if self._closed:
                     return
-                self._process = process = self._start()
-            outcome = _read(process)
+            try:
+                outcome = self._attempt()
+            except Exception as error:  # no memory for a process, say
+                outcome = Outcome([], error=f"{type(error).__name__}: {error}")
             with self._changed:
                 self._process = None
                 self._take_in(outcome)
                 self._changed.notify_all()
 
-    def _start(self) -> subprocess.Popen | None:
+    def _attempt(self) -> Outcome:
         environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-        if self.token is not None:
-            environment["HF_TOKEN"] = str(self.token)
-        command = [sys.executable, "-c", ATTEMPT, "attempt", str(self.run.absolute())]
-        try:
-            return subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # Ctrl-C is the training's
-            )
-        except OSError as error:  # no memory to fork with, say
-            self._error = str(error)
-            return None
+        token = self.token or get_token()  # which a process of its own may not find: Colab's, for one
+        if token is not None:
+            environment["HF_TOKEN"] = str(token)
+        process = subprocess.Popen(
+            [sys.executable, "-c", ATTEMPT, "attempt", str(self.run.absolute())],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is the training's
+        )
+        with self._changed:
+            self._process = process
+            if self._closed:
+                process.kill()
+        return _read(process)
 
     def _take_in(self, outcome: Outcome) -> None:
         """Under the lock: remember what came of an attempt, and when to try again."""
+        self._attempts += 1
         if self._closed:
             return
         self.repo = outcome.repo or self.repo
+        self._refused = not outcome.ok and (outcome.refused or outcome.wait > commit.LONGEST_WAIT)
         if outcome.ok:
             self._greets, self._failures, self._not_before, self._error = False, 0, 0.0, ""
             if outcome.commit:
+                self._pushed = outcome
                 logger.info(f"Pushed to {self.repo}: {outcome.messages[-1]}, {sizes_of(outcome)}, {outcome.url}")
             return
         if outcome.error != self._error:  # once, and not at every attempt
             logger.warning(f"Not pushed to {self.repo}: {outcome.error}. The training goes on.")
         self._error = outcome.error or ""
-        pause = max(outcome.wait, PAUSES[min(self._failures, len(PAUSES) - 1)])
-        if self._ending is not None:
-            patient = self._ending and not outcome.refused and outcome.wait <= commit.LONGEST_WAIT
-            pause = max(outcome.wait, self._ending.pop(0)) if patient else float("inf")
+        pauses = commit.PAUSES if self._waiting else PAUSES
+        pause = max(outcome.wait, pauses[min(self._failures, len(pauses) - 1)])
         self._failures += 1
         self._not_before = time.monotonic() + pause
 
     def _at_exit(self) -> None:
-        """Of a process that has not called `finish`: one more try for what is left, and the truth."""
-        if self._closed or self._owner != os.getpid() or not outbox.missing(self.run):
+        """Of a process that has not called `finish` since its last save: one more try, and the truth."""
+        if self._closed or self._told or self._owner != os.getpid() or not (self._unkept or outbox.missing(self.run)):
             return
         try:
             print(f"Pushing to {self.repo} what is left ...", file=sys.stderr)
-            self.finish()
-        except (NotPushedError, KeyboardInterrupt) as error:
-            self.stop()
-            print(error or self.sentence(outbox.missing(self.run)), file=sys.stderr)
+            print(f"Pushed: {self.finish().commit_url}", file=sys.stderr)
+        except NotPushedError as error:
+            print(error, file=sys.stderr)
+        except KeyboardInterrupt:
+            print(self.sentence(), file=sys.stderr)
+        self.stop()
 
 
-def _read(process: subprocess.Popen | None) -> Outcome:
+def _read(process: subprocess.Popen) -> Outcome:
     """What an attempt says of itself in its last line, or what its end says."""
-    if process is None:
-        return Outcome([], error="no process could be started")
     said, problems = process.communicate()
     try:
-        return outbox.of_json(said.strip().splitlines()[-1])
+        return Outcome.from_json(said.strip().splitlines()[-1])
     except (IndexError, TypeError, ValueError):
         last = [line for line in problems.strip().splitlines() if line.strip()][-1:]
         return Outcome([], error=" ".join(["the upload ended with status", str(process.returncode), *last]))

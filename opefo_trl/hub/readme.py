@@ -14,7 +14,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
 OPEN, CLOSE = "<!-- opefo_trl: {} -->", "<!-- /opefo_trl: {} -->"
 BLOCK = re.compile(r"<!-- opefo_trl: (?P<name>[a-z]+) -->.*?<!-- /opefo_trl: (?P=name) -->", re.DOTALL)
@@ -46,32 +49,37 @@ def addressed(text: str, repo: str) -> str:
     return BLOCK.sub(lambda match: re.sub(r'(\bmodel=|EntropyCurves\.load\()"[^"]*"', rf'\1"{repo}"', match[0]), text)
 
 
-def merge(new: str, before: str, pushed: str | None = None) -> str:
+def merge(new: str, before: str, last: str | None = None) -> str:
     """
-    The card `new` with all that somebody has written into `before`. Where `before` is still what was `pushed` last,
-    nobody has: what was written since, or taken out, is in `new`.
+    The card `new` with all that somebody has written into `before`. `last` is `new` as it was when the two met last:
+    what is in it and in one of them only, was taken out of the other on purpose.
     """
-    fresh, old = ModelCard(new, ignore_metadata_errors=True), ModelCard(before, ignore_metadata_errors=True)
-    ours, theirs = chunks(fresh.text), chunks(old.text)
-    if before == pushed:
-        fresh_blocks = {chunk.name: chunk for chunk in ours if chunk.name}
-        body = merge_bodies([fresh_blocks.get(chunk.name, chunk) for chunk in theirs if chunk.name], ours)
-        metadata = merge_metadata(fresh.data.__dict__, old.data.__dict__, fresh.data.__dict__)
-    else:
-        body = merge_bodies(ours, theirs)
-        metadata = merge_metadata(fresh.data.__dict__, old.data.__dict__, old.data.__dict__)
-    old.data.__dict__.update(metadata)
-    old.text = "\n" + "\n\n".join(chunk.text for chunk in body) + "\n"
-    return str(old)
+    ours, theirs = ModelCard(new, ignore_metadata_errors=True), ModelCard(before, ignore_metadata_errors=True)
+    known = ModelCard(last or "", ignore_metadata_errors=True)
+    body = merge_bodies(chunks(ours.text), chunks(theirs.text), chunks(known.text))
+    there = _raw_metadata(before)
+    theirs.data["tags"] = _as_list(there.get("tags"))  # which huggingface_hub takes apart, if it is one word
+    metadata = merge_metadata(ours.data.__dict__, theirs.data.__dict__, known.data.__dict__)
+    index = there.get("model-index")
+    if index and theirs.data.get("eval_results") is None:  # what its classes do not read stays as it is
+        name, results = metadata.get("model_name") or "model", metadata.get("eval_results")
+        index = [*index, *(eval_results_to_model_index(name, results) if results else [])]
+        metadata.update({"model-index": index, "eval_results": None})
+    theirs.data.__dict__.clear()
+    theirs.data.__dict__.update(metadata)
+    theirs.text = "\n" + "\n\n".join(chunk.text for chunk in body) + "\n"
+    return str(theirs)
 
 
-def merge_bodies(new: list[Chunk], before: list[Chunk]) -> list[Chunk]:
+def merge_bodies(new: list[Chunk], before: list[Chunk], last: list[Chunk]) -> list[Chunk]:
     """`before` with its generated blocks as they are in `new`; what only `new` has follows what it follows there."""
     fresh = {chunk.name: chunk for chunk in new if chunk.name}
-    result = [fresh.get(chunk.name, chunk) if chunk.name else chunk for chunk in before]
-    names, words = {chunk.name for chunk in before if chunk.name}, "\n\n".join(chunk.text for chunk in before)
+    gone = {chunk for chunk in last if not chunk.name} - set(new)
+    result = [fresh.get(chunk.name, chunk) if chunk.name else chunk for chunk in before if chunk not in gone]
+    names = {chunk.name for chunk in before if chunk.name}
+    words = "\n\n".join(chunk.text for chunk in before if not chunk.name)
     for index, chunk in enumerate(new):
-        if chunk.name in names or (chunk.name is None and chunk.text.strip() in words):
+        if chunk.name in names if chunk.name else (chunk.text in words or chunk in last):
             continue
         place = len(result)
         for previous in reversed(new[:index]):
@@ -82,17 +90,26 @@ def merge_bodies(new: list[Chunk], before: list[Chunk]) -> list[Chunk]:
     return result
 
 
-def merge_metadata(new: dict[str, Any], before: dict[str, Any], by_hand: dict[str, Any]) -> dict[str, Any]:
-    """As attributes of huggingface_hub's `ModelCardData`; `by_hand` is the one of the two that somebody has set."""
-    other = before if by_hand is new else new
-    merged = {**_known(other), **_known(by_hand), **{key: new[key] for key in OURS if new.get(key) is not None}}
-    merged["tags"] = list(dict.fromkeys([*(before.get("tags") or []), *(new.get("tags") or [])])) or None
+def merge_metadata(new: dict[str, Any], before: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    """As attributes of huggingface_hub's `ModelCardData`."""
+    merged = {}
+    for key in [*before, *(key for key in new if key not in before)]:
+        ours, theirs = new.get(key), before.get(key)
+        by_hand = theirs is not None and not (key in last and last[key] == theirs)
+        ours_counts = ours is not None if key in OURS else not by_hand
+        merged[key] = ours if ours_counts else theirs
+    merged["tags"] = list(dict.fromkeys([*_as_list(before.get("tags")), *_as_list(new.get("tags"))])) or None
     merged["eval_results"] = merge_results(new.get("eval_results") or [], before.get("eval_results") or []) or None
     return merged
 
 
-def _known(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metadata.items() if value is not None}
+def _as_list(tags: str | list[str] | None) -> list[str]:
+    return [tags] if isinstance(tags, str) else list(tags or [])
+
+
+def _raw_metadata(text: str) -> dict[str, Any]:
+    match = REGEX_YAML_BLOCK.search(text)
+    return (yaml.safe_load(match[2]) or {}) if match else {}
 
 
 def merge_results(new: list[EvalResult], before: list[EvalResult]) -> list[EvalResult]:

@@ -9,7 +9,7 @@ from huggingface_hub import get_token, is_offline_mode
 from opefo_trl.card import with_results
 from opefo_trl.curves.remote import is_repository
 from opefo_trl.files import write_whole
-from opefo_trl.hub.commit import CARD, PUSHED, check_repo, patiently, push, set_timeouts
+from opefo_trl.hub.commit import CARD, LOCAL, check_repo, patiently, push, set_timeouts
 from opefo_trl.hub.outbox import Target
 from opefo_trl.hub.publisher import NotPushedError
 from opefo_trl.results import read_results
@@ -32,6 +32,10 @@ def check_target(target: Target) -> None:
         raise ValueError("`push_to_hub=True`, and HF_HUB_OFFLINE is set: nothing could be sent.")
     if get_token() is None:
         raise ValueError("`push_to_hub=True`, and there is no token: log in with `hf auth login`, or set HF_TOKEN.")
+    set_timeouts()
+    outcome = push(target, {}, "")  # the repository is made, if it has to be
+    if outcome.refused:
+        raise ValueError(f"The results could not be pushed to {target.repo!r}: {outcome.error}.")
 
 
 def push_results(target: Target, folder: Path, model: str) -> str:
@@ -46,14 +50,14 @@ def push_results(target: Target, folder: Path, model: str) -> str:
     files = {f"{place}/{path.name}": path for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.md"))}
     files |= {f"{place}/samples/{path.name}": path for path in sorted((folder / "samples").glob("*.parquet"))}
     name, own = target.repo.split("/")[-1], Path(model) / CARD
-    if not model_is_checkpoint and own.is_file():
+    if Target.read(Path(model)) is not None and own.is_file():  # of a run; any other folder stays as it is
         text = with_results(own.read_text(), results, name)
         write_whole(own, lambda part: part.write_text(text))
         files[CARD] = own
     titles = ", ".join(scores["title"] for scores in results["benchmarks"].values())
-    memory = Path(model) / PUSHED if Target.read(Path(model)) is not None else None
+    local = Path(model) / LOCAL if Target.read(Path(model)) is not None else None
     change = None if model_is_checkpoint else lambda text: with_results(text, results, name)
-    outcome = patiently(lambda: push(target, files, f"Evaluation: {titles}", change, memory))
+    outcome = patiently(lambda: push(target, files, f"Evaluation: {titles}", change, local))
     if not outcome.ok:
         raise NotPushedError(
             f"NOT on the Hub: the results of {titles}. {outcome.error}. They are in {folder}; the same command pushes "
