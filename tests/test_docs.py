@@ -75,6 +75,16 @@ def test_measured_rows_are_those_of_the_comparison():
     assert set(known) == set(shown), "a row of the comparison has no section, or the other way round"
 
 
+def test_what_pushing_costs_is_what_was_measured():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "hub.json").read_text())
+    page = " ".join((ROOT / "docs" / "release.md").read_text().split())
+    (slow, slow_low, slow_high), (fast, fast_low, fast_high) = (
+        (part["ratio"], *part["quartiles"]) for part in (measured["slow"], measured["fast"])
+    )
+    assert f"took {slow} of its time without pushing" in page and f"quartiles {slow_low} to {slow_high};" in page
+    assert f"fast Hub {fast}, {fast_low} to {fast_high})" in page and slow < 1.05 and measured["pairs"] == 8
+
+
 def test_every_estimator_is_in_the_concepts():
     table = (ROOT / "docs" / "concepts.md").read_text().split("| `flow_estimator` | d_t |")[1]
     assert first_column(table) == set(ESTIMATORS)
