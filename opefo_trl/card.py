@@ -139,7 +139,7 @@ def card_of(trainer: OPEFOTrainer, name: str | None, dataset: str | None, tags: 
         change=change_of(None if trainer.curves is None else trainer.curves.frame),
         evaluation=evaluation(results) if results else None,
         links=links,
-        settings=_settings(trainer, base),
+        settings=_settings(trainer),
         command=without_secrets(command_of(sys.argv, args.world_size), args.hub_token, get_token()),
         config=without_secrets(config, args.hub_token, get_token()),
         config_name=facts.config_file.name if facts.config_file else "OPEFOConfig",
@@ -188,7 +188,7 @@ def _example(base: Base, dataset: Any) -> str:
     return f'[{{"role": "user", "content": "{text}"}}]' if conversational else f'"{text}"'
 
 
-def _settings(trainer: OPEFOTrainer, base: Base) -> str:
+def _settings(trainer: OPEFOTrainer) -> str:
     args, done, of = trainer.args, trainer.state.global_step, trainer.state.max_steps
     names = ["control", *(["control_kwargs"] if args.control_kwargs else []), *args.active_fields]
     names += ["flow_estimator", "flow_scope", "micro_batching", "loss_type", "beta", "learning_rate"]

@@ -276,7 +276,7 @@ def test_curves_come_back_whole_and_alone(hub, tmp_path):
     hub.down()
     assert json.loads(load(hub, home, "alice/private"))[1]["entropy"] == [3.0, 2.0]  # from the cache
     assert json.loads(load(hub, home, "alice/private", offline="1"))[1]["entropy"] == [3.0, 2.0]
-    assert "is not in the cache, and the Hub cannot be reached" in load(hub, home, "alice/other", offline="1")
+    assert "on the Hub is not in the cache, and the Hub cannot be" in load(hub, home, "alice/other", offline="1")
 
 
 def test_two_runs_from_the_hub_in_one_picture(hub, tmp_path):
@@ -292,6 +292,14 @@ def test_two_runs_from_the_hub_in_one_picture(hub, tmp_path):
         [sys.executable, "-m", "opefo_trl.curves", *words], check=True, env=environment, capture_output=True
     )
     assert picture.stat().st_size > 10_000 and "alice/a" in page.read_text() and "alice/b" in page.read_text()
+
+
+def test_a_folder_without_curves_is_no_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "checkpoint-2").mkdir(parents=True)
+    for path in ("out/checkpoint-2", Path("out/checkpoint-4")):
+        with pytest.raises(FileNotFoundError, match="There are no entropy curves at"):
+            EntropyCurves.load(path)
 
 
 def test_a_folder_has_no_revision(tmp_path):

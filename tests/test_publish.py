@@ -361,6 +361,22 @@ def test_a_disk_that_is_full_costs_the_push_and_not_the_run(hub, out, plain, mon
     trainer.publisher.stop()
 
 
+def test_a_callback_that_saves_does_not_wait(hub, out, plain):
+    class SavesToo(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 1:
+                trainer.save_model()
+
+    hub.latency = 0.2
+    trainer = OPEFOTrainer("playground", playground_reward, config(out), train_dataset=playground_dataset())
+    trainer.add_callback(SavesToo())
+    trainer.train()
+    assert same(trainer, plain) and outbox.missing(out / "model")
+    hub.latency = 0.0
+    trainer.push_to_hub()
+    check_everything(hub, out)
+
+
 def test_two_who_wait_both_hear_that_it_failed(hub, out):
     trainer = trained(out, hub_strategy="end")
     hub.down()

@@ -63,8 +63,8 @@ class EntropyCurves:
         (`"user/model"`), of which only that file is fetched, or taken from the cache without a network.
         """
         file = Path(path) / CURVES_FILE if Path(path).is_dir() else Path(path)
-        if not file.exists() and is_repository(str(path)):
-            file, name = fetch(str(path), CURVES_FILE, revision, token), name or str(path)
+        if isinstance(path, str) and not Path(path).exists() and is_repository(path):
+            file, name = fetch(path, CURVES_FILE, revision, token), name or path
         elif revision is not None or token is not None:
             raise ValueError(f"{str(path)!r} is not on the Hub, so it has no `revision` and needs no `token`.")
         if not file.is_file():

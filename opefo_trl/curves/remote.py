@@ -26,7 +26,10 @@ def fetch(repo: str, file: str, revision: str | None = None, token: str | bool |
     try:
         return Path(hf_hub_download(repo, file, revision=revision, token=token))
     except LocalEntryNotFoundError:
-        reason = f"{file} of {at} is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set)."
+        reason = (
+            f"There is no folder {repo!r}; {file} of {at} on the Hub is not in the cache, and the Hub cannot be "
+            "reached (or HF_HUB_OFFLINE is set)."
+        )
     except EntryNotFoundError:
         reason = f"{at} on the Hub has no {file}: it was not trained with opefo_trl, or with `entropy_curves=False`."
     except RevisionNotFoundError:

@@ -28,13 +28,8 @@ from opefo_trl.hub.outbox import Outcome, Target
 
 logger = logging.getLogger(__name__)
 
-PAUSES = (
-    10.0,
-    30.0,
-    60.0,
-    120.0,
-    300.0,
-)  # seconds after the first failure in a row, the second, and all from the last
+# Seconds after the first failure in a row, the second, and all from the last
+PAUSES = (10.0, 30.0, 60.0, 120.0, 300.0)
 # The training comes first, from the first import on
 ATTEMPT = (
     "import os, sys; hasattr(os, 'nice') and os.nice(19); from opefo_trl.hub.__main__ import main; sys.exit(main())"

@@ -21,6 +21,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 OPEN, CLOSE = "<!-- opefo_trl: {} -->", "<!-- /opefo_trl: {} -->"
 BLOCK = re.compile(r"<!-- opefo_trl: (?P<name>[a-z]+) -->.*?<!-- /opefo_trl: (?P=name) -->", re.DOTALL)
+NOTHING = "---\n{}\n---\n"
 OURS = ("base_model", "base_model_relation", "datasets", "library_name")
 
 
@@ -55,7 +56,7 @@ def merge(new: str, before: str, last: str | None = None) -> str:
     what is in it and in one of them only, was taken out of the other on purpose.
     """
     ours, theirs = ModelCard(new, ignore_metadata_errors=True), ModelCard(before, ignore_metadata_errors=True)
-    known = ModelCard(last or "", ignore_metadata_errors=True)
+    known = ModelCard(last or NOTHING, ignore_metadata_errors=True)
     body = merge_bodies(chunks(ours.text), chunks(theirs.text), chunks(known.text))
     there = _raw_metadata(before)
     theirs.data["tags"] = _as_list(there.get("tags"))  # which huggingface_hub takes apart, if it is one word
