@@ -151,6 +151,10 @@ def test_the_card_reads_validates_and_shows_its_picture(hub, out):
     words = card.text.split("### Reproduce it")[0].replace("`None`", "")
     assert "None" not in words and "{{" not in words and str(out) not in words
     assert trainer.hub_model_id == "alice/model"
+    load = "EntropyCurves.load('alice/model').frame.to_json(double_precision=15)"
+    code = f"from opefo_trl.curves import EntropyCurves; print({load})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(loaded) == json.loads(trainer.curves.frame.to_json(double_precision=15))
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
@@ -455,7 +459,7 @@ def script(out, *more):
     return [sys.executable, str(ROOT / "train.py"), *options, *more]
 
 
-def test_a_run_that_is_killed_loses_no_save(hub, out):
+def test_a_run_that_is_killed_loses_no_save(hub, out, tmp_path):
     hub.latency = 0.2
     out.mkdir()
     process = subprocess.Popen(script(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=out)
@@ -480,9 +484,13 @@ def test_a_run_that_is_killed_loses_no_save(hub, out):
         assert files[f"{checkpoint.name}/model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert files["model.safetensors"] == (out / "model" / "model.safetensors").read_bytes()
     assert outbox.missing(out / "model") == []
+    (tmp_path / "plain").mkdir()
+    words = [word for word in script(tmp_path / "plain") if word != "--push_to_hub"]
+    subprocess.run(words, check=True, capture_output=True, cwd=tmp_path / "plain")
+    assert files["model.safetensors"] == (tmp_path / "plain" / "model" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("given", ["in the environment", "--hub_token", "--hub-token"])
+@pytest.mark.parametrize("given", ["in the environment", "--hub-token"])
 def test_a_script_tells_the_truth_and_no_secret(hub, out, given, monkeypatch):
     secret = "hf_alice"  # too short to be known by its form
     out.mkdir()
