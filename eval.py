@@ -137,7 +137,9 @@ def check(options: EvalArguments) -> None:
     if options.push_to_hub:
         if options.watch is not None:
             raise ValueError("`--watch` evaluates checkpoints: leave out --push_to_hub, which is for the last model.")
-        check_target(results_target(options.model, options.hub_model_id, options.hub_private_repo))
+        target = results_target(options.model, options.hub_model_id, options.hub_private_repo)
+        if os.environ.get("RANK", "0") == "0":
+            check_target(target)
     if options.prompt_template not in TEMPLATES:
         raise ValueError(
             f"`prompt_template={options.prompt_template!r}` is unknown. Choose one of {', '.join(TEMPLATES)}."

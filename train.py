@@ -209,7 +209,7 @@ def main() -> None:
         facts = facts_of(script, model, args)
         checkpoint = where_to_begin(args, facts)
         trainer = prepare(script, args, model)
-    on_hub = script.dataset_name != PLAYGROUND and not Path(script.dataset_name).exists()
+    on_hub = script.dataset_name != PLAYGROUND and not Path(script.dataset_name).expanduser().exists()
     trainer.run_facts = RunFacts(script.dataset_name, on_hub, parser.config_file)
     if args.process_index == 0:
         write_facts(args.output_dir, facts)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from opefo_trl import __version__
 from opefo_trl.benchmarks import BENCHMARKS
 from opefo_trl.controls import CONTROLS
 from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE
-from opefo_trl.curves.remote import is_repository
 from opefo_trl.files import write_whole
 from opefo_trl.hub.readme import block, merge
 from opefo_trl.playground import MODEL, PLAYGROUND, question
@@ -75,19 +76,32 @@ class Base:
     def of(cls, model: str) -> Base:
         if not model:
             return cls("a model of the user's own")
-        if not Path(model).is_dir() and is_repository(model):
+        if not Path(model).is_dir() and is_on_hub(model):
             return cls(model, model)
         metadata = _metadata(Path(model) / "README.md")
         licence = {name: metadata[name] for name in LICENCE if name in metadata}
         if Path(model) == MODEL:
             return cls("the playground's model of `opefo_trl`", None, licence)
-        hub = metadata.get("base_model")
-        return cls(f"a local model, `{Path(model).resolve().name}`", hub if isinstance(hub, str) else None, licence)
+        bases = metadata.get("base_model")
+        hub = bases[0] if isinstance(bases, list) and len(bases) == 1 else bases
+        local = f"a local model, `{Path(model).resolve().name}`"
+        return cls(local, hub if is_on_hub(hub) else None, licence)
 
     def __str__(self) -> str:
         if self.name == self.hub:
             return f"[{self.hub}](https://huggingface.co/{self.hub})"
         return f"{self.name}, itself from [{self.hub}](https://huggingface.co/{self.hub})" if self.hub else self.name
+
+
+def is_on_hub(name: Any) -> bool:
+    """Whether it can be a repository, and is no folder here."""
+    if not isinstance(name, str):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
 
 
 def write_card(trainer: OPEFOTrainer, name: str | None, dataset: str | None, tags: str | Sequence[str] | None) -> None:
@@ -140,8 +154,8 @@ def card_of(trainer: OPEFOTrainer, name: str | None, dataset: str | None, tags: 
         evaluation=evaluation(results) if results else None,
         links=links,
         settings=_settings(trainer),
-        command=without_secrets(command_of(sys.argv, args.world_size), args.hub_token, get_token()),
-        config=without_secrets(config, args.hub_token, get_token()),
+        command=without_secrets(command_of(sys.argv, args.world_size), args.hub_token),
+        config=without_secrets(config, args.hub_token),
         config_name=facts.config_file.name if facts.config_file else "OPEFOConfig",
         config_language="yaml" if facts.config_file else "python",
         versions=versions(),

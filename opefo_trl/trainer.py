@@ -20,6 +20,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -702,9 +703,7 @@ class OPEFOTrainer(GRPOTrainer):
                 self.hub_model_id = self.publisher.repo
             try:
                 write_card(self, model_name, dataset_name, tags)
-            except Exception as error:  # of the file that is there, say: at a save it may not cost the run
-                if not self.is_in_train:
-                    raise
+            except Exception as error:  # of the file that is there, say: it may not cost the run
                 logger.warning(f"The model card could not be written: {type(error).__name__}: {error}")
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -773,16 +772,13 @@ class OPEFOTrainer(GRPOTrainer):
             return None
         assert self.publisher is not None
         self.publisher.token = token or self.publisher.token
-        try:
-            self.create_model_card(**kwargs)
-        except Exception as error:
-            logger.warning(f"The model card could not be written: {type(error).__name__}: {error}")
+        self.create_model_card(**kwargs)
         self.publisher.save(None, commit_message or "End of training", revision)
         if self.is_in_train:  # a callback's: the training does not wait
             return None
         if blocking:
             return self.publisher.finish()
-        return in_background(self.publisher.finish)
+        return in_background(partial(self.publisher.finish, told=False))
 
     def _control_state(self) -> str:
         state = {

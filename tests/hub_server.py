@@ -144,7 +144,11 @@ class HubServer:
 
     def environment(self, token: str | None = "hf_alice", home: Path | None = None) -> dict[str, str]:
         known = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        known |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        known |= {
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
         return known | ({"HF_TOKEN": token} if token else {}) | ({"HF_HOME": str(home)} if home else {})
 
     # ---- what a test asks of it
@@ -416,9 +420,11 @@ class HubServer:
             return Answer(200, blob.content, {**known, "ETag": f'"{blob.oid}"'})
         linked = {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
         self.objects.setdefault(blob.sha256, blob.content)
-        return Answer(302, b"", {**known, **linked, "Location": f"{self.url}/cdn/{blob.sha256}"})
+        elsewhere = self.url.replace("127.0.0.1", "localhost")  # another host, as on the real Hub
+        return Answer(302, b"", {**known, **linked, "Location": f"{elsewhere}/cdn/{blob.sha256}"})
 
-    def _cdn(self, oid: str, **_: Any) -> Answer:
+    def _cdn(self, oid: str, *, headers: Any, **_: Any) -> Answer:
+        _require(headers.get("Authorization") is None, "signed addresses take no token")
         return Answer(200, self.objects[oid], {"ETag": f'"{oid}"'})
 
 

@@ -96,7 +96,7 @@ def test_newer_saves_take_the_place_of_older_ones(run, strategy, kept):
     outbox.stage(run, outbox.parts_of(run, None, strategy), "end", TARGET)
     left = [message for message in kept if strategy != "every_save"]
     assert outbox.missing(run) == [*left, "end"]
-    files = outbox.contents(outbox.take(run, every=False))
+    files = outbox.contents(outbox.take(run, every=False)[0])
     assert ("last-checkpoint/optimizer.pt" in files) == (strategy == "checkpoint")
     assert {"checkpoint-2/optimizer.pt", "checkpoint-10/optimizer.pt"} <= files.keys() or strategy != "all_checkpoints"
     gone = [outcome.messages[0] for outcome in outbox.outcomes(run) if outcome.superseded]
@@ -107,21 +107,21 @@ def test_each_by_itself_and_what_is_being_sent_first(run):
     for step in (2, 10):
         parts = outbox.parts_of(run, run / f"checkpoint-{step}", "every_save")
         outbox.stage(run, parts, f"step {step}", replace(TARGET, every=True))
-    (first,) = outbox.take(run, every=True)
+    ((first,),) = outbox.take(run, every=True)
     assert first.message == "step 2" and outbox.missing(run) == ["step 2", "step 10"]
-    assert outbox.take(run, every=True) == [first]  # until it is there
+    assert outbox.take(run, every=True) == [[first]]  # until it is there
     outbox.discard(run, first.folder)
-    assert [save.message for save in outbox.take(run, every=True)] == ["step 10"]
+    assert [save.message for save in outbox.take(run, every=True)[0]] == ["step 10"]
 
 
 def test_saves_to_another_branch_go_there_and_nowhere_else(run):
     for revision in (None, "try", None):
         outbox.stage(run, outbox.parts_of(run, None, "end"), f"to {revision}", replace(TARGET, revision=revision))
     assert outbox.missing(run) == ["to try", "to None"]  # the first has a newer one
-    (first,) = outbox.take(run, every=False)
-    assert outbox.to(TARGET, first) == replace(TARGET, revision="try")
-    outbox.discard(run, first.folder)
-    assert [save.revision for save in outbox.take(run, every=False)] == [None]
+    (first,), (second,) = outbox.take(run, every=False)
+    assert outbox.to(TARGET, first) == replace(TARGET, revision="try") and second.revision is None
+    outbox.readdress(run, Target("alice/right"))
+    assert {save.address for save in outbox.saves_in(run, "sending")} == {("alice/right", None)}
 
 
 def test_what_one_process_moves_the_other_does_not_miss(run, monkeypatch):
@@ -133,7 +133,7 @@ def test_what_one_process_moves_the_other_does_not_miss(run, monkeypatch):
     real = outbox.saves_in
     stale = lambda run, kind: (listed if kind == "waiting" else []) + real(run, kind)  # noqa: E731
     monkeypatch.setattr(outbox, "saves_in", stale)
-    assert [taken.message for taken in outbox.take(run, every=False)] == ["second"]
+    assert [taken.message for taken in outbox.take(run, every=False)[0]] == ["second"]
     monkeypatch.undo()
     assert not outbox.discard(run, save.folder) and save.parts() == [] and outbox.Save.read(save.folder) is None
     assert [outcome.messages for outcome in outbox.outcomes(run)] == [["first"]]

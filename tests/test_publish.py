@@ -5,6 +5,7 @@ The client is the real one. Whatever the Hub does, the parameters at the end are
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,10 +40,11 @@ def hub(tmp_path, monkeypatch):
 
 
 def config(out, **options):
-    options = {"push_to_hub": True, "hub_strategy": "all_checkpoints", "save_steps": SAVES, **options}
+    options = {"hub_strategy": "all_checkpoints", "save_steps": SAVES, "max_steps": STEPS, **options}
+    options.setdefault("push_to_hub", True)
     return OPEFOConfig(
         str(out / "model"), per_device_train_batch_size=32, num_generations=4, max_completion_length=12,
-        learning_rate=1e-3, max_steps=STEPS, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
+        learning_rate=1e-3, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
         **options,
     )  # fmt: skip
 
@@ -379,6 +381,29 @@ def test_a_callback_that_saves_does_not_wait(hub, out, plain):
     hub.latency = 0.0
     trainer.push_to_hub()
     check_everything(hub, out)
+
+
+def test_more_saves_than_attempts_are_all_pushed(hub, out):
+    hub.down()
+    trainer = trained(out, hub_always_push=True, save_steps=1, max_steps=5)
+    hub.up()
+    trainer.push_to_hub()
+    steps = [f"Training in progress, step {step}" for step in range(1, 6)]
+    assert [one.message for one in hub.commits("alice/model")][:5] == steps
+
+
+def test_a_wrong_repository_is_mended_by_hand_or_by_the_next_run(hub, out, tmp_path):
+    trainer = trained(out, hub_model_id="bob/model")
+    with pytest.raises(NotPushedError, match=r"may not write to bob/model \(403\)"):
+        trainer.push_to_hub()
+    trainer.publisher.stop()
+    shutil.copytree(out, tmp_path / "copy")
+    assert push_by_hand(out, "--hub_model_id", "alice/model").returncode == 0
+    check_everything(hub, out)
+    hub.repos.clear()
+    again = trained(tmp_path / "copy", hub_model_id="alice/model")
+    again.push_to_hub()
+    check_everything(hub, tmp_path / "copy")
 
 
 def test_two_who_wait_both_hear_that_it_failed(hub, out):

@@ -25,10 +25,10 @@ def fetch(repo: str, file: str, revision: str | None = None, token: str | bool |
     at = f"{repo!r}" + (f" at {revision!r}" if revision else "")
     try:
         return Path(hf_hub_download(repo, file, revision=revision, token=token))
-    except LocalEntryNotFoundError:
+    except LocalEntryNotFoundError as error:
         reason = (
             f"There is no folder {repo!r}; {file} of {at} on the Hub is not in the cache, and the Hub cannot be "
-            "reached (or HF_HUB_OFFLINE is set)."
+            f"reached, or HF_HUB_OFFLINE is set ({type(error.__cause__).__name__})."
         )
     except EntryNotFoundError:
         reason = f"{at} on the Hub has no {file}: it was not trained with opefo_trl, or with `entropy_curves=False`."

@@ -31,7 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "attempt":
         return _attempt(options.run)
     try:
-        return push_run(options.run, target_of(options))
+        target = target_of(options)
+        if options.hub_model_id or options.hub_revision:
+            outbox.readdress(options.run, target)
+        return push_run(options.run, target)
     except (ValueError, OSError) as error:
         print(f"python -m opefo_trl.hub: error: {error}", file=sys.stderr)
         return 2
@@ -70,7 +73,10 @@ def push_run(run: Path, target: Target) -> int:
     parts = outbox.state_of(run, target.strategy)
     if not any(parts.values()):
         raise ValueError(f"There is nothing in {str(run)!r} to push.")
-    outbox.stage(run, parts, f"Push of {run.absolute().name}", target)
+    try:
+        outbox.stage(run, parts, f"Push of {run.absolute().name}", target)
+    except OSError as error:
+        print(f"The newest state could not be kept ({error}); what waits goes first.", file=sys.stderr)
     while outbox.missing(run):  # each save by itself, where `hub_always_push` wants every one
         outcome = patiently(lambda: commit.attempt(run, target))
         if not outcome.ok:

@@ -34,10 +34,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from opefo_trl import __version__
 from opefo_trl.files import write_whole
-from opefo_trl.hub.outbox import LAST_CHECKPOINT, Outcome, Target, contents, discard, folder_of, note, take, to
+from opefo_trl.hub.outbox import LAST_CHECKPOINT, Outcome, Save, Target, contents, discard, folder_of, note, take, to
 from opefo_trl.hub.readme import addressed, merge
 
-CARD, LOCAL = "README.md", ".hub/card.md"  # in a repository; the run's own as it was when it was pushed last
+CARD = "README.md"
+CARDS = ".hub/cards"  # of a run: its own card as it was when it was pushed last, for each address
 SILENCE = float(os.environ.get("OPEFO_HUB_TIMEOUT", "120"))  # seconds without a word before a request has failed
 AT_ONCE = 500  # files whose state is asked for in one request
 RATE_LIMIT = 60.0  # seconds, where the Hub asks to wait and does not say how long
@@ -65,21 +66,25 @@ def attempt(run: Path, target: Target) -> Outcome:
     """Push what waits in the outbox of a run. One process at a time: another one's attempt is waited for."""
     try:
         with FileLock(folder_of(run) / "lock", timeout=SILENCE):
-            saves = take(run, target.every)
-            if not saves:
-                return push(target, {}, "")
-            messages = [save.message for save in saves]
-            outcome = push(to(target, saves[0]), contents(saves), messages[-1], local=run / LOCAL)
-            outcome = replace(outcome, messages=messages)
-            note(run, outcome)
-            if outcome.ok:
-                for save in saves:
-                    discard(run, save.folder)
-            return outcome
+            outcomes = [_push_saves(run, target, saves) for saves in take(run, target.every)]
+            failed = [outcome for outcome in outcomes if not outcome.ok]
+            return (failed or outcomes or [push(target, {}, "")])[-1]
     except Timeout:
         return Outcome([], error="another process is pushing the same run")
     except OSError as error:  # of the outbox: the disk, or a folder that is gone
         return explain(error, target.repo)
+
+
+def _push_saves(run: Path, target: Target, saves: list[Save]) -> Outcome:
+    """To their address, all in one commit."""
+    messages = [save.message for save in saves]
+    outcome = push(to(target, saves[0]), contents(saves), messages[-1], cards=run / CARDS)
+    outcome = replace(outcome, messages=messages)
+    note(run, outcome)
+    if outcome.ok:
+        for save in saves:
+            discard(run, save.folder)
+    return outcome
 
 
 def push(
@@ -87,26 +92,28 @@ def push(
     files: Mapping[str, Path],
     message: str,
     change: Callable[[str], str] | None = None,
-    local: Path | None = None,
+    cards: Path | None = None,
 ) -> Outcome:
     """
     A commit of `files`, by their paths in the repository, which is made if it is not there. What is there already is
     not sent again, and a card that somebody has written in keeps that. `change` has the last word on the card, and
-    is given it as it will be otherwise. `local` remembers the card among the files, to tell at the next push
+    is given it as it will be otherwise. `cards` remembers the card among the files, to tell at the next push
     who has written what since.
     """
     repo = target.repo
     try:
         if is_offline_mode():
             raise RefusedError("HF_HUB_OFFLINE is set, so nothing is sent")
-        if get_token() is None:
+        token = get_token()
+        if token is None:
             raise RefusedError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
-        api = HfApi(library_name="opefo_trl", library_version=__version__)
+        api = HfApi(token=token, library_name="opefo_trl", library_version=__version__)
         repo = api.create_repo(target.repo, private=target.private, exist_ok=True).repo_id
         if target.revision is not None and not target.revision.startswith("refs/"):
             api.create_branch(repo, branch=target.revision, exist_ok=True)
         if not files and change is None:
             return Outcome([], repo)
+        local = None if cards is None else cards / f"{repo}@{target.revision or 'main'}.md".replace("/", "--")
         last = local.read_text() if local is not None and local.is_file() else None
         make_card = partial(_card, api, repo, files.get(CARD), change, last)
         try:
@@ -116,6 +123,7 @@ def push(
             raise RefusedError(f"all is there but the card, {CARD}: {error}") from None
         _verify(api, repo, commit.oid, additions)
         if local is not None and CARD in files:
+            local.parent.mkdir(parents=True, exist_ok=True)
             write_whole(local, partial(shutil.copyfile, files[CARD]))
         size = sum(addition.upload_info.size for addition in additions)
         return Outcome([message], repo, commit.oid, commit.commit_url, len(additions), size)
@@ -184,7 +192,7 @@ def inherit_licence(text: str) -> str:
     if card.data.get("license") is not None or not isinstance(base, str):
         return text
     with suppress(Exception):  # it is gone, gated or malformed, or the Hub is: a card without a licence is no reason
-        of_base = ModelCard.load(base, ignore_metadata_errors=True).data
+        of_base = ModelCard.load(base, token=get_token(), ignore_metadata_errors=True).data
         for name in ("license", "license_name", "license_link"):
             card.data[name] = of_base.get(name)
         return str(card)
@@ -253,9 +261,11 @@ def _of_status(error: HfHubHTTPError, repo: str) -> tuple[str, bool, float]:
 
 
 def without_token(text: str) -> str:
-    for token in {get_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")}:
-        if token:
-            text = text.replace(token, "***")
+    known = [os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")]
+    with suppress(Exception):
+        known.append(get_token())
+    for token in filter(None, known):
+        text = text.replace(token, "***")
     return text
 
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from opefo_trl.files import write_whole
@@ -198,18 +199,29 @@ def sweep(run: Path) -> None:
 # ---- taking out, by the one process that holds the lock
 
 
-def take(run: Path, every: bool) -> list[Save]:
-    """The saves to push now, all to one address: what is there as one commit, or the oldest by itself."""
+def take(run: Path, every: bool) -> list[list[Save]]:
+    """The saves to push now, by their addresses: what is there as one commit, or the oldest by itself."""
     sending = folder_of(run) / "sending"
     sending.mkdir(exist_ok=True)
-    if not (every and saves_in(run, "sending")):
-        for save in saves_in(run, "waiting")[: 1 if every else None]:
+    busy = {save.address for save in saves_in(run, "sending")}
+    for save in saves_in(run, "waiting"):
+        if not (every and save.address in busy):
+            busy.add(save.address)
             with suppress(FileNotFoundError):  # the training has a newer one
                 save.folder.rename(sending / save.folder.name)
     if not every:
         supersede(run, "sending")
     taken = saves_in(run, "sending")
-    return [save for save in taken if save.address == taken[0].address]
+    addresses = dict.fromkeys(save.address for save in taken)
+    return [[save for save in taken if save.address == address] for address in addresses]
+
+
+def readdress(run: Path, target: Target) -> None:
+    """What waits goes to another repository than it was meant for."""
+    for save in (save for kind in ("waiting", "sending") for save in saves_in(run, kind)):
+        facts = json.dumps({"message": save.message, "repo": target.repo, "revision": target.revision})
+        with suppress(FileNotFoundError):
+            write_whole(save.folder / FACTS, partial(Path.write_text, data=facts))
 
 
 def contents(saves: Iterable[Save]) -> dict[str, Path]:
@@ -263,7 +275,7 @@ def outcomes(run: Path) -> list[Outcome]:
 
 def published(run: Path) -> dict[str, Path]:
     """All of an output folder but checkpoints, dumps, evaluations, and names that begin with _ or a dot."""
-    return _files(run, lambda path: not any(_matches(part, PRIVATE) for part in path.parts))
+    return _files(run, lambda path: True, PRIVATE)
 
 
 def model_of(checkpoint: Path) -> dict[str, Path]:
@@ -308,9 +320,14 @@ def to(target: Target, save: Save) -> Target:
     return replace(target, repo=save.repo, revision=save.revision)
 
 
-def _files(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {path.as_posix(): folder / path for path in found if wanted(path)}
+def _files(folder: Path, wanted: Callable[[Path], bool], unseen: Iterable[str] = ()) -> dict[str, Path]:
+    """`unseen` names are not looked into: what lies there may vanish meanwhile."""
+    found = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _matches(name, unseen))
+        paths = [Path(place, name).relative_to(folder) for name in sorted(names) if not _matches(name, unseen)]
+        found.update({path.as_posix(): folder / path for path in paths if wanted(path)})
+    return found
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

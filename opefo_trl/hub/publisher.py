@@ -56,7 +56,7 @@ class Publisher:
         self.repo = target.repo  # with its owner, once the Hub has told
         self._changed = threading.Condition()
         self._greets = True  # the repository is made, and the token tried, before there is anything to push
-        self._attempts = self._failures = self._waiting = 0
+        self._failed = self._failures = self._waiting = 0  # attempts: in all, and since the last that did not
         self._not_before, self._error, self._refused = 0.0, "", False
         self._unkept: list[str] = []  # saves that the outbox had no room for
         self._closed = self._told = False
@@ -65,17 +65,25 @@ class Publisher:
         self._pushed: Outcome | None = None
         self._known = len(outbox.outcomes(run))  # outcomes of earlier runs in this folder
         outbox.sweep(run)
-        with suppress(OSError):  # a full disk: the first attempt will say so
-            target.write(run)
+        known = Target.read(run)
+        if known is not None and known.repo != target.repo:  # what an earlier run could not push there, say
+            outbox.readdress(run, target)
+        self._write_target()
         self._thread = threading.Thread(target=self._work, name="push to the Hub", daemon=True)
         self._thread.start()
         atexit.register(self._at_exit)
 
     # ---- called by the training
 
+    def _write_target(self) -> None:
+        with suppress(OSError):  # a full disk: there may be room at the next save
+            self.target.write(self.run)
+
     def save(self, checkpoint: Path | None, message: str, revision: str | None = None) -> None:
         """Put a save into the outbox. A full disk costs the push, never the run."""
         target = self.target if revision is None else replace(self.target, revision=revision)
+        if Target.read(self.run) is None:
+            self._write_target()
         try:
             outbox.stage(self.run, outbox.parts_of(self.run, checkpoint, target.strategy), message, target)
         except OSError as error:
@@ -85,24 +93,29 @@ class Publisher:
             self._told = False
             self._changed.notify_all()
 
-    def finish(self) -> CommitInfo:
-        """Wait until all is on the Hub, and say so; or raise an error that says what is not."""
+    def finish(self, told: bool = True) -> CommitInfo:
+        """
+        Wait until all is on the Hub, and say so; or raise an error that says what is not, after a few attempts more.
+        `told=False` where nobody may hear it: then the end of the process says it again.
+        """
         self._keep_again()
         with self._changed:
-            begun, last = self._attempts, self._attempts + 1 + len(commit.PAUSES)
+            failed, patience = self._failed, 1 + len(commit.PAUSES)
             self._waiting, self._not_before = self._waiting + 1, 0.0
             self._changed.notify_all()
             try:
-                while not self._at_rest() and self._attempts < last and not (self._refused and self._attempts > begun):
+                while not self._at_rest() and self._failed < failed + (1 if self._refused else patience):
                     self._changed.wait(60.0)
             finally:
                 self._waiting -= 1
         if self._unkept or self._wanted():
-            self._told = True
+            self._told = told
             raise NotPushedError(self.sentence())
-        if self._pushed is None:
+        commits = [outcome for outcome in outbox.outcomes(self.run) if outcome.commit]  # also of a push by hand
+        pushed = self._pushed or (commits[-1] if commits else None)
+        if pushed is None:
             raise NotPushedError(f"There was nothing to push to {self.repo}.")
-        url, message, oid = self._pushed.url or "", self._pushed.messages[-1], self._pushed.commit or ""
+        url, message, oid = pushed.url or "", pushed.messages[-1], pushed.commit or ""
         return CommitInfo(url, message, "", oid, _endpoint=url.split(f"/{self.repo}/commit/")[0])
 
     def stop(self) -> list[str]:
@@ -190,7 +203,7 @@ class Publisher:
 
     def _take_in(self, outcome: Outcome) -> None:
         """Under the lock: remember what came of an attempt, and when to try again."""
-        self._attempts += 1
+        self._failed += not outcome.ok
         if self._closed:
             return
         self.repo = outcome.repo or self.repo
@@ -230,7 +243,8 @@ def _read(process: subprocess.Popen) -> Outcome:
         return Outcome.from_json(said.strip().splitlines()[-1])
     except (IndexError, TypeError, ValueError):
         last = [line for line in problems.strip().splitlines() if line.strip()][-1:]
-        return Outcome([], error=" ".join(["the upload ended with status", str(process.returncode), *last]))
+        problem = " ".join(["the upload ended with status", str(process.returncode), *last])
+        return Outcome([], error=commit.without_token(problem))
 
 
 def in_background(function: Callable[[], Any]) -> Future:
@@ -256,5 +270,7 @@ def report(repo: str, outcomes: list[Outcome], left: list[str]) -> str:
                 lines.append(f"  {message}: left out, a newer one came before it was sent")
             else:
                 failures[message] = failures.get(message, 0) + 1
-    lines += [f"  {message}: NOT there, after {failures.get(message, 0)} failed attempts" for message in left]
+    for message in left:
+        after = f", after {failures[message]} failed attempts" if message in failures else ""
+        lines.append(f"  {message}: NOT there{after}")
     return "\n".join([f"On the Hub, in {repo}:", *lines])

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from huggingface_hub.repocard_data import eval_results_to_model_index
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 OPEN, CLOSE = "<!-- opefo_trl: {} -->", "<!-- /opefo_trl: {} -->"
 BLOCK = re.compile(r"<!-- opefo_trl: (?P<name>[a-z]+) -->.*?<!-- /opefo_trl: (?P=name) -->", re.DOTALL)
@@ -32,13 +32,25 @@ class Chunk:
 
 
 def chunks(text: str) -> list[Chunk]:
-    """The body of a card in its parts; what is only blank is left out."""
+    """The body of a card in its parts: generated blocks, and somebody's own paragraphs."""
     found, end = [], 0
     for match in BLOCK.finditer(text):
-        found += [Chunk(text[end : match.start()].strip("\n")), Chunk(match[0], match["name"])]
+        found += [*paragraphs(text[end : match.start()]), Chunk(match[0], match["name"])]
         end = match.end()
-    found.append(Chunk(text[end:].strip("\n")))
-    return [chunk for chunk in found if chunk.text.strip()]
+    return [*found, *paragraphs(text[end:])]
+
+
+def paragraphs(text: str) -> list[Chunk]:
+    """Between blank lines; code between fences stays whole."""
+    parts: list[list[str]] = [[]]
+    fenced = False
+    for line in text.splitlines():
+        fenced ^= line.lstrip().startswith(("```", "~~~"))
+        if line.strip() or fenced:
+            parts[-1].append(line)
+        elif parts[-1]:
+            parts.append([])
+    return [Chunk("\n".join(lines)) for lines in parts if lines]
 
 
 def block(name: str, text: str) -> str:
@@ -64,7 +76,7 @@ def merge(new: str, before: str, last: str | None = None) -> str:
     index = there.get("model-index")
     if index and theirs.data.get("eval_results") is None:  # what its classes do not read stays as it is
         name, results = metadata.get("model_name") or "model", metadata.get("eval_results")
-        index = [*index, *(eval_results_to_model_index(name, results) if results else [])]
+        index = [*_others(index, results or []), *(eval_results_to_model_index(name, results) if results else [])]
         metadata.update({"model-index": index, "eval_results": None})
     theirs.data.__dict__.clear()
     theirs.data.__dict__.update(metadata)
@@ -78,9 +90,8 @@ def merge_bodies(new: list[Chunk], before: list[Chunk], last: list[Chunk]) -> li
     gone = {chunk for chunk in last if not chunk.name} - set(new)
     result = [fresh.get(chunk.name, chunk) if chunk.name else chunk for chunk in before if chunk not in gone]
     names = {chunk.name for chunk in before if chunk.name}
-    words = "\n\n".join(chunk.text for chunk in before if not chunk.name)
     for index, chunk in enumerate(new):
-        if chunk.name in names if chunk.name else (chunk.text in words or chunk in last):
+        if chunk.name in names if chunk.name else (chunk in before or chunk in last):
             continue
         place = len(result)
         for previous in reversed(new[:index]):
@@ -106,6 +117,19 @@ def merge_metadata(new: dict[str, Any], before: dict[str, Any], last: dict[str, 
 
 def _as_list(tags: str | list[str] | None) -> list[str]:
     return [tags] if isinstance(tags, str) else list(tags or [])
+
+
+def _others(index: list[Any], results: list[EvalResult]) -> list[Any]:
+    """Entries of a `model-index` that are not of the same measures as `results`, as far as they can be read."""
+    measured, kept = {_measure(result) for result in results}, []
+    for entry in index:
+        try:
+            _, found = model_index_to_eval_results([entry])
+            same = bool(found) and measured.issuperset(_measure(result) for result in found)
+        except (KeyError, TypeError, AttributeError):
+            same = False
+        kept += [] if same else [entry]
+    return kept
 
 
 def _raw_metadata(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from huggingface_hub import get_token, is_offline_mode
 from opefo_trl.card import with_results
 from opefo_trl.curves.remote import is_repository
 from opefo_trl.files import write_whole
-from opefo_trl.hub.commit import CARD, LOCAL, check_repo, patiently, push, set_timeouts
+from opefo_trl.hub.commit import CARD, CARDS, check_repo, patiently, push, set_timeouts
 from opefo_trl.hub.outbox import Target
 from opefo_trl.hub.publisher import NotPushedError
 from opefo_trl.results import read_results
@@ -55,9 +55,9 @@ def push_results(target: Target, folder: Path, model: str) -> str:
         write_whole(own, lambda part: part.write_text(text))
         files[CARD] = own
     titles = ", ".join(scores["title"] for scores in results["benchmarks"].values())
-    local = Path(model) / LOCAL if Target.read(Path(model)) is not None else None
+    cards = Path(model) / CARDS if Target.read(Path(model)) is not None else None
     change = None if model_is_checkpoint else lambda text: with_results(text, results, name)
-    outcome = patiently(lambda: push(target, files, f"Evaluation: {titles}", change, local))
+    outcome = patiently(lambda: push(target, files, f"Evaluation: {titles}", change, cards))
     if not outcome.ok:
         raise NotPushedError(
             f"NOT on the Hub: the results of {titles}. {outcome.error}. They are in {folder}; the same command pushes "
