@@ -107,7 +107,6 @@ class HubServer:
         self.latency, self.bandwidth, self.part = latency, bandwidth, part
         self.lock = threading.RLock()
         self.port, self.server = port, None
-        self.busy = self.most_busy = 0
         self.up()
 
     # ---- its life
@@ -463,13 +462,7 @@ class Handler(BaseHTTPRequestHandler):
             fault = next((one for one in hub.faults if one.times > 0 and one.where in (kind, "any")), None)
             if fault is not None:
                 fault.times -= 1
-            hub.busy += 1
-            hub.most_busy = max(hub.most_busy, hub.busy)
-        try:
-            self._serve(kind, parts, fault)
-        finally:
-            with hub.lock:
-                hub.busy -= 1
+        self._serve(kind, parts, fault)
 
     def _serve(self, kind: str, parts: Any, fault: Fault | None) -> None:
         hub = self.hub

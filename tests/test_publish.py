@@ -101,6 +101,13 @@ def check_everything(hub, out, repo="alice/model"):
 PATIENCE = "import runpy, sys; from opefo_trl.hub import commit; commit.PAUSES = (0.1, 0.1, 0.1); "
 
 
+def fails(trainer, match):
+    """The end of a training that says why nothing more is pushed."""
+    with pytest.raises(NotPushedError, match=match):
+        trainer.push_to_hub()
+    trainer.publisher.stop()
+
+
 def push_by_hand(out, *more):
     program = PATIENCE + "from opefo_trl.hub.__main__ import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "push", str(out / "model"), *more]
@@ -394,9 +401,7 @@ def test_more_saves_than_attempts_are_all_pushed(hub, out):
 
 def test_a_wrong_repository_is_mended_by_hand_or_by_the_next_run(hub, out, tmp_path):
     trainer = trained(out, hub_model_id="bob/model")
-    with pytest.raises(NotPushedError, match=r"may not write to bob/model \(403\)"):
-        trainer.push_to_hub()
-    trainer.publisher.stop()
+    fails(trainer, r"may not write to bob/model \(403\)")
     shutil.copytree(out, tmp_path / "copy")
     assert push_by_hand(out, "--hub_model_id", "alice/model").returncode == 0
     check_everything(hub, out)
@@ -433,9 +438,7 @@ def test_a_card_that_cannot_be_read_keeps_no_weights_back(hub, out):
     hub.make("alice/model")
     hub.write("alice/model", "README.md", "---\nlicense: [\n---\n# By hand\n")
     trainer = trained(out, hub_strategy="end")
-    with pytest.raises(NotPushedError, match=r"all is there but the card, README\.md"):
-        trainer.push_to_hub()
-    trainer.publisher.stop()
+    fails(trainer, r"all is there but the card, README\.md")
     assert b"license: [" in hub.files("alice/model")["README.md"] and "model.safetensors" in hub.files("alice/model")
 
 
@@ -456,9 +459,7 @@ def test_an_adapter_of_a_local_model(hub, out):
 def test_offline_is_said_once_and_pushed_later(hub, out, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     trainer = trained(out)
-    with pytest.raises(NotPushedError, match="HF_HUB_OFFLINE is set"):
-        trainer.push_to_hub()
-    trainer.publisher.stop()
+    fails(trainer, "HF_HUB_OFFLINE is set")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert push_by_hand(out).returncode == 0
     check_everything(hub, out)
@@ -470,9 +471,7 @@ def test_a_gitignore_that_leaves_files_out_is_told(hub, out):
     hub.make("alice/model")
     hub.write("alice/model", ".gitignore", "*.html\n")
     trainer = trained(out, hub_strategy="end")
-    with pytest.raises(NotPushedError, match=r"has not report.html as they were sent .*gitignore"):
-        trainer.push_to_hub()
-    trainer.publisher.stop()
+    fails(trainer, r"has not report.html as they were sent .*gitignore")
 
 
 # ---- whole scripts

@@ -261,16 +261,17 @@ def sizes_of(outcome: Outcome) -> str:
 def report(repo: str, outcomes: list[Outcome], left: list[str]) -> str:
     lines: list[str] = []
     failures: dict[str, int] = {}
+
+    def after(message: str) -> str:
+        return f", after {failures[message]} failed attempts" if message in failures else ""
+
     for outcome in outcomes:
         for message in outcome.messages:
             if outcome.commit:
-                after = f", after {failures[message]} failed attempts" if message in failures else ""
-                lines.append(f"  {message}: {outcome.commit[:7]}, {sizes_of(outcome)}{after}")
+                lines.append(f"  {message}: {outcome.commit[:7]}, {sizes_of(outcome)}{after(message)}")
             elif outcome.superseded:
                 lines.append(f"  {message}: left out, a newer one came before it was sent")
             else:
                 failures[message] = failures.get(message, 0) + 1
-    for message in left:
-        after = f", after {failures[message]} failed attempts" if message in failures else ""
-        lines.append(f"  {message}: NOT there{after}")
+    lines += [f"  {message}: NOT there{after(message)}" for message in left]
     return "\n".join([f"On the Hub, in {repo}:", *lines])

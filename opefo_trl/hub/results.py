@@ -45,17 +45,18 @@ def push_results(target: Target, folder: Path, model: str) -> str:
     """
     set_timeouts()
     results = read_results(folder)
-    model_is_checkpoint = Target.read(Path(model)) is None and Target.read(Path(model).parent) is not None
+    of_run = Target.read(Path(model)) is not None
+    model_is_checkpoint = not of_run and Target.read(Path(model).parent) is not None
     place = f"eval/{Path(model).name}" if model_is_checkpoint else "eval"
     files = {f"{place}/{path.name}": path for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.md"))}
     files |= {f"{place}/samples/{path.name}": path for path in sorted((folder / "samples").glob("*.parquet"))}
     name, own = target.repo.split("/")[-1], Path(model) / CARD
-    if Target.read(Path(model)) is not None and own.is_file():  # of a run; any other folder stays as it is
+    if of_run and own.is_file():  # any other folder stays as it is
         text = with_results(own.read_text(), results, name)
         write_whole(own, lambda part: part.write_text(text))
         files[CARD] = own
     titles = ", ".join(scores["title"] for scores in results["benchmarks"].values())
-    cards = Path(model) / CARDS if Target.read(Path(model)) is not None else None
+    cards = Path(model) / CARDS if of_run else None
     change = None if model_is_checkpoint else lambda text: with_results(text, results, name)
     outcome = patiently(lambda: push(target, files, f"Evaluation: {titles}", change, cards))
     if not outcome.ok:
