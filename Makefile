@@ -36,10 +36,10 @@ test: .venv/ready
 
 test-vllm: .venv-vllm/ready
 	TORCH_COMPILE_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
-		.venv-vllm/bin/python -m pytest tests/with_vllm --override-ini addopts=-q
+		.venv-vllm/bin/python -m pytest tests/with_vllm --override-ini "addopts=-q --import-mode=importlib"
 
 test-deepspeed: .venv-deepspeed/ready
-	.venv-deepspeed/bin/python -m pytest tests/with_deepspeed --override-ini addopts=-q
+	.venv-deepspeed/bin/python -m pytest tests/with_deepspeed --override-ini "addopts=-q --import-mode=importlib"
 
 # Away from the checkout, so that nothing of it is imported
 wheel: .venv/ready

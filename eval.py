@@ -27,10 +27,14 @@ from accelerate import PartialState
 from tqdm import tqdm
 from trl import ModelConfig
 
-from opefo_trl.benchmarks import BENCHMARKS, SIX, benchmark_name
-from opefo_trl.cli import Parser, plain_errors
+from opefo_trl.cli.parser import Parser, plain_errors
+from opefo_trl.cli.preflight import check_model, check_writable
+from opefo_trl.cli.run_folder import is_complete
 from opefo_trl.data import TEMPLATES
-from opefo_trl.evaluation import (
+from opefo_trl.data.benchmarks import BENCHMARKS, SIX, benchmark_name
+from opefo_trl.evaluation.engines import ENGINES, Decoding, ModelSource, engine_of, make_engine
+from opefo_trl.evaluation.results import check_common, read_results, report, score
+from opefo_trl.evaluation.samples import (
     Evaluation,
     PlaygroundGrader,
     Task,
@@ -40,15 +44,11 @@ from opefo_trl.evaluation import (
     samples_of,
     title_of,
 )
+from opefo_trl.evaluation.watch import watch
 from opefo_trl.grading import POLICIES, Grader, Outcome, cores_of_rank, grader_version
 from opefo_trl.hub import NotPushedError, Target
 from opefo_trl.hub.results import check_target, push_results, results_target
 from opefo_trl.playground import PLAYGROUND
-from opefo_trl.preflight import check_model, check_writable
-from opefo_trl.results import check_common, read_results, report, score
-from opefo_trl.runs import is_complete
-from opefo_trl.sampling import ENGINES, Decoding, ModelSource, engine_of, make_engine
-from opefo_trl.watching import watch
 
 
 @dataclass

@@ -25,9 +25,17 @@ from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.benchmarks import BENCHMARKS, load_benchmark
-from opefo_trl.card import RunFacts
-from opefo_trl.cli import Parser, plain_errors
+from opefo_trl.cli.parser import Parser, plain_errors
+from opefo_trl.cli.preflight import (
+    check_answers,
+    check_columns,
+    check_model,
+    check_prompts,
+    check_sizes,
+    check_writable,
+)
+from opefo_trl.cli.progress import EntropyProgress, sentence_of, table_of
+from opefo_trl.cli.run_folder import check_newest, check_same_run, facts_of, newest_checkpoint, write_facts
 from opefo_trl.data import (
     TEMPLATES,
     bare_problems,
@@ -38,12 +46,11 @@ from opefo_trl.data import (
     whole_batches,
     with_template,
 )
+from opefo_trl.data.benchmarks import BENCHMARKS, load_benchmark
 from opefo_trl.hub import NotPushedError
+from opefo_trl.hub.model_card import RunFacts
 from opefo_trl.playground import PLAYGROUND
-from opefo_trl.preflight import check_answers, check_columns, check_model, check_prompts, check_sizes, check_writable
-from opefo_trl.progress import EntropyProgress, sentence_of, table_of
 from opefo_trl.rewards import REWARDS, find_reward
-from opefo_trl.runs import check_newest, check_same_run, facts_of, newest_checkpoint, write_facts
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 

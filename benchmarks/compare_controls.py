@@ -51,12 +51,12 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.curves.plot import RUNS, Picture, curve, finish
+from opefo_trl.evaluation.metrics import avg_at_k, calibration_error, pass_at_k
 from opefo_trl.files import write_whole
-from opefo_trl.metrics import avg_at_k, calibration_error, pass_at_k
 from opefo_trl.playground import is_right, playground_dataset
-from opefo_trl.progress import EDGE
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, SHOWN = 64, 16

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from trl.rewards import accuracy_reward
 
-from opefo_trl.benchmarks import SIX, load_benchmark
+from opefo_trl.data.benchmarks import SIX, load_benchmark
 from opefo_trl.grading import Grader
 
 ANSWERS = 2000

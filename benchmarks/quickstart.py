@@ -19,9 +19,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.curves.plot import Picture, curve, finish
-from opefo_trl.progress import EDGE
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"

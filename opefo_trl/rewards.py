@@ -11,7 +11,7 @@ from typing import Any
 
 from trl.rewards import get_soft_overlong_punishment
 
-from opefo_trl.grading import Grader, Outcome, boxes_of
+from opefo_trl.grading.grader import Grader, Outcome, boxes_of
 from opefo_trl.playground import playground_reward
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -29,7 +29,7 @@ class MathReward:
     has (`judges`); `GRPOTrainer` does if this is the only one. Shares of outcomes are logged as `grading/*`.
 
     Args:
-        policy, timeout, workers: of the [`~opefo_trl.grading.Grader`] that it starts when it is first called.
+        policy, timeout, workers: of the [`~opefo_trl.grading.grader.Grader`] that it starts when it is first called.
     """
 
     judges = True

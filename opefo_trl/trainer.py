@@ -33,22 +33,22 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable
 
-from opefo_trl.answers import RIGHT, distinct_right, names_of
-from opefo_trl.batching import PLACE, Alone, Batching
-from opefo_trl.card import RunFacts, write_card
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
 from opefo_trl.curves import EntropyCurves
-from opefo_trl.drift import Drift, importance_ratio
 from opefo_trl.files import write_whole
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
-from opefo_trl.guards import CollapseGuard, DriftGuard, MicroBatch, NonFiniteError, StepGuard, watch_reward
 from opefo_trl.hub import Publisher, Target
+from opefo_trl.hub.model_card import RunFacts, write_card
 from opefo_trl.hub.publisher import in_background
-from opefo_trl.microbatch import MEANS, Means, Parts, columns, positions_of, spread, trained_mask
 from opefo_trl.playground import resolve_model
-from opefo_trl.recording import Recording
-from opefo_trl.vocabulary import vocabulary_scores
+from opefo_trl.training.answer_diversity import RIGHT, distinct_right, names_of
+from opefo_trl.training.guards import CollapseGuard, DriftGuard, MicroBatch, NonFiniteError, StepGuard, watch_reward
+from opefo_trl.training.microbatches import MEANS, Means, Parts, columns, positions_of, spread, trained_mask
+from opefo_trl.training.rebatching import PLACE, Alone, Batching
+from opefo_trl.training.recorder import Recording
+from opefo_trl.training.sampler_drift import Drift, importance_ratio
+from opefo_trl.training.vocabulary_scores import vocabulary_scores
 
 logger = get_logger(__name__)
 
@@ -74,7 +74,7 @@ class OPEFOTrainer(GRPOTrainer):
             `entropy_curves=False`, and on all ranks but the first.
         publisher ([`~opefo_trl.hub.Publisher`]): what pushes to the Hub; `trainer.publisher.report()` lists every save
             and what came of it. None without `push_to_hub`, and on all ranks but the first.
-        run_facts ([`~opefo_trl.card.RunFacts`]): what the model card says of the run beyond what a trainer knows.
+        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): what the model card says of the run beyond what a trainer knows.
 
     Example:
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.playground import MODEL
-from opefo_trl.progress import EDGE
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(1500)

@@ -10,7 +10,7 @@ from scripts import load_script
 from trl import ModelConfig
 
 from opefo_trl import OPEFOConfig
-from opefo_trl.cli import Parser
+from opefo_trl.cli.parser import Parser
 from opefo_trl.data import TEMPLATES
 from opefo_trl.playground.task import MAX_ANSWER
 from opefo_trl.rewards import find_reward

@@ -11,9 +11,9 @@ from tiny import train
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.benchmarks import BENCHMARKS
 from opefo_trl.config import RUN_FIELDS
 from opefo_trl.controls import CONTROLS, control_options
+from opefo_trl.data.benchmarks import BENCHMARKS
 from opefo_trl.flow import ESTIMATORS
 from opefo_trl.grading import POLICIES, Outcome
 from opefo_trl.rewards import REWARDS

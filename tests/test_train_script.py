@@ -14,9 +14,9 @@ import pytest
 from scripts import load_script
 from transformers.trainer_callback import TrainerState
 
+from opefo_trl.cli.progress import table_of
+from opefo_trl.cli.run_folder import newest_checkpoint
 from opefo_trl.curves import EntropyCurves
-from opefo_trl.progress import table_of
-from opefo_trl.runs import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SMALL = """

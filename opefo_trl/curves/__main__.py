@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from opefo_trl.cli import plain_errors
+from opefo_trl.cli.parser import plain_errors
 from opefo_trl.curves.plot import draw
 from opefo_trl.curves.record import PICTURE_FILE, REPORT_FILE, load_runs
 from opefo_trl.curves.report import write_report

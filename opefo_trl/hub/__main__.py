@@ -10,9 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from opefo_trl.hub import commit, outbox
-from opefo_trl.hub.commit import check_repo, patiently
+from opefo_trl.hub import outbox, upload
 from opefo_trl.hub.outbox import STRATEGIES, Target
+from opefo_trl.hub.upload import check_repo, patiently
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     for_training = commands.add_parser("attempt", help="what a training starts; its last line is JSON")
     for_training.add_argument("run", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
-    commit.set_timeouts()
+    upload.set_timeouts()
     if options.command == "attempt":
         return _attempt(options.run)
     try:
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _attempt(run: Path) -> int:
     target = Target.read(run)
     assert target is not None, f"{run} has no target"
-    outcome = commit.attempt(run, target)
+    outcome = upload.attempt(run, target)
     print(outcome.to_json())
     return 0
 
@@ -78,7 +78,7 @@ def push_run(run: Path, target: Target) -> int:
     except OSError as error:
         print(f"The newest state could not be kept ({error}); what waits goes first.", file=sys.stderr)
     while outbox.missing(run):  # each save by itself, where `hub_always_push` wants every one
-        outcome = patiently(lambda: commit.attempt(run, target))
+        outcome = patiently(lambda: upload.attempt(run, target))
         if not outcome.ok:
             left = outbox.missing(run)
             print(f"NOT on the Hub, in {outcome.repo or target.repo}: {', '.join(left)}. {outcome.error}. It is kept; "

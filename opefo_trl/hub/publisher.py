@@ -23,7 +23,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, get_token
 
-from opefo_trl.hub import commit, outbox
+from opefo_trl.hub import outbox, upload
 from opefo_trl.hub.outbox import Outcome, Target
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Publisher:
         """
         self._keep_again()
         with self._changed:
-            failed, patience = self._failed, 1 + len(commit.PAUSES)
+            failed, patience = self._failed, 1 + len(upload.PAUSES)
             self._waiting, self._not_before = self._waiting + 1, 0.0
             self._changed.notify_all()
             try:
@@ -207,7 +207,7 @@ class Publisher:
         if self._closed:
             return
         self.repo = outcome.repo or self.repo
-        self._refused = not outcome.ok and (outcome.refused or outcome.wait > commit.LONGEST_WAIT)
+        self._refused = not outcome.ok and (outcome.refused or outcome.wait > upload.LONGEST_WAIT)
         if outcome.ok:
             self._greets, self._failures, self._not_before, self._error = False, 0, 0.0, ""
             if outcome.commit:
@@ -217,7 +217,7 @@ class Publisher:
         if outcome.error != self._error:  # once, and not at every attempt
             logger.warning(f"Not pushed to {self.repo}: {outcome.error}. The training goes on.")
         self._error = outcome.error or ""
-        pauses = commit.PAUSES if self._waiting else PAUSES
+        pauses = upload.PAUSES if self._waiting else PAUSES
         pause = max(outcome.wait, pauses[min(self._failures, len(pauses) - 1)])
         self._failures += 1
         self._not_before = time.monotonic() + pause
@@ -244,7 +244,7 @@ def _read(process: subprocess.Popen) -> Outcome:
     except (IndexError, TypeError, ValueError):
         last = [line for line in problems.strip().splitlines() if line.strip()][-1:]
         problem = " ".join(["the upload ended with status", str(process.returncode), *last])
-        return Outcome([], error=commit.without_token(problem))
+        return Outcome([], error=upload.without_token(problem))
 
 
 def in_background(function: Callable[[], Any]) -> Future:

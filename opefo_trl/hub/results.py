@@ -6,13 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import get_token, is_offline_mode
 
-from opefo_trl.card import with_results
 from opefo_trl.curves.remote import is_repository
+from opefo_trl.evaluation.results import read_results
 from opefo_trl.files import write_whole
-from opefo_trl.hub.commit import CARD, CARDS, check_repo, patiently, push, set_timeouts
+from opefo_trl.hub.model_card import with_results
 from opefo_trl.hub.outbox import Target
 from opefo_trl.hub.publisher import NotPushedError
-from opefo_trl.results import read_results
+from opefo_trl.hub.upload import CARD, CARDS, check_repo, patiently, push, set_timeouts
 
 
 def results_target(model: str, repo: str | None, private: bool | None) -> Target:

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.guards import StaleWeightsError
 from opefo_trl.playground import playground_dataset, playground_reward
 from opefo_trl.rewards import math_reward
+from opefo_trl.training.guards import StaleWeightsError
 
 BATCH = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 VLLM = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.1, "vllm_max_model_length": 64}

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import EVAL, needs
 
-from opefo_trl.benchmarks import SIX
+from opefo_trl.data.benchmarks import SIX
+from opefo_trl.evaluation.results import read_results
 from opefo_trl.playground import MODEL, question
-from opefo_trl.results import read_results
 
 ROOT = Path(__file__).parents[2]
 COMMON = ["--gpu_memory_utilization", "0.1", "--dtype", "float32"]

@@ -1,0 +1,1 @@
+"""Run folders, command lines and checks that the scripts share."""

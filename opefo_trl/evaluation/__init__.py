@@ -1,0 +1,1 @@
+"""Samples of a model on benchmarks: engines, resumable samples, metrics, results."""

@@ -1,0 +1,138 @@
+"""The measures as metrics of `evaluate`, loaded from the package without network."""
+
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import pytest
+
+from opefo_trl.evaluation import metrics
+from opefo_trl.evaluation.metrics import metric_path
+
+evaluate = pytest.importorskip("evaluate")
+SAMPLES = [[1, 0, 0, 1], [1, 1], [0, 0, 0]]  # as many as there happen to be
+BASELINE = [[0, 0], [1, 0, 1], [0, 1, 0]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline_and_in_a_folder_of_its_own(tmp_path_factory):
+    def refuse(*_, **__):
+        raise AssertionError("there is no network here")
+
+    before = list(sys.path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        yield
+    sys.path[:] = before
+    for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def load(tmp_path):
+    return lambda name, **options: evaluate.load(metric_path(name), cache_dir=str(tmp_path), **options)
+
+
+def test_pass_at_k_of_one_k_or_several(load):
+    # of two samples, 1/2 and 1: 3/4
+    assert load("pass_at_k").compute(predictions=[[1, 0], [1, 1]], k=1) == {"pass@1": 0.75}
+    # of [1, 0, 0, 1]: 1/2, and 1 - C(2, 2) / C(4, 2) = 5/6; of [1, 1]: 1; of [0, 0, 0]: 0
+    assert load("pass_at_k").compute(predictions=SAMPLES, k=[1, 2]) == {
+        "pass@1": pytest.approx(1.5 / 3),
+        "pass@2": pytest.approx((5 / 6 + 1) / 3),
+    }
+
+
+def test_avg_at_k_in_one_call_in_batches_and_one_by_one(load):
+    assert load("avg_at_k").compute(predictions=SAMPLES) == {"avg_at_k": 0.5}
+    metric = load("avg_at_k")
+    metric.add(prediction=SAMPLES[0])
+    metric.add_batch(predictions=[[bool(value) for value in row] for row in SAMPLES[1:]])
+    assert metric.compute() == {"avg_at_k": 0.5}
+    assert metric.compute(predictions=[[1]]) == {"avg_at_k": 1.0}  # nothing is left over from before
+
+
+def test_majority_at_k_with_samples_that_have_no_answer(load):
+    # none, and none of them right; then b by 2 to 1
+    answers, right = [[None, None], ["a", None, "b", "b"]], [[0, 0], [0, 0, 1, 1]]
+    assert load("majority_at_k").compute(predictions=answers, references=right) == {"majority_at_k": 0.5}
+    # blocks of two: a is wrong, b is right
+    assert load("majority_at_k").compute(predictions=answers, references=right, k=2) == {"majority_at_k": 0.25}
+
+
+def test_bootstrap_interval_of_the_average_or_of_pass_at_k(load):
+    low, high = metrics.bootstrap_interval([0.5, 1, 0], level=0.8)
+    found = load("bootstrap_interval").compute(predictions=SAMPLES, level=0.8)
+    assert found == {"mean": 0.5, "low": low, "high": high} and low < 0.5 < high
+    low, high = metrics.bootstrap_interval([5 / 6, 1, 0], seed=3)
+    found = load("bootstrap_interval").compute(predictions=SAMPLES, k=2, seed=3)
+    assert found == {"mean": pytest.approx(11 / 18), "low": pytest.approx(low), "high": pytest.approx(high)}
+
+
+def test_paired_difference_is_predictions_less_references(load):
+    found = load("paired_difference").compute(predictions=SAMPLES, references=BASELINE)
+    assert found == asdict(metrics.paired_difference([0, 2 / 3, 1 / 3], [0.5, 1, 0]))
+    # (1/2 + 1/3 - 1/3) / 3
+    assert found["difference"] == pytest.approx(1 / 6) and found["problems"] == 3
+
+
+def test_calibration_error_by_hand(load):
+    found = load("calibration_error").compute(predictions=[0.2, 0.8, 1.0], references=[0, 1, 1], bins=2)
+    # [0, .5): .2;  [.5, 1]: (1 - .8) + (1 - 1) = .2;  .4 / 3
+    assert found == {"calibration_error": pytest.approx(0.4 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "message"),
+    [
+        ("pass_at_k", {"predictions": [[1, 0]], "k": 4}, "`k=4` takes 4 samples or more, and problem 0 has 2"),
+        ("avg_at_k", {"predictions": []}, "There are no problems"),
+        ("avg_at_k", {"predictions": [[]]}, "Problem 0 has no samples"),
+        ("avg_at_k", {"predictions": [[0.5]]}, "A verdict is 0 or 1; problem 0 has 0.5"),  # 0 as an integer feature
+        ("avg_at_k", {"predictions": [[1, None]]}, "A verdict is 0 or 1; problem 0 has None"),
+        ("calibration_error", {"predictions": [1.5], "references": [1]}, "1.5 is not"),
+        ("majority_at_k", {"predictions": [["a"], ["b"]], "references": [[1]]}, "Mismatch in the number"),
+    ],
+)
+def test_refusals_come_through(load, name, inputs, message):
+    metric = load(name)
+    with pytest.raises(ValueError, match=message):
+        metric.compute(**inputs)
+
+
+def test_a_refusal_leaves_the_metric_usable(load):
+    metric = load("pass_at_k")
+    with pytest.raises(ValueError, match="`k=2` takes 2 samples or more"):
+        metric.compute(predictions=[[1]], k=2)
+    assert metric.compute(predictions=[[0]], k=1) == {"pass@1": 0.0}
+
+
+def test_a_metric_tells_what_it_is(load):
+    metric = load("pass_at_k")
+    assert metric.name == "pass_at_k" and "chance that one of k samples is right" in metric.description
+    assert "1 (right) or 0" in metric.inputs_description and "1 (right) or 0" in metric.compute.__doc__
+
+
+def test_several_metrics_take_the_same_samples():
+    both = evaluate.combine([metric_path("pass_at_k"), metric_path("avg_at_k")])
+    assert both.compute(predictions=SAMPLES) == {"pass@1": pytest.approx(0.5), "avg_at_k": 0.5}
+
+
+def test_alone_nothing_is_written_so_a_folder_need_not_be_writable(tmp_path):
+    from opefo_trl.evaluation.evaluate_metrics.avg_at_k import AvgAtK
+
+    file = tmp_path / "file"
+    file.touch()  # below it no folder can be made, not even by root
+    assert AvgAtK(cache_dir=str(file / "cache")).compute(predictions=SAMPLES) == {"avg_at_k": 0.5}
+
+
+def test_ranks_add_what_they_have_and_the_first_one_computes(load):
+    def of(rank):
+        return load("avg_at_k", num_process=2, process_id=rank).compute(predictions=parts[rank])
+
+    parts = [SAMPLES[:1], SAMPLES[1:]]
+    with ThreadPoolExecutor(2) as ranks:  # they meet at locks on files, like processes
+        assert list(ranks.map(of, range(2))) == [{"avg_at_k": 0.5}, None]

@@ -1,0 +1,441 @@
+"""Measures against exact values, brute force over what they stand for, and arithmetic by hand."""
+
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opefo_trl.evaluation.metrics import (
+    EXACT,
+    PairedDifference,
+    averages,
+    avg_at_k,
+    bootstrap_interval,
+    calibration_error,
+    majorities,
+    majority_at_k,
+    metric_path,
+    paired_difference,
+    pass_at_k,
+    pass_of,
+    passes,
+    standard_error,
+)
+
+SHARED = Path(os.environ.get("OPEFO_SHARED", Path(__file__).parents[3] / "shared")) / "eval" / "passk_cases.json"
+ROWS = st.lists(st.lists(st.integers(0, 1), min_size=3, max_size=9), min_size=1, max_size=5)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    if not SHARED.is_file():
+        pytest.skip(f"{SHARED} is not there; OPEFO_SHARED names another folder with eval/passk_cases.json")
+    return json.loads(SHARED.read_text())
+
+
+def test_public_cases_of_the_estimator_are_met_exactly(cases):
+    assert len(cases["estimator_cases"]) >= 27
+    for case in cases["estimator_cases"]:
+        found = pass_of(case["n"], case["c"], case["k"])
+        assert found == float(Fraction(case["exact"]))
+        assert found == pytest.approx(case["pass_at_k"], abs=1e-12)
+
+
+def test_public_cases_of_the_mean_over_problems_are_met(cases):
+    assert len(cases["aggregate_cases"]) >= 7
+    for case in cases["aggregate_cases"]:
+        assert pass_at_k(case["samples"], case["k"]) == pytest.approx(case["expected"], abs=1e-12), case["name"]
+        if "avg_at_n" in case:
+            assert avg_at_k(case["samples"]) == pytest.approx(case["avg_at_n"], abs=1e-12), case["name"]
+
+
+def test_public_cases_without_an_estimate_are_refused(cases):
+    assert cases["must_not_silently_score"]
+    for case in cases["must_not_silently_score"]:
+        with pytest.raises(ValueError, match="cannot be told from fewer"):
+            pass_of(case["n"], case["c"], case["k"])
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n):
+    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+        subsets = list(itertools.combinations([1] * c + [0] * (n - c), k))
+        assert pass_of(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
+
+
+def test_pass_at_k_is_exact_where_sampling_is_large_and_the_chance_small():
+    # one right of n: k / n, which 1 - (1 - k / n) would miss in the last digits
+    assert pass_of(1000, 1, 1) == 0.001
+    assert pass_of(1024, 1, 3) == 3 / 1024
+    # 1 - 512! 1021! / (1024! 509!) for k=512, c=3
+    assert pass_of(1024, 3, 512) == float(1 - Fraction(math.comb(1021, 512), math.comb(1024, 512)))
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_pass_at_k_grows_with_k_from_the_average_to_any(rows):
+    values = [pass_at_k(rows, k) for k in range(1, min(map(len, rows)) + 1)]
+    assert values == sorted(values) and values[0] >= 0 and values[-1] <= 1
+    assert values[0] == pytest.approx(avg_at_k(rows), abs=1e-15)
+    same = [row[: len(min(rows, key=len))] for row in rows]
+    assert pass_at_k(same, len(same[0])) == sum(map(any, same)) / len(same)
+
+
+def test_problems_count_once_however_many_samples_they_have():
+    # (2/2 + 0/6) / 2, and not 2/8; pass@2: (1 + 0) / 2
+    assert avg_at_k([[1, 1], [0] * 6]) == 0.5
+    assert averages([[1, 1], [0] * 6]) == [1.0, 0.0]
+    assert pass_at_k([[1, 1], [0] * 6], 2) == 0.5
+    # of two: 1 - C(3, 2) / C(4, 2) = 1/2; of three: 1 - C(1, 2) / C(3, 2) = 1
+    assert passes([[0, 1, 0, 0], [1, 1, 0]], 2) == [0.5, 1.0]
+
+
+def test_verdicts_may_be_booleans_numbers_or_an_array():
+    for rows in ([[True, False]], [[1, 0]], [[1.0, 0.0]], np.array([[True, False]]), ((value,) for value in (1, 0))):
+        assert avg_at_k(rows) == 0.5
+
+
+@pytest.mark.parametrize(
+    "measure", [lambda rows: pass_at_k(rows, 1), avg_at_k, lambda rows: majority_at_k(rows, rows)]
+)
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "There are no problems"),
+        ([[1], []], "Problem 1 has no samples"),
+        ([1, 0], "row of samples for each problem; problem 0 is 1"),
+        ([[1, 0], [0, 0.5]], "A verdict is 0 or 1; problem 1 has 0.5. Make verdicts of rewards first"),
+        ([[math.nan]], "problem 0 has nan"),
+        ([[None]], "problem 0 has None.*count a sample without one .* as 0"),
+        (["10"], "problem 0 has '1'"),
+        ([[2]], "problem 0 has 2"),
+    ],
+)
+def test_what_is_no_verdict_is_refused(measure, rows, message):
+    with pytest.raises(ValueError, match=message):
+        measure(rows)
+
+
+def test_more_draws_than_samples_are_refused_with_the_problem_that_has_too_few():
+    message = (
+        "`k=4` takes 4 samples or more, and problem 1 has 3: .* cannot be told from fewer.*Draw 4 or more .*lower k"
+    )
+    with pytest.raises(ValueError, match=message):
+        pass_at_k([[1, 0, 0, 0], [1, 1, 1]], 4)
+    with pytest.raises(ValueError, match=message):
+        majority_at_k([["a"] * 4, ["a"] * 3], [[1, 0, 0, 0], [1, 1, 1]], 4)
+    with pytest.raises(ValueError, match="`k=8` takes 8 samples or more, and `n=4` is fewer"):
+        pass_of(4, 4, 8)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.0, True, "1", None])
+def test_draws_are_a_whole_number(k):
+    with pytest.raises(ValueError, match=re.escape(f"`k={k!r}` must be a whole number, 1 or more")):
+        pass_at_k([[1, 0]], k)
+    if k is not None:
+        with pytest.raises(ValueError, match="must be a whole number"):
+            majority_at_k([["a", "b"]], [[1, 0]], k)
+
+
+def test_counts_that_cannot_be_are_refused():
+    assert pass_of(4, np.int64(1), np.int64(2)) == 0.5
+    for c in (-1, 5):
+        with pytest.raises(ValueError, match=f"`c={c}` right samples of `n=4`: there can be 0 to 4"):
+            pass_of(4, c, 1)
+
+
+def test_the_most_frequent_answer_wins():
+    # 12 wins by 2 to 1 to 1; what is right is another
+    assert majority_at_k([["12", "12", "7", "9"]], [[1, 1, 0, 0]]) == 1.0
+    assert majority_at_k([["12", "12", "7", "9"]], [[0, 0, 1, 0]]) == 0.0
+
+
+def test_tied_answers_share_the_vote():
+    # three answers have one vote each, one of them is right
+    assert majority_at_k([["a", "b", "c"]], [[0, 1, 0]]) == pytest.approx(1 / 3)
+
+
+def test_samples_vote_in_blocks_one_after_the_other_and_the_rest_does_not():
+    answers, right = ["a", "a", "b", "b", "b", "a", "b"], [1, 1, 0, 0, 0, 1, 0]
+    # aab: right, bba: wrong; the last b is no block
+    assert majorities([answers], [right], 3) == [0.5]
+    # aa: right, bb: wrong, ba: a tie, 1/2
+    assert majorities([answers], [right], 2) == [0.5]
+    assert majorities([answers], [right], 4) == [0.5]  # aabb, a tie
+    assert majorities([answers], [right]) == [0.0]  # b by 4 to 3
+    assert majorities([answers], [right], 1) == averages([right])
+
+
+def test_no_answer_does_not_vote():
+    assert majority_at_k([[None, None, None, "a"]], [[0, 0, 0, 1]]) == 1.0
+    # the first block has a, the second none, and none is wrong
+    assert majorities([["a", None, None, None]], [[1, 0, 0, 0]], 2) == [0.5]
+    assert majority_at_k([[None, None]], [[0, 0]]) == 0.0
+
+
+def test_an_answer_with_two_verdicts_is_worth_their_mean():
+    # a wins either block; of its 4 verdicts in the problem 3 are right
+    assert majorities([["a", "a", "a", "a"]], [[1, 1, 1, 0]], 2) == [0.75]
+    # each problem judges for itself
+    assert majorities([["a"], ["a"]], [[1], [0]]) == [1.0, 0.0]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans()), min_size=1, max_size=8), st.data())
+def test_majority_is_the_expected_verdict_of_ties_broken_at_random(samples, data):
+    answers, right = [name for name, _ in samples], [verdict for _, verdict in samples]
+    k = data.draw(st.integers(1, len(samples)))
+    blocks = []
+    for start in range(0, len(samples) - len(samples) % k, k):
+        block, verdicts = answers[start : start + k], []
+        for order in itertools.permutations("abc"):  # whoever comes first wins a tie
+            winner = max(order, key=block.count)
+            judged = [verdict for name, verdict in samples if name == winner]
+            verdicts.append(sum(judged) / len(judged) if block.count(winner) else 0)
+        blocks.append(sum(verdicts) / len(verdicts))
+    assert majority_at_k([answers], [right], k) == pytest.approx(sum(blocks) / len(blocks))
+
+
+def test_answers_that_do_not_fit_their_verdicts_are_refused():
+    with pytest.raises(ValueError, match="`answers` has 1 problems and `right` has 2; give both"):
+        majority_at_k([["a"]], [[1], [0]])
+    with pytest.raises(ValueError, match="Problem 1 has 1 answers and 2 verdicts"):
+        majority_at_k([["a"], ["a"]], [[1], [0, 1]])
+    for answer in (math.nan, 12):  # 12 and "12" would be two answers, and NaN one that is never the same
+        with pytest.raises(
+            ValueError, match=f"Answers are texts, or None where there is none; problem 0 has {answer}"
+        ):
+            majority_at_k([["12", answer]], [[1, 1]])
+
+
+def test_standard_error_by_hand():
+    # deviations of 1, 0, 0, 1 from 1/2: variance 4 (1/4) / 3 = 1/3, over 4 problems 1/12
+    assert standard_error([1, 0, 0, 1]) == pytest.approx(math.sqrt(1 / 12))
+    with pytest.raises(ValueError, match="One problem says nothing of how problems differ"):
+        standard_error([0.5])
+
+
+def test_bootstrap_interval_of_four_problems_is_the_binomial_one():
+    # the mean of 4 draws from 0, 0, 1, 1 is 0, 1/4, 1/2, 3/4, 1 with 1, 4, 6, 4, 1 sixteenths: a tail of 1/10 ends in
+    # 1/4, one of 1/40 in 0
+    assert bootstrap_interval([0, 0, 1, 1], level=0.8) == (0.25, 0.75)
+    assert bootstrap_interval([0, 0, 1, 1], level=0.95) == (0.0, 1.0)
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(400):
+        low, high = bootstrap_interval(rng.exponential(size=60), level=0.9, resamples=400)
+        inside += low <= 1 <= high
+    # 0.9 of 400 is 360, standard deviation 6; of skewed values a percentile interval covers slightly less
+    assert 330 <= inside <= 375
+
+
+def test_bootstrap_of_many_problems_is_the_normal_one_in_bounded_memory():
+    values = np.random.default_rng(0).normal(0.5, 0.1, size=5_000)
+    tracemalloc.start()
+    low, high = bootstrap_interval(values, resamples=2_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6  # all at once, 2,000 x 5,000 numbers would be 80 MB, and their places as much again
+    assert low == pytest.approx(values.mean() - 1.96 * standard_error(values), abs=2e-4)
+    assert high == pytest.approx(values.mean() + 1.96 * standard_error(values), abs=2e-4)
+
+
+def test_bootstrap_repeats_itself_and_follows_its_seed():
+    values = np.random.default_rng(0).random(30)
+    assert bootstrap_interval(values) == bootstrap_interval(list(values)) == bootstrap_interval(values, seed=0)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values)
+    narrow, wide = bootstrap_interval(values, level=0.5), bootstrap_interval(values, level=0.99)
+    assert wide[0] < narrow[0] < values.mean() < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize("measure", [bootstrap_interval, standard_error, partial(paired_difference, [0])])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "is empty"),
+        ([0.5, math.nan], "must be finite numbers; number 1, counted from 0, is nan"),
+        ([math.inf, 0.5], "must be finite numbers; number 0, counted from 0, is inf"),
+        ([[1, 0], [1]], "must be numbers, one per problem; `averages` and `passes` make them of samples"),
+        ([[1, 0], [1, 1]], "must be numbers, one per problem"),
+        (["x"], "must be numbers, one per problem"),
+    ],
+)
+def test_what_is_no_value_of_a_problem_is_refused(measure, values, message):
+    with pytest.raises(ValueError, match=message):
+        measure(values)
+
+
+@pytest.mark.parametrize("measure", [bootstrap_interval, partial(paired_difference, [0])])
+def test_resampling_that_cannot_be_is_refused(measure):
+    for level in (0, 1, 95, -0.1, math.nan):
+        with pytest.raises(ValueError, match=f"`level={level}` must lie between 0 and 1, such as 0.95"):
+            measure([0.5], level=level)
+    for resamples in (0, -1, 10.0, True):
+        with pytest.raises(ValueError, match=f"`resamples={resamples}` must be a whole number, 1 or more"):
+            measure([0.5], resamples=resamples)
+
+
+def sign_flip(before, after):
+    """The p value by going through all signs, in fractions."""
+    changes = [Fraction(b) - Fraction(a) for a, b in zip(before, after, strict=True)]
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, changes, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(changes))
+    ]
+    return sum(value >= abs(sum(changes)) for value in sums) / len(sums)
+
+
+def test_p_value_by_hand():
+    # changes 1, 1, 1: of 8 ways to sign them 2 are as far from 0; problems without a change change nothing
+    assert paired_difference([0, 0, 0, 1], [1, 1, 1, 1]).p_value == 0.25
+    assert paired_difference([0] * 3 + [1] * 30, [1] * 33).p_value == 0.25
+    # changes 1, 1, -1: all 8 are at least 1 from 0
+    assert paired_difference([0, 0, 1], [1, 1, 0]).p_value == 1.0
+    assert paired_difference([1, 0.5], [1, 0.5]) == PairedDifference(0.0, 0.0, 0.0, 1.0, 2)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=1, max_size=7))
+def test_p_value_is_that_of_all_signs_and_ties_survive_rounding(pairs):
+    before, after = zip(*pairs, strict=True)
+    expected = sign_flip(before, after)
+    # tenths are not exact, so sums that are equal differ in their last digit
+    found = paired_difference([a / 10 for a in before], [b / 10 for b in after], resamples=1)
+    assert found.p_value == pytest.approx(expected, abs=1e-12)
+
+
+def test_p_value_of_many_changes_is_drawn_near_that_of_all_signs():
+    rng = np.random.default_rng(3)
+    before, after = rng.random(EXACT + 2), rng.random(EXACT + 2) + 0.12
+    changes = after - before
+    signs = 1 - 2 * (np.arange(2 ** len(changes))[:, None] >> np.arange(len(changes)) & 1)
+    exact = (np.abs(signs @ changes) >= abs(changes.sum()) - 1e-9).mean()
+    assert 0.02 < exact < 0.5
+    found = paired_difference(before, after).p_value
+    # standard deviation of a share of 10,000
+    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 10_000)) and found != exact
+
+
+def test_a_drawn_p_value_is_never_zero_and_depends_on_nothing_but_the_seed():
+    before, after = np.zeros(500), np.ones(500)
+    result = paired_difference(before, after, resamples=99)
+    assert result == PairedDifference(1.0, 1.0, 1.0, 1 / 100, 500)  # what was seen is one of 1 + 99
+    noisy = np.random.default_rng(0).normal(0.05, 1, size=500)
+    assert paired_difference(before, noisy) == paired_difference(before, noisy)
+    assert paired_difference(before, noisy).p_value != paired_difference(before, noisy, seed=1).p_value
+
+
+def test_p_values_without_an_effect_are_spread_evenly():
+    rng = np.random.default_rng(0)
+    for size in (10, 40):
+        values = [
+            paired_difference(rng.normal(size=size), rng.normal(size=size), resamples=199).p_value for _ in range(300)
+        ]
+        # 0.2 of 300 is 60, standard deviation 7
+        assert 35 <= sum(value <= 0.2 for value in values) <= 85
+
+
+def test_pairs_say_more_than_two_settings_by_themselves():
+    rng = np.random.default_rng(0)
+    before = rng.random(100)
+    after = before + rng.normal(0.02, 0.02, size=100)
+    result = paired_difference(before, after)
+    assert result.difference == pytest.approx(after.mean() - before.mean())
+    assert 0 < result.low < result.difference < result.high and result.p_value < 0.001
+    assert (result.low, result.high) == bootstrap_interval(after - before)
+    assert bootstrap_interval(before)[1] > bootstrap_interval(after)[0]  # apart, they could be the same
+
+
+def test_settings_on_other_problems_are_no_pair():
+    with pytest.raises(
+        ValueError, match="`before` has 2 problems and `after` has 1; a paired difference takes the same"
+    ):
+        paired_difference([0, 1], [1])
+
+
+def test_calibration_error_by_hand():
+    confidence, right = [0.1, 0.3, 0.9, 0.8, 0.95], [0, 1, 1, 0, 1]
+    # [0, .5): |(0 - .1) + (1 - .3)| = .6;  [.5, 1]: |(1 - .9) + (0 - .8) + (1 - .95)| = .65;  1.25 / 5 = .25
+    assert calibration_error(confidence, right, bins=2) == pytest.approx(0.25)
+    # .1 and .3 are apart now, .1 + .7; the upper three are in [.8, 1] as before: (.1 + .7 + .65) / 5 = .29
+    assert calibration_error(confidence, right, bins=5) == pytest.approx(0.29)
+    # one bin: |3 / 5 - 3.05 / 5| = .01
+    assert calibration_error(confidence, right, bins=1) == pytest.approx(0.01)
+
+
+def test_a_bin_holds_its_lower_bound_and_the_last_one_also_its_upper():
+    # 1 and .9 are in one bin: |(0 - 1) + (1 - .9)| / 2
+    assert calibration_error([1.0, 0.9], [0, 1], bins=10) == pytest.approx(0.45)
+    assert calibration_error([1.0, 1.0], [1, 1]) == calibration_error([0.0], [0]) == 0.0
+    # 100 * 0.57 is 56.99999999999999; both are in [.57, .58), so the errors cancel: |.43 - .575| / 2
+    assert calibration_error([0.57, 0.575], [1, 0], bins=100) == pytest.approx((0.575 - 0.43) / 2)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=20), st.integers(1, 12))
+def test_calibration_error_is_that_of_a_loop_over_bins(samples, bins):
+    total = 0.0
+    for place in range(bins):
+        upper = math.inf if place == bins - 1 else (place + 1) / bins
+        members = [(sure, right) for sure, right in samples if place / bins <= sure < upper]
+        if members:
+            accuracy = sum(right for _, right in members) / len(members)
+            total += abs(accuracy - sum(sure for sure, _ in members) / len(members)) * len(members) / len(samples)
+    found = calibration_error([sure for sure, _ in samples], [right for _, right in samples], bins)
+    assert found == pytest.approx(total, abs=1e-12)
+    assert 0 <= found <= 1
+
+
+@pytest.mark.parametrize(
+    ("confidence", "right", "message"),
+    [
+        ([0.5, 1.1], [1, 0], r"A confidence is a probability, in \[0, 1\]; 1.1 is not"),
+        ([-0.2], [1], "-0.2 is not"),
+        ([math.nan], [1], "`confidence` must be finite numbers; number 0, counted from 0, is nan"),
+        ([0.5], [0.5], "A verdict is 0 or 1; 0.5 is not"),
+        ([0.5], [1, 0], "`confidence` has 1 values and `right` has 2; give both"),
+        ([], [], "`confidence` is empty"),
+        ([0.5], [[1]], "`right` must be numbers, one per sample; flatten rows first"),
+    ],
+)
+def test_what_is_no_confidence_or_verdict_is_refused(confidence, right, message):
+    with pytest.raises(ValueError, match=message):
+        calibration_error(confidence, right)
+
+
+@pytest.mark.parametrize("bins", [0, -3, 2.5, True])
+def test_bins_are_a_whole_number(bins):
+    with pytest.raises(ValueError, match=f"`bins={bins}` must be a whole number, 1 or more"):
+        calibration_error([0.5], [1], bins)
+
+
+def test_metrics_have_a_script_for_evaluate_and_unknown_ones_are_named():
+    for measure in (pass_at_k, avg_at_k, majority_at_k, bootstrap_interval, paired_difference, calibration_error):
+        path = Path(metric_path(measure.__name__))
+        assert path.is_file() and path.stem == measure.__name__
+    with pytest.raises(ValueError, match=r"Unknown metric 'pass@k'\. Choose one of 'avg_at_k', .*'pass_at_k'"):
+        metric_path("pass@k")
+    with pytest.raises(ValueError, match="Unknown metric '__init__'"):
+        metric_path("__init__")
+
+
+def test_importing_the_measures_loads_neither_torch_nor_evaluate():
+    heavy = ("torch", "trl", "transformers", "datasets", "evaluate", "pandas")
+    code = f"import sys, opefo_trl.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

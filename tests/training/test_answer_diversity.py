@@ -1,0 +1,35 @@
+"""Counting different right answers."""
+
+import subprocess
+import sys
+
+import torch
+
+from opefo_trl.training.answer_diversity import digest, distinct_right, names_of
+
+
+def test_a_text_and_a_conversation_have_one_name():
+    assert digest("3*8") == digest([{"role": "assistant", "content": "3*8"}]) == digest(" 3*8\n")
+    assert digest("3*8") != digest("8*3")
+    assert 0 <= digest("") < 2**63
+
+
+def test_a_broken_surrogate_has_a_name():
+    assert digest("\ud800") != digest("")
+
+
+def test_names_are_those_of_every_other_process():
+    command = "from opefo_trl.training.answer_diversity import digest; print(digest('3*8'))"
+    other = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert int(other.stdout) == digest("3*8")
+
+
+def test_distinct_right_answers_are_counted_in_each_group():
+    # right and different: {a, b} in the first group, {c} in the second, none in the third: (2 + 1 + 0) / 3
+    names = names_of(list("aab" + "ccd" + "efg"), torch.device("cpu"))
+    right = torch.tensor([1, 1, 1, 1, 1, 0, 0, 0, 0]).bool()
+    assert distinct_right(names, right, 3) == (1.0, 2 / 3)
+
+
+def test_no_group_is_no_answer():
+    assert distinct_right(torch.zeros(0, dtype=torch.int64), torch.zeros(0).bool(), 4) == (0.0, 0.0)
