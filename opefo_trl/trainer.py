@@ -74,7 +74,7 @@ class OPEFOTrainer(GRPOTrainer):
             `entropy_curves=False`, and on all ranks but the first.
         publisher ([`~opefo_trl.hub.Publisher`]): what pushes to the Hub; `trainer.publisher.report()` lists every save
             and what came of it. None without `push_to_hub`, and on all ranks but the first.
-        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): what the model card says of the run beyond what a trainer knows.
+        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): what the model card says beyond what a trainer knows.
 
     Example:
 

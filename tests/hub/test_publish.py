@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE
-from opefo_trl.hub import NotPushedError, outbox, publisher
+from opefo_trl.hub import NotPushedError, outbox, publisher, upload
 from opefo_trl.playground import MODEL, playground_dataset, playground_reward
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def hub(tmp_path, monkeypatch):
         for name, value in server.environment(home=tmp_path / "home").items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(publisher, "PAUSES", (0.1,))
-        monkeypatch.setattr(commit, "PAUSES", (0.1, 0.1, 0.1))
+        monkeypatch.setattr(upload, "PAUSES", (0.1, 0.1, 0.1))
         yield server
 
 
@@ -494,8 +494,8 @@ def test_a_run_that_is_killed_loses_no_save(hub, out, tmp_path):
     uploads = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    for upload in uploads:
-        upload.kill()
+    for process in uploads:
+        process.kill()
     hub.latency = 0.0
     left = outbox.missing(out / "model")
     assert left

@@ -1,4 +1,4 @@
-"""The measures of `opefo_trl.evaluation.metrics` for Hugging Face's evaluate: `evaluate.load(metric_path("pass_at_k"))`.
+"""The measures of `evaluation.metrics` for Hugging Face's evaluate: `evaluate.load(metric_path("pass_at_k"))`.
 
 Each script here becomes a metric. `evaluate.load` copies the script into `HF_MODULES_CACHE`; the copy imports from the
 installed package, so it does not grow old. In one process the samples stay in memory: no files, no locks.
