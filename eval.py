@@ -49,6 +49,7 @@ from opefo_trl.grading import POLICIES, Grader, Outcome, cores_of_rank, grader_v
 from opefo_trl.hub import NotPushedError, Target
 from opefo_trl.hub.results import check_target, push_results, results_target
 from opefo_trl.playground import PLAYGROUND
+from opefo_trl.validation import check_choice
 
 
 @dataclass
@@ -140,10 +141,7 @@ def check(options: EvalArguments) -> None:
         target = results_target(options.model, options.hub_model_id, options.hub_private_repo)
         if os.environ.get("RANK", "0") == "0":
             check_target(target)
-    if options.prompt_template not in TEMPLATES:
-        raise ValueError(
-            f"`prompt_template={options.prompt_template!r}` is unknown. Choose one of {', '.join(TEMPLATES)}."
-        )
+    check_choice("prompt_template", options.prompt_template, TEMPLATES)
     for name in options.benchmarks:
         k = options.k or samples_of(name)
         if k > 1 and options.temperature == 0:

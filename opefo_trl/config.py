@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from trl import GRPOConfig
 
 from opefo_trl.controls import Control, control_options, make_control
 from opefo_trl.flow import ESTIMATORS, VOCABULARY_ESTIMATORS
+from opefo_trl.repositories import check_repo_id
+from opefo_trl.validation import check_bool, check_choice
 
 SCOPES = ("batch", "running", "micro")
 MICRO_BATCHING = ("exact", "trl")
@@ -224,18 +224,17 @@ class OPEFOConfig(GRPOConfig):
         self._apply_presets(self.make_control())
         super().__post_init__()
         for name in ("strict_on_policy", "entropy_curves"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}={getattr(self, name)!r}` must be True or False.")
+            check_bool(name, getattr(self, name))
         if self.gradient_accumulation_steps < 1:
             raise ValueError(
                 f"`gradient_accumulation_steps={self.gradient_accumulation_steps}` must be 1 or more: it is the "
                 "number of micro-batches in an optimizer step."
             )
         self._check_hub()
-        _require("flow_estimator", self.flow_estimator, ESTIMATORS)
-        _require("flow_scope", self.flow_scope, SCOPES)
-        _require("nonfinite", self.nonfinite, NONFINITE)
-        _require("micro_batching", self.micro_batching, MICRO_BATCHING)
+        check_choice("flow_estimator", self.flow_estimator, ESTIMATORS)
+        check_choice("flow_scope", self.flow_scope, SCOPES)
+        check_choice("nonfinite", self.nonfinite, NONFINITE)
+        check_choice("micro_batching", self.micro_batching, MICRO_BATCHING)
         control = self.make_control()
         self._check_on_policy(control)
         self._check_loss(control)
@@ -250,14 +249,10 @@ class OPEFOConfig(GRPOConfig):
             self.hub_token = Secret(self.hub_token)
         if self.hub_model_id is None and not self.push_to_hub:
             return
-        name = self.hub_model_id or Path(self.output_dir).absolute().name
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            raise ValueError(
-                f"`hub_model_id={self.hub_model_id!r}` with `output_dir={self.output_dir!r}` gives no name of a "
-                f"repository. Set `hub_model_id` to USER/NAME. ({error})"
-            ) from None
+        check_repo_id(
+            self.hub_model_id or Path(self.output_dir).absolute().name,
+            f"`hub_model_id={self.hub_model_id!r}` with `output_dir={self.output_dir!r}`",
+        )
 
     def make_control(self) -> Control:
         """A fresh control with the options of this configuration."""
@@ -478,8 +473,3 @@ def _as_drift(value: Any) -> float | None:
     raise ValueError(
         f"`sampling_drift_max={value!r}` must be a number above 0, in nats, or None to let any drift pass."
     )
-
-
-def _require(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"`{name}={value!r}` is unknown. Choose one of {', '.join(map(repr, known))}.")

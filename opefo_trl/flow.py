@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from opefo_trl.validation import check_choice
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -96,7 +98,8 @@ def flow_score(logps: Tensor, entropies: Tensor, estimator: str, vocabulary: Ten
         return p * likely - vocabulary
     if estimator == "expected" and vocabulary is not None:
         return vocabulary
-    raise ValueError(f"Unknown flow estimator {estimator!r}. Choose one of {', '.join(map(repr, ESTIMATORS))}.")
+    check_choice("estimator", estimator, ESTIMATORS)
+    raise AssertionError("unreachable")
 
 
 @torch.no_grad()
@@ -259,8 +262,7 @@ def balance(totals: FlowTotals) -> Tensor:
 def flow_weights(flow: Tensor, lam: Tensor | float, sides: str = "both") -> Tensor:
     """1 + lam where flow > 0, 1 - lam where flow < 0, 1 elsewhere and where it is not finite, (B, T). `sides` keeps
     only one of the groups."""
-    if sides not in SIDES:
-        raise ValueError(f"Unknown sides {sides!r}. Choose one of {', '.join(map(repr, SIDES))}.")
+    check_choice("sides", sides, SIDES)
     known = flow.isfinite()
     weights = torch.ones_like(flow, dtype=torch.float32)
     if sides != "decrease":

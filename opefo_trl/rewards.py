@@ -13,6 +13,7 @@ from trl.rewards import get_soft_overlong_punishment
 
 from opefo_trl.grading.grader import Grader, Outcome, boxes_of
 from opefo_trl.playground import playground_reward
+from opefo_trl.validation import check_choice
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
@@ -92,9 +93,8 @@ def find_reward(name: str, max_completion_length: int) -> Reward:
         return REWARDS[name](max_completion_length)
     module, _, function = name.rpartition(".")
     if not module:
-        raise ValueError(
-            f"The reward function {name!r} is unknown. Choose one of {', '.join(REWARDS)}, or give a dotted path: "
-            "my_rewards.exact, for `exact` in my_rewards.py."
+        check_choice(
+            "reward_funcs", name, REWARDS, otherwise=", or a dotted path: my_rewards.exact is `exact` in my_rewards.py"
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -119,11 +119,11 @@ def test_estimators_that_need_the_vocabulary_say_so():
     for estimator in VOCABULARY_ESTIMATORS:
         with pytest.raises(ValueError, match=f"'{estimator}' estimator sums over the vocabulary.*'sampled'"):
             token_flow(zeros, zeros, torch.ones(2), estimator)
-    with pytest.raises(ValueError, match="Unknown flow estimator 'smapled'"):
+    with pytest.raises(ValueError, match="'smapled'.*'sampled'"):
         token_flow(zeros, zeros, torch.ones(2), "smapled")
     with pytest.raises(ValueError, match="'steer' has no vocabulary sum"):
         vocabulary_score(zeros, torch.eye(3), estimator="steer")
-    with pytest.raises(ValueError, match="Unknown sides 'all'"):
+    with pytest.raises(ValueError, match="sides='all'"):
         flow_weights(zeros, 0.1, "all")
 
 

@@ -93,7 +93,7 @@ def test_held_out_prompts_are_never_trained_on():
     assert not set(train["target"]) & set(test["target"])
     assert sorted([*train["target"], *test["target"]]) == list(TARGETS)
     assert train[0]["prompt"] == [{"role": "user", "content": question(train[0]["target"])}]
-    with pytest.raises(ValueError, match="no split 'validation'"):
+    with pytest.raises(ValueError, match="`split='validation'`.*'train', 'test'"):
         playground_dataset("validation")
     assert set(SPLITS) == {"train", "test"}
 

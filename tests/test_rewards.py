@@ -118,7 +118,7 @@ def test_rewards_are_found_by_name_or_path(tmp_path, monkeypatch):
     assert find_reward("math", 10) is math_reward and set(REWARDS) >= {"math", "format", "overlong", "playground"}
     assert find_reward("rewards_of_mine.exact", 10)(completions=[""]) == [1.0]
     for name, words in {
-        "maths": "Choose one of math, math_answer_line, format, overlong, playground",
+        "maths": "'math', 'math_answer_line', 'format', 'overlong', 'playground'.*dotted path",
         "rewards_of_mine.inexact": "cannot be imported",
         "nowhere.exact": "cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
         "rewards_of_mine.number": "is not a function",

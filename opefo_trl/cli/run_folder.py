@@ -7,12 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from opefo_trl.files import CHECKPOINT_PREFIX, RUN_FILE, TRAINER_STATE_FILE, write_whole
 
-from opefo_trl.files import write_whole
-
-FACTS_FILE = "run.json"
 # What makes two runs different runs. How long they are, and what they log, save or publish, does not.
 FACTS = tuple(
     """
@@ -35,17 +31,21 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """Those that were written to their end, in their order."""
-    return sorted(filter(is_complete, Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")), key=step_of)
+    return sorted(filter(is_complete, Path(folder).glob(f"{CHECKPOINT_PREFIX}*")), key=step_of)
 
 
 def is_complete(checkpoint: Path) -> bool:
     """`trainer_state.json` is the last file that the Trainer writes: if it is whole, so is the rest."""
-    if not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", checkpoint.name):
+    if not re.fullmatch(rf"{CHECKPOINT_PREFIX}\d+", checkpoint.name):
         return False
     try:
-        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step == step_of(checkpoint)
-    except (OSError, ValueError, TypeError):
+        return _recorded_step(checkpoint) == step_of(checkpoint)
+    except (OSError, ValueError, TypeError, KeyError):
         return False
+
+
+def _recorded_step(checkpoint: Path) -> int:
+    return json.loads((checkpoint / TRAINER_STATE_FILE).read_text())["global_step"]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -57,7 +57,7 @@ def check_newest(checkpoint: str | Path, folder: str | Path) -> None:
     newest = newest_checkpoint(folder)
     if newest is None or Path(checkpoint).resolve().parent != newest.resolve().parent:
         return
-    if step_of(newest) > TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step:
+    if step_of(newest) > _recorded_step(Path(checkpoint)):
         raise ValueError(
             f"{str(checkpoint)!r} is not the newest checkpoint: {newest.name} would be taken for one of this run. Set "
             "another --output_dir, or delete the later ones."
@@ -72,7 +72,7 @@ def facts_of(*arguments: Any) -> dict[str, Any]:
 
 def check_same_run(folder: str | Path, facts: dict[str, Any]) -> None:
     """Refuse to go on with another run than the one that the folder holds."""
-    path = Path(folder) / FACTS_FILE
+    path = Path(folder) / RUN_FILE
     if not path.exists():
         return
     before = json.loads(path.read_text())
@@ -89,12 +89,12 @@ def check_same_run(folder: str | Path, facts: dict[str, Any]) -> None:
 def has_ended(folder: str | Path) -> bool:
     """Whether train.py has saved its last model: files of a model may be there before, from a push to the Hub."""
     try:
-        return json.loads((Path(folder) / FACTS_FILE).read_text()).get("ended") is True
+        return json.loads((Path(folder) / RUN_FILE).read_text()).get("ended") is True
     except (OSError, ValueError):
         return False
 
 
 def write_facts(folder: str | Path, facts: dict[str, Any]) -> None:
-    path = Path(folder) / FACTS_FILE
+    path = Path(folder) / RUN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda part: part.write_text(json.dumps(facts, indent=2) + "\n"))

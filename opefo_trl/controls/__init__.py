@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
@@ -20,6 +19,7 @@ from opefo_trl.controls.positive_advantage import (
 )
 from opefo_trl.controls.steer import STEER
 from opefo_trl.controls.token_selection import REPO, STARE, EntropyDynamics
+from opefo_trl.validation import check_choice, did_you_mean
 
 __all__ = ["CONTROLS", "Control", "Tokens", "control_options", "make_control"]
 
@@ -53,11 +53,7 @@ CONTROLS: dict[str, type[Control]] = {
 
 def control_options(name: str) -> list[str]:
     """The keyword arguments that a control takes."""
-    if not isinstance(name, str) or name not in CONTROLS:
-        raise ValueError(
-            f"`control={name!r}` is unknown.{_nearest(name, CONTROLS)} Choose one of {_listed(CONTROLS)}."
-        )
-    constructor = CONTROLS[name].__init__
+    constructor = CONTROLS[check_choice("control", name, CONTROLS)].__init__
     return [] if constructor is object.__init__ else list(inspect.signature(constructor).parameters)[1:]
 
 
@@ -66,15 +62,6 @@ def make_control(name: str, **kwargs: Any) -> Control:
     options = control_options(name)
     for key in kwargs:
         if key not in options:
-            known = f"It takes {_listed(options)}." if options else "It takes no options."
-            raise ValueError(f"`control={name!r}` has no option {key!r}.{_nearest(key, options)} {known}")
+            known = f"It takes {', '.join(map(repr, options))}." if options else "It takes no options."
+            raise ValueError(f"`control={name!r}` has no option {key!r}.{did_you_mean(key, options)} {known}")
     return CONTROLS[name](**kwargs)
-
-
-def _nearest(name: Any, known: Any) -> str:
-    matches = difflib.get_close_matches(str(name).lower(), list(known), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -38,6 +38,7 @@ from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.options import choice, number
 from opefo_trl.controls.target import SCHEDULES, EntropyTarget, FirstEntropy
 from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights, minimal_weights
+from opefo_trl.validation import check_choice, check_number
 
 SHAPES = ("sign", "minimal")
 GAIN, RATE, MOST = 3.0, 0.2, 1.5  # of the law that holds a target
@@ -72,19 +73,22 @@ class OPEFO(Control):
                 "moves it. Drop one of them."
             )
         self.static_lambda = static_lambda
-        bound = _bound(flow_lambda_max)
-        if flow_shape not in (None, *SHAPES):
-            raise ValueError(f"`flow_shape={flow_shape!r}` is unknown. Choose one of {', '.join(map(repr, SHAPES))}.")
+        bound = check_number(
+            "flow_lambda_max",
+            flow_lambda_max,
+            high=1,
+            above=0,
+            why="The weights are 1 +- lambda and must not change sign; 1.0 is the paper's unbounded rule.",
+        )
+        if flow_shape is not None:
+            check_choice("flow_shape", flow_shape, SHAPES)
         if flow_shape == "minimal" and sides != "both":
             raise ValueError(
                 f"`sides={sides!r}` scales one group of tokens, and `flow_shape='minimal'` knows no groups."
             )
         held = flow_target is not None and flow_schedule == "constant" and sides == "both"
         self.shape = flow_shape or ("minimal" if held else "sign")
-        if flow_schedule not in SCHEDULES:
-            raise ValueError(
-                f"`flow_schedule={flow_schedule!r}` is unknown. Choose one of {', '.join(map(repr, SCHEDULES))}."
-            )
+        check_choice("flow_schedule", flow_schedule, SCHEDULES)
         if flow_schedule != "constant" and flow_target is None:
             raise ValueError(f"`flow_schedule={flow_schedule!r}` moves a target: set `flow_target` as well.")
         self.target = None if flow_target is None else EntropyTarget(flow_target, flow_schedule)
@@ -152,16 +156,3 @@ class OPEFO(Control):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
         self.share, self.reached = state.get("share", 0.0), state.get("reached", False)  # a release may add to them
-
-
-def _bound(value: Any) -> float:
-    try:
-        bound = float("no" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        raise ValueError(f"`flow_lambda_max={value!r}` is not a number.") from None
-    if not 0 < bound <= 1:
-        raise ValueError(
-            f"`flow_lambda_max={value!r}` must be in (0, 1]: the weights are 1 +- lambda and must not change sign. "
-            "1.0 is the paper's unbounded rule."
-        )
-    return bound

@@ -12,10 +12,10 @@ From a shell: python -m opefo_trl.curves out-grpo out-opefo --png both.png --htm
 
 from typing import Any
 
-from opefo_trl.curves.record import CURVES_FILE, PICTURE_FILE, REPORT_FILE, CurveRecorder, EntropyCurves
+from opefo_trl.curves.record import CurveRecorder, EntropyCurves
 from opefo_trl.curves.report import write_report
 
-__all__ = ["CURVES_FILE", "PICTURE_FILE", "REPORT_FILE", "CurveRecorder", "EntropyCurves", "LivePlot", "write_report"]
+__all__ = ["CurveRecorder", "EntropyCurves", "LivePlot", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from opefo_trl.cli.parser import plain_errors
 from opefo_trl.curves.plot import draw
-from opefo_trl.curves.record import PICTURE_FILE, REPORT_FILE, load_runs
+from opefo_trl.curves.record import load_runs
 from opefo_trl.curves.report import write_report
+from opefo_trl.files import PICTURE_FILE, REPORT_FILE
 
 
 def main() -> None:

@@ -14,17 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from opefo_trl.curves.remote import fetch, is_repository
-from opefo_trl.files import write_whole
+from opefo_trl.curves.remote import fetch
+from opefo_trl.files import CURVES_FILE, SCORES_FILE, TOKEN_SAMPLES_FILE, write_whole
+from opefo_trl.repositories import is_repository
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CURVES_FILE = "entropy_curves.parquet"
-SAMPLES_FILE = "flow_samples.json"
-SCORES_FILE = "eval_scores.parquet"  # of checkpoints, which eval.py --watch leaves beside the curves
-PICTURE_FILE = "entropy_curves.png"
-REPORT_FILE = "report.html"
 SETTINGS_KEY = b"opefo_trl"
 PAUSE = 1.0  # seconds between two writes at least, and fifty times what the last one took
 
@@ -63,7 +59,7 @@ class EntropyCurves:
         (`"user/model"`), of which only that file is fetched, or taken from the cache without a network.
         """
         file = Path(path) / CURVES_FILE if Path(path).is_dir() else Path(path)
-        if isinstance(path, str) and not Path(path).exists() and is_repository(path):
+        if isinstance(path, str) and is_repository(path):
             file, name = fetch(path, CURVES_FILE, revision, token), name or path
         elif revision is not None or token is not None:
             raise ValueError(f"{str(path)!r} is not on the Hub, so it has no `revision` and needs no `token`.")
@@ -83,7 +79,7 @@ class EntropyCurves:
         if scores.is_file():
             frame = frame.merge(pd.read_parquet(scores), on="step", how="left")
         settings = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"{}"))
-        samples = file.with_name(SAMPLES_FILE)
+        samples = file.with_name(TOKEN_SAMPLES_FILE)
         return cls(
             frame,
             name or file.resolve().parent.name,
@@ -154,14 +150,14 @@ class CurveRecorder:
         table = pa.Table.from_pandas(self._frame(), preserve_index=False)
         table = table.replace_schema_metadata({**table.schema.metadata, SETTINGS_KEY: json.dumps(self.settings)})
         write_whole(self.folder / CURVES_FILE, lambda part: pq.write_table(table, part))
-        write_whole(self.folder / SAMPLES_FILE, lambda part: part.write_text(json.dumps(self.samples)))
+        write_whole(self.folder / TOKEN_SAMPLES_FILE, lambda part: part.write_text(json.dumps(self.samples)))
         ended = time.monotonic()
         self._next_write = ended + max(PAUSE, 50 * (ended - began))
 
     def save(self, checkpoint: Path) -> None:
         """Write, and leave a copy in a checkpoint."""
         self.write()
-        for name in (CURVES_FILE, SAMPLES_FILE):
+        for name in (CURVES_FILE, TOKEN_SAMPLES_FILE):
             write_whole(checkpoint / name, partial(shutil.copyfile, self.folder / name))
 
     def restore(self, checkpoint: Path, step: int) -> str | None:

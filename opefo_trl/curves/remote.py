@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-
-
-def is_repository(name: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None and not name.endswith(".parquet")
 
 
 def fetch(repo: str, file: str, revision: str | None = None, token: str | bool | None = None) -> Path:

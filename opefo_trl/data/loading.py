@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetsError
 
 from opefo_trl.data.cleaning import DAPO_AFTER, DAPO_BEFORE, each_once, overlapping, problem_of, text_of
 from opefo_trl.playground import PLAYGROUND, SPLITS, playground_dataset
+from opefo_trl.validation import check_choice
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 BOXED = "{problem}\n\nReason step by step, and put your final answer within \\boxed{}."
@@ -63,10 +64,7 @@ def _read_folder(path: Path, config: str | None) -> DatasetDict:
 
 
 def pick_split(splits: DatasetDict, split: str, name: str) -> Dataset:
-    if split not in splits:
-        raise ValueError(
-            f"The data set {name!r} has no split {split!r}. Choose one of {', '.join(map(repr, splits))}."
-        )
+    check_choice("split", split, splits, where=f" of the data set {name!r}")
     if not len(splits[split]):
         raise ValueError(f"The split {split!r} of the data set {name!r} is empty.")
     return splits[split]
@@ -131,11 +129,7 @@ def _is_empty(column: str, value: Any) -> bool:
 
 def with_template(dataset: Dataset, template: str) -> Dataset:
     """Each problem with the template's words around it, as a chat."""
-    if template not in TEMPLATES:
-        raise ValueError(
-            f"`prompt_template={template!r}` is unknown. Choose one of {', '.join(map(repr, TEMPLATES))}."
-        )
-    words = TEMPLATES[template]
+    words = TEMPLATES[check_choice("prompt_template", template, TEMPLATES)]
     if words is None:
         return dataset
     if not isinstance(dataset[0]["prompt"], str):

@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from opefo_trl.playground import resolve_model
+from opefo_trl.validation import check_choice
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ENGINES = ("auto", "vllm", "transformers")
@@ -80,8 +81,7 @@ class ModelSource:
     gpu_memory_utilization: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"`dtype={self.dtype!r}` is unknown. Choose one of {', '.join(map(repr, DTYPES))}.")
+        check_choice("dtype", self.dtype, DTYPES)
 
     @property
     def path(self) -> str:
@@ -140,8 +140,7 @@ class Engine(Protocol):
 
 def engine_of(kind: str) -> tuple[str, str]:
     """The engine that will be used, and with its version."""
-    if kind not in ENGINES:
-        raise ValueError(f"`engine={kind!r}` is unknown. Choose one of {', '.join(map(repr, ENGINES))}.")
+    check_choice("engine", kind, ENGINES)
     there = find_spec("vllm") is not None
     if kind == "vllm" and not there:
         raise ImportError(

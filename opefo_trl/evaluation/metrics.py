@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opefo_trl.validation import check_choice
+
 Samples = Iterable[Iterable[float]]  # of each problem its samples, 1 (right) or 0
 Answers = Iterable[Iterable[str | None]]
 
@@ -175,9 +177,7 @@ def calibration_error(confidence: Iterable[float], right: Iterable[float], bins:
 def metric_path(name: str) -> str:
     """What `evaluate.load` takes for a measure of this module, by the name of its function; no network is needed."""
     known = sorted(path.stem for path in SCRIPTS.glob("[!_]*.py"))
-    if name not in known:
-        raise ValueError(f"Unknown metric {name!r}. Choose one of {', '.join(map(repr, known))}.")
-    return str(SCRIPTS / f"{name}.py")
+    return str(SCRIPTS / f"{check_choice('metric', name, known)}.py")
 
 
 def _vote_share(answers: Sequence[str | None], right: Sequence[int], k: int | None) -> float:

@@ -22,10 +22,9 @@ from opefo_trl.evaluation.metrics import (
     pass_at_k,
     standard_error,
 )
-from opefo_trl.files import write_whole
+from opefo_trl.files import RESULTS_FILE, RESULTS_TABLE_FILE, write_whole
 from opefo_trl.grading.grader import Outcome
 
-RESULTS_FILE, MARKDOWN_FILE = "results.json", "results.md"
 SHOWN = ("", "problems", "k", "avg@k", "95 %", "pass@k", "no answer", "cut off")  # on a terminal; results.md has all
 HEAD = (*SHOWN, "maj@k", "tokens", "entropy", "calibration")
 
@@ -199,5 +198,5 @@ def report(
             note = "Not alike: " + "; ".join(unlike) + "."
             text += f"\n{note}\n"
             console.print(note, markup=False)
-    write_whole(folder / MARKDOWN_FILE, lambda part: part.write_text(text))
+    write_whole(folder / RESULTS_TABLE_FILE, lambda part: part.write_text(text))
     console.print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

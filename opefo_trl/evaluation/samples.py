@@ -21,11 +21,9 @@ from jinja2 import TemplateError
 from opefo_trl.data.benchmarks import BENCHMARKS, load_benchmark
 from opefo_trl.data.loading import chat
 from opefo_trl.evaluation.engines import Engine, Sample, seed_of
-from opefo_trl.files import write_whole
+from opefo_trl.files import SAMPLING_FILE, write_whole
 from opefo_trl.grading.grader import Grade, Outcome
 from opefo_trl.playground import PLAYGROUND, is_right, playground_dataset
-
-SETTINGS_FILE = "settings.json"
 
 
 class Grades(Protocol):
@@ -200,7 +198,7 @@ def prompts_of(
 
 def check_same(folder: Path, settings: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
     """Samples of two settings do not mix; those of other benchmarks stay beside. The settings of all of them."""
-    path = folder / SETTINGS_FILE
+    path = folder / SAMPLING_FILE
     before = json.loads(path.read_text()) if path.exists() else {}
     if not any((folder / "samples").rglob("*.parquet")):
         before = {}  # a start that came to nothing

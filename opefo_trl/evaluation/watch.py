@@ -12,15 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from opefo_trl.cli.run_folder import checkpoints, has_ended, step_of
 from opefo_trl.curves import EntropyCurves
-from opefo_trl.curves.record import SCORES_FILE
-from opefo_trl.evaluation.results import RESULTS_FILE, read_results
-from opefo_trl.files import write_whole
+from opefo_trl.evaluation.results import read_results
+from opefo_trl.files import CHECKPOINT_PREFIX, RESULTS_FILE, SCORES_FILE, SCORES_PICTURE_FILE, write_whole
 
-PICTURE, FINAL = "eval_curves.png", "final"
+FINAL = "final"
 PAUSE = 5.0  # seconds between two looks
 
 
@@ -50,7 +48,7 @@ def watch(
                 evaluate(model, out, script, rest)
                 collect(run)
             if ended and not waiting(run, benchmarks):
-                print(f"The run has ended, and what it left is evaluated: {run / SCORES_FILE}, {run / PICTURE}")
+                print(f"The run has ended; its scores are in {run / SCORES_FILE} and {run / SCORES_PICTURE_FILE}")
                 return
             time.sleep(pause)
     except KeyboardInterrupt:
@@ -89,7 +87,7 @@ def collect(run: Path) -> None:
     rows = []
     for file in (run / "eval").glob(f"*/{RESULTS_FILE}"):
         name = file.parent.name
-        found = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name)
+        found = re.fullmatch(rf"{CHECKPOINT_PREFIX}(\d+)", name)
         step = int(found[1]) if found else last_step(run) if name == FINAL else None
         if step is not None:  # else somebody's own, or a run without curves
             for benchmark, scores in read_results(file)["benchmarks"].items():
@@ -101,7 +99,7 @@ def collect(run: Path) -> None:
     table.columns = [f"eval/{name}" + ("" if kind == "avg" else f"/{kind}") for kind, name in table.columns]
     write_whole(run / SCORES_FILE, table.reset_index().to_parquet)
     with suppress(OSError):  # a run without curves has its scores all the same
-        EntropyCurves.load(run).plot(run / PICTURE)
+        EntropyCurves.load(run).plot(run / SCORES_PICTURE_FILE)
 
 
 def without(arguments: Sequence[str], option: str) -> list[str]:

@@ -46,6 +46,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from opefo_trl.validation import check_choice
+
 WORKER = Path(__file__).with_name("worker.py")
 TAIL = 2_000  # characters that the lenient policy looks at
 LONGEST = 10_000  # characters; a longer answer equals no gold
@@ -142,8 +144,7 @@ class Grader:
     def __init__(
         self, workers: int | None = None, timeout: float = 5.0, policy: str = "boxed", memory: float = 4.0
     ) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"`policy={policy!r}` is unknown. Choose one of {', '.join(map(repr, POLICIES))}.")
+        check_choice("policy", policy, POLICIES)
         for name, value in (("timeout", timeout), ("memory", memory)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ValueError(f"`{name}={value!r}` must be a number above 0.")

@@ -24,10 +24,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from opefo_trl import __version__
 from opefo_trl.controls import CONTROLS
-from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE
 from opefo_trl.data.benchmarks import BENCHMARKS
-from opefo_trl.evaluation.results import HEAD, RESULTS_FILE, markdown, read_results, rows_of
-from opefo_trl.files import write_whole
+from opefo_trl.evaluation.results import HEAD, markdown, read_results, rows_of
+from opefo_trl.files import CURVES_FILE, PICTURE_FILE, REPORT_FILE, RESULTS_FILE, write_whole
 from opefo_trl.hub.card_blocks import block, merge
 from opefo_trl.playground import MODEL, PLAYGROUND, question
 

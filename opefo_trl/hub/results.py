@@ -6,20 +6,20 @@ from pathlib import Path
 
 from huggingface_hub import get_token, is_offline_mode
 
-from opefo_trl.curves.remote import is_repository
 from opefo_trl.evaluation.results import read_results
 from opefo_trl.files import write_whole
 from opefo_trl.hub.model_card import with_results
 from opefo_trl.hub.outbox import Target
 from opefo_trl.hub.publisher import NotPushedError
 from opefo_trl.hub.upload import CARD, CARDS, check_repo, patiently, push, set_timeouts
+from opefo_trl.repositories import is_repository
 
 
 def results_target(model: str, repo: str | None, private: bool | None) -> Target:
     """Where results go: what was named, or the repository of the model's run, or of the model."""
     folder = Path(model)
     known = (Target.read(folder) or Target.read(folder.parent)) if folder.is_dir() else None
-    if repo is None and known is None and not (is_repository(model) and not folder.exists()):
+    if repo is None and known is None and not is_repository(model):
         raise ValueError(f"It is not known where on the Hub {model!r} lies: say --hub_model_id USER/NAME.")
     revision = known.revision if known and repo in (None, known.repo) else None
     return Target(repo or (known.repo if known else model), private, revision)

@@ -14,6 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from opefo_trl.playground.task import HELD_OUT, TARGETS, is_right, playground_reward, question
+from opefo_trl.validation import check_choice
 
 PLAYGROUND = "playground"
 MODEL = Path(__file__).parent / "model"
@@ -27,8 +28,7 @@ __all__ = ["MODEL", "PLAYGROUND", "is_right", "playground_dataset", "playground_
 
 def playground_dataset(split: str = "train") -> Dataset:
     """Conversational prompts, each with its `target`; the splits have no target in common."""
-    if split not in SPLITS:
-        raise ValueError(f"The playground has no split {split!r}. Choose one of {', '.join(map(repr, SPLITS))}.")
+    check_choice("split", split, SPLITS, where=" of the playground")
     rows = [{"prompt": [{"role": "user", "content": question(target)}], "target": target} for target in SPLITS[split]]
     return Dataset.from_list(rows)
 

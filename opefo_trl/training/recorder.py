@@ -13,8 +13,9 @@ from transformers import TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
 from opefo_trl.controls import Tokens
-from opefo_trl.curves import PICTURE_FILE, REPORT_FILE, CurveRecorder, EntropyCurves, write_report
+from opefo_trl.curves import CurveRecorder, EntropyCurves, write_report
 from opefo_trl.curves.token_samples import extremes, sample_rows, sample_steps
+from opefo_trl.files import PICTURE_FILE, REPORT_FILE
 from opefo_trl.playground import MODEL, PLAYGROUND
 
 if TYPE_CHECKING:

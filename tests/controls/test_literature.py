@@ -436,15 +436,15 @@ def test_what_a_control_has_learned_survives_a_restart(name):
 
 
 WRONG = {
-    "steer": [({"map": "cubic"}, "`map='cubic'` .*'exponential'"), ({"w_min": 0}, "`w_min=0` .* must be above 0")],
+    "steer": [({"map": "cubic"}, "`map='cubic'` .*'exponential'"), ({"w_min": 0}, "`w_min=0` .*above 0")],
     "clip_cov": [({"ratio": 2}, r"`ratio=2` .* in \[0, 1\]"), ({"low": 6}, r"`low=6` .* must be below `high=5\.0`")],
-    "kl_cov": [({"coef": "much"}, "`coef='much'` .* is not a number")],
-    "covariance_kernel": [({"width": 0}, "`width=0` .* must be above 0")],
+    "kl_cov": [({"coef": "much"}, "`coef='much'` .*must be a number")],
+    "covariance_kernel": [({"width": 0}, "`width=0` .*above 0")],
     "positive_advantage": [({"schedule": "cosine"}, "`schedule='cosine'` .*'entropy', 'stage', 'epoch'")],
     "random_positive_clip": [({"ratio": -1}, r"`ratio=-1` .* in \[0, 1\]")],
     "advantage_sign": [({"keep": "both"}, "`keep='both'` .*'positive', 'negative'")],
     "negative_reinforcement": [({"positive_weight": -1}, "`positive_weight=-1`")],
-    "entropy_bonus": [({"coef": True}, "`coef=True` .* is not a number")],
+    "entropy_bonus": [({"coef": True}, "`coef=True` .*must be a number")],
     "adaptive_entropy": [({"target": 0}, "`target=0` .* above 0"), ({"coef": 2}, r"`coef=2` .* in \[0, 1\]")],
     "aer": [
         ({"target": "half"}, "`target='half'` is not an entropy.*first step's entropy .{10}[.]$"),

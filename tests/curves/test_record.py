@@ -12,10 +12,11 @@ from tiny import build, digit_reward, tiny_dataset, tiny_model, train
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.cli.progress import sentence_of
-from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE, CurveRecorder, EntropyCurves, write_report
+from opefo_trl.curves import CurveRecorder, EntropyCurves, write_report
 from opefo_trl.curves.__main__ import main
 from opefo_trl.curves.plot import draw
 from opefo_trl.curves.token_samples import ROWS, sample_steps
+from opefo_trl.files import CURVES_FILE, PICTURE_FILE, REPORT_FILE
 
 
 def rows(steps, **columns):

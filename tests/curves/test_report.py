@@ -6,7 +6,8 @@ import pytest
 from tiny import train
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.curves import REPORT_FILE, EntropyCurves, write_report
+from opefo_trl.curves import EntropyCurves, write_report
+from opefo_trl.files import REPORT_FILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")

@@ -428,9 +428,9 @@ def test_metrics_have_a_script_for_evaluate_and_unknown_ones_are_named():
     for measure in (pass_at_k, avg_at_k, majority_at_k, bootstrap_interval, paired_difference, calibration_error):
         path = Path(metric_path(measure.__name__))
         assert path.is_file() and path.stem == measure.__name__
-    with pytest.raises(ValueError, match=r"Unknown metric 'pass@k'\. Choose one of 'avg_at_k', .*'pass_at_k'"):
+    with pytest.raises(ValueError, match="'pass@k'.*'avg_at_k', .*'pass_at_k'"):
         metric_path("pass@k")
-    with pytest.raises(ValueError, match="Unknown metric '__init__'"):
+    with pytest.raises(ValueError, match="`metric='__init__'`"):
         metric_path("__init__")
 
 

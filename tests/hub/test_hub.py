@@ -18,7 +18,8 @@ from huggingface_hub import ModelCard
 
 from opefo_trl import OPEFOConfig
 from opefo_trl.config import Secret
-from opefo_trl.curves import CURVES_FILE, EntropyCurves
+from opefo_trl.curves import EntropyCurves
+from opefo_trl.files import CURVES_FILE
 from opefo_trl.hub import outbox
 from opefo_trl.hub.outbox import Outcome, Target
 from opefo_trl.hub.upload import explain

@@ -21,7 +21,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.curves import CURVES_FILE, PICTURE_FILE, REPORT_FILE
+from opefo_trl.files import CURVES_FILE, PICTURE_FILE, REPORT_FILE
 from opefo_trl.hub import NotPushedError, outbox, publisher, upload
 from opefo_trl.playground import MODEL, playground_dataset, playground_reward
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from opefo_trl.validation import check_choice
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ def benchmark_name(name: str) -> str:
     known = {_plain(word): key for key, benchmark in BENCHMARKS.items() for word in (key, benchmark.title)}
     if _plain(name) in known:
         return known[_plain(name)]
-    near = difflib.get_close_matches(_plain(name), known, n=1)
-    guess = f" Did you mean {known[near[0]]!r}?" if near else ""
-    raise ValueError(f"The benchmark {name!r} is unknown. Choose one of {', '.join(BENCHMARKS)}.{guess}")
+    return check_choice("benchmark", name, BENCHMARKS)
 
 
 def _plain(name: str) -> str:

@@ -1,0 +1,70 @@
+"""Checks of single values that users give. Each error names the field, its value and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str], *, where: str = "", otherwise: str = "") -> str:
+    """
+    Return `value` if it is one of `choices`.
+
+    Args:
+        name (`str`): the field, as the error calls it.
+        where (`str`): how the field was given, such as " in `control_kwargs`".
+        otherwise (`str`): what else than one of the choices is right, such as ", or give a dotted path".
+    """
+    known = list(choices)
+    if isinstance(value, str) and value in known:
+        return value
+    raise ValueError(
+        f"`{name}={value!r}`{where} is unknown.{did_you_mean(value, known)} "
+        f"Choose one of {', '.join(map(repr, known))}{otherwise}."
+    )
+
+
+def did_you_mean(value: Any, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" with the nearest known name, or nothing where none is near."""
+    near = difflib.get_close_matches(str(value).lower(), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: float | None = None,
+    where: str = "",
+    why: str = "",
+) -> float:
+    """
+    Return `value` as a float if it is in [low, high] and above `above`; text that YAML does not take for a number
+    (`1e-3`) counts. `why` is a sentence behind the bounds.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number) or not low <= number <= high or (above is not None and number <= above):
+        raise ValueError(f"`{name}={value!r}`{where} must be {_bounds(low, high, above)}.{why and ' ' + why}")
+    return number
+
+
+def check_bool(name: str, value: Any, *, where: str = "") -> bool:
+    """Return `value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}={value!r}`{where} must be True or False.")
+    return value
+
+
+def _bounds(low: float, high: float, above: float | None) -> str:
+    if above is None and -math.inf < low and high < math.inf:
+        return f"a number in [{low:g}, {high:g}]"
+    bounds = [f"above {above:g}"] if above is not None else [f"of at least {low:g}"] if low > -math.inf else []
+    bounds += [f"at most {high:g}"] if high < math.inf else []
+    return " ".join(["a number", " and ".join(bounds)]).strip()
