@@ -4,16 +4,59 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 RIGHT = 0.5  # the first reward function judges the answer: above this it is right
 
 
+@dataclass(frozen=True)
+class RolloutAnswers:
+    """
+    Rewards and right answers of a rollout.
+
+    Attributes:
+        rewards (`Tensor`): weighted reward of each completion of this rank, (B,); NaN where none was given.
+        solved_share (`Tensor`): share of right answers in the group of each completion of this rank, (B,).
+        distinct (`float`): mean number of different right completions in a group, over all ranks.
+        solved (`float`): share of groups with a right completion, over all ranks.
+    """
+
+    rewards: Tensor
+    solved_share: Tensor
+    distinct: float
+    solved: float
+
+    @classmethod
+    def count(
+        cls, rewards: Tensor, weights: Tensor, completions: list, generations: int, accelerator: Accelerator
+    ) -> RolloutAnswers:
+        """
+        Count right answers, in one collective.
+
+        Args:
+            rewards (`Tensor`): of all ranks, (completions, functions); the first function judges the answer.
+            weights (`Tensor`): of the reward functions.
+            completions (`list`): of this rank.
+            generations (`int`): completions in a group.
+        """
+        right = (rewards[:, :1] > RIGHT).any(1)  # there may be no reward function at all
+        total = (rewards * weights.to(rewards.device)).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
+        share = right.float().view(-1, generations).mean(1).repeat_interleave(generations)
+        digests = accelerator.gather(digests_of(completions, rewards.device))
+        begin = accelerator.process_index * len(completions)
+        own = slice(begin, begin + len(completions))
+        return cls(total[own], share[own], *distinct_right(digests, right, generations))
+
+
 def digest(completion: Any) -> int:
-    """A 63-bit name of a completion, a text or messages; the same on every rank. Spaces around it do not count."""
+    """Return a 63-bit hash of a completion (text or messages), equal on every rank; outer white space is ignored."""
     if not isinstance(completion, str):
         messages = [message.get("content") for message in completion]
         completion = messages[0] if len(messages) == 1 else json.dumps(messages, default=str)
@@ -21,20 +64,21 @@ def digest(completion: Any) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def digests_of(completions: list[Any], device: torch.device) -> Tensor:
+    """Return the digests as a tensor that ranks can gather, (N,)."""
+    return torch.tensor([digest(completion) for completion in completions], dtype=torch.int64, device=device)
+
+
 def distinct_right(digests: Tensor, right: Tensor, generations: int) -> tuple[float, float]:
     """
-    Of groups of `generations` completions, one after the other, (N,): the mean number of different right completions
-    in a group, and the share of groups that have any.
+    Return the mean number of different right completions in a group, and the share of groups that have any.
+
+    `digests` and `right` are (N,), groups of `generations` completions one after the other.
     """
     groups = [
-        set(names[known].tolist())
-        for names, known in zip(digests.view(-1, generations), right.view(-1, generations), strict=True)
+        set(names[is_right].tolist())
+        for names, is_right in zip(digests.view(-1, generations), right.view(-1, generations), strict=True)
     ]
     if not groups:
         return 0.0, 0.0
     return sum(map(len, groups)) / len(groups), sum(map(bool, groups)) / len(groups)
-
-
-def names_of(completions: list[Any], device: torch.device) -> Tensor:
-    """Digests as a tensor that ranks can gather, (N,)."""
-    return torch.tensor([digest(completion) for completion in completions], dtype=torch.int64, device=device)

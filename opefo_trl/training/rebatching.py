@@ -1,8 +1,9 @@
-"""Exact micro-batching of a run: `microbatch`'s plans for a rollout, agreed on by all ranks.
+"""Exact micro-batching of a rollout, in step with the other ranks.
 
 Every rank runs the same number of micro-batches, with and without gradient, whatever rows it has: collectives would
-hang otherwise. Their rows differ in number, though, and TRL gathers numbers of rows from all ranks for its metrics:
-`Alone` answers for the ranks meanwhile, and `Means` asks them once, at the end of the step.
+hang otherwise. The micro-batches differ in their numbers of rows, though, and TRL gathers one number per row from all
+ranks for its metrics: `SingleRankAccelerator` answers these calls from this rank alone, and `MetricMeans` gathers the
+metrics once, at the end of the step.
 """
 
 from __future__ import annotations
@@ -13,47 +14,51 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.logging import get_logger
 from torch import Tensor
 
+from opefo_trl.training.eligibility import BatchTransforms
+from opefo_trl.training.metric_means import MetricMeans
 from opefo_trl.training.microbatches import (
     Group,
-    Means,
-    Parts,
     Widths,
     join,
-    loss_share,
+    loss_weight,
     plan,
     take,
     trained_mask,
     widths_of,
 )
+from opefo_trl.trl_compat import MULTIMODAL
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PLACE = "place"  # the key of a micro-batch's `Place` among its tensors
+logger = get_logger(__name__)
+
+BOOKKEEPING = "bookkeeping"  # the key of a micro-batch's `Bookkeeping` among its tensors
 
 
 @dataclass
-class Place:
-    """What a micro-batch is to its optimizer step."""
+class Bookkeeping:
+    """Bookkeeping of one micro-batch: rows, trained tokens, loss weight, and the dropped rows to score first."""
 
     rows: int
-    tokens: int  # that train, or would with a signal
-    share: float = 1.0  # what its loss is multiplied with
-    dropped: list[dict[str, Any]] = field(default_factory=list)  # to be measured before it, without gradient
+    tokens: int  # trained tokens; of dropped rows those that would train with an advantage
+    loss_weight: float = 1.0
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # micro-batches to run before it, without gradient
 
 
 @dataclass
 class _Row:
     index: int
-    real: int  # tokens that are no padding, the prompt's included
-    tokens: int  # of the completion that train
-    idle: bool  # it cannot move the policy
+    real: int  # tokens that are no padding, prompt included
+    tokens: int  # tokens of the completion that train
+    idle: bool  # cannot move the policy, and may be dropped
 
 
-class Alone:
-    """An accelerator that knows of no other ranks."""
+class SingleRankAccelerator:
+    """An accelerator that answers `gather` and `reduce` from this rank alone."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
@@ -68,96 +73,120 @@ class Alone:
         return tensor
 
 
-class Batching:
+class Rebatcher:
     """
+    Divides rollouts into micro-batches that give the same gradient from fewer tokens.
+
     Args:
-        parts (`Parts`): what may be done.
+        transforms (`BatchTransforms`): what may be done.
         loss_type (`str`): TRL's.
         accumulation (`int`): micro-batches of an optimizer step.
         multiple (`int`, *optional*): TRL's `pad_to_multiple_of`.
     """
 
     def __init__(
-        self, parts: Parts, accelerator: Accelerator, loss_type: str, accumulation: int, multiple: int | None
+        self,
+        transforms: BatchTransforms,
+        accelerator: Accelerator,
+        loss_type: str,
+        accumulation: int,
+        multiple: int | None,
     ):
-        self.parts, self.accelerator = parts, accelerator
+        self.transforms, self.accelerator = transforms, accelerator
         self.loss_type, self.accumulation, self.multiple = loss_type, accumulation, multiple
-
-    # ---- forwards without gradient over a whole rollout
-
-    def scoring_groups(self, attention_mask: Tensor, completion: int, batch_size: int) -> list[Group]:
-        """As many groups as TRL's chunks of `batch_size` rows, and none larger."""
-        rows, width = attention_mask.shape
-        prompt = width - completion
-        masks = {"prompt_mask": attention_mask[:, :prompt], "completion_mask": attention_mask[:, prompt:]}
-        widths = widths_of(masks, self.multiple, self.parts.trim_prompts)
-        budget = Group(list(range(batch_size)), prompt, completion)
-        return plan(range(rows), widths, math.ceil(rows / batch_size), budget)
-
-    # ---- a rollout
 
     @property
     def uneven(self) -> bool:
         """Whether micro-batches differ in their number of rows."""
-        return self.parts.regroup or self.parts.drop
+        return self.transforms.regroup or self.transforms.drop
 
-    def regroup(self, micro_batches: list[dict[str, Any]], means: Means) -> list[dict[str, Any]]:
-        """A rollout's micro-batches, as TRL split them, made ours. Rows stay in their optimizer step."""
+    def divide(self, micro_batches: list[dict[str, Any]], means: MetricMeans, may_have_images: bool) -> list[dict]:
+        """Divide a rollout, as TRL split it, into our micro-batches; with images it stays as it is, from then on."""
+        has_images = bool(MULTIMODAL & set(micro_batches[0]))
+        if may_have_images:  # of any rank, so that all ranks group their rows in the same way
+            flag = torch.tensor([has_images], device=self.accelerator.device)
+            has_images = bool(self.accelerator.gather(flag).any())
+        if has_images:
+            self.transforms = BatchTransforms.none("images have rows of their own")
+            logger.warning(str(self.transforms))
+            return micro_batches
+        return self.regroup(micro_batches, means)
+
+    def scoring_groups(self, attention_mask: Tensor, completion: int, batch_size: int) -> list[Group]:
+        """Plan a scoring pass: as many groups as TRL's chunks of `batch_size` rows, and none larger."""
+        rows, width = attention_mask.shape
+        prompt = width - completion
+        masks = {"prompt_mask": attention_mask[:, :prompt], "completion_mask": attention_mask[:, prompt:]}
+        widths = widths_of(masks, self.multiple, self.transforms.trim_prompts)
+        budget = Group(list(range(batch_size)), prompt, completion)
+        return plan(range(rows), widths, math.ceil(rows / batch_size), budget)
+
+    def regroup(self, micro_batches: list[dict[str, Any]], means: MetricMeans) -> list[dict[str, Any]]:
+        """Turn a rollout's micro-batches, as TRL split them, into ours. Rows stay in their optimizer step."""
         size = math.gcd(len(micro_batches), self.accumulation)
-        parts = [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
-        return [ours for theirs in parts for ours in self._regroup_step(theirs, means)]
+        steps = [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
+        return [micro_batch for step in steps for micro_batch in self._regroup_step(step, means)]
 
-    def _regroup_step(self, theirs: list[dict[str, Any]], means: Means) -> list[dict[str, Any]]:
-        batch = join(theirs)
-        widths = widths_of(batch, self.multiple, self.parts.trim_prompts)
-        rows = _rows_of(batch, self.parts.drop)
-        each = len(rows) // len(theirs)
-        chunks = [rows[start : start + each] for start in range(0, len(rows), each)]
-        budget = Group(list(range(each)), batch["prompt_ids"].size(1), batch["completion_ids"].size(1))
+    def _regroup_step(self, trl_micro_batches: list[dict[str, Any]], means: MetricMeans) -> list[dict[str, Any]]:
+        batch = join(trl_micro_batches)
+        widths = widths_of(batch, self.multiple, self.transforms.trim_prompts)
+        rows = _rows_of(batch, self.transforms.drop)
+        size = len(rows) // len(trl_micro_batches)
+        budget = Group(list(range(size)), batch["prompt_ids"].size(1), batch["completion_ids"].size(1))
+        groups, weights = self._groups(rows, widths, size, budget)
 
-        if self.parts.regroup:
-            kept = _kept(rows, len(theirs))
-            groups = plan([row.index for row in kept], widths, len(theirs), budget)
-            shares = [loss_share(self.loss_type, len(group.rows) / each, 1.0) for group in groups]
-        else:
-            chosen = [_kept(chunk, 1) for chunk in chunks]
-            groups = [widths.group([row.index for row in kept]) for kept in chosen]
-            shares = [
-                loss_share(self.loss_type, len(kept) / each, _tokens(kept) / _tokens(chunk)) if _tokens(chunk) else 1.0
-                for kept, chunk in zip(chosen, chunks, strict=True)
-            ]
         trained = {row for group in groups for row in group.rows}
-        silent = [row.index for row in rows if row.index not in trained]
+        dropped = [row.index for row in rows if row.index not in trained]
         real = sum(rows[index].real for index in trained)
         means.add("batching/padding", sum(group.padded for group in groups) / real, real)
-        means.add("batching/skipped_rows", len(silent) / len(rows), len(rows))
+        means.add("batching/skipped_rows", len(dropped) / len(rows), len(rows))
 
-        def made(group: Group, share: float = 1.0) -> dict[str, Any]:
-            micro_batch = take(batch, group) if group.rows else _nothing(batch)
-            tokens = _tokens([rows[index] for index in group.rows])
-            return {**micro_batch, PLACE: Place(len(group.rows), tokens, share)}
+        def made(group: Group, weight: float = 1.0) -> dict[str, Any]:
+            micro_batch = take(batch, group) if group.rows else _empty_micro_batch(batch)
+            tokens = _count_tokens([rows[index] for index in group.rows])
+            return {**micro_batch, BOOKKEEPING: Bookkeeping(len(group.rows), tokens, weight)}
 
-        ours = [made(group, share) for group, share in zip(groups, shares, strict=True)]
-        dropped = self._dropped_groups(silent, widths, budget, "entropies" in batch)
-        ours[0][PLACE].dropped = [made(group) for group in dropped]
-        return ours
+        micro_batches = [made(group, weight) for group, weight in zip(groups, weights, strict=True)]
+        dropped_groups = self._dropped_groups(dropped, widths, budget, scored="entropies" in batch)
+        micro_batches[0][BOOKKEEPING].dropped = [made(group) for group in dropped_groups]
+        return micro_batches
 
-    def _dropped_groups(self, rows: list[int], widths: Widths, budget: Group, measured: bool) -> list[Group]:
-        """Groups to measure rows in that do not train: as few as fit, and equally many on every rank."""
-        if not self.parts.drop:
+    def _groups(self, rows: list[_Row], widths: Widths, size: int, budget: Group) -> tuple[list[Group], list[float]]:
+        """Choose the rows of each micro-batch, and the weight of its loss; `size` is TRL's number of rows."""
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]  # TRL's micro-batches
+        if self.transforms.regroup:
+            kept = _keep(rows, len(chunks))
+            groups = plan([row.index for row in kept], widths, len(chunks), budget)
+            return groups, [loss_weight(self.loss_type, len(group.rows) / size, 1.0) for group in groups]
+        chosen = [_keep(chunk, 1) for chunk in chunks]
+        weights = []
+        for kept, chunk in zip(chosen, chunks, strict=True):
+            tokens = _count_tokens(chunk)
+            share = _count_tokens(kept) / tokens if tokens else 1.0
+            weights.append(loss_weight(self.loss_type, len(kept) / size, share) if tokens else 1.0)
+        return [widths.group([row.index for row in kept]) for kept in chosen], weights
+
+    def _dropped_groups(self, rows: list[int], widths: Widths, budget: Group, scored: bool) -> list[Group]:
+        """Group the dropped rows for a pass without gradient: as few groups as fit, equally many on every rank."""
+        if not self.transforms.drop:
             return []
         # Where a scoring pass has measured them, TRL's loss only has its sums to do: no forward, no memory.
-        own = min(1, len(rows)) if measured else math.ceil(len(rows) / len(budget.rows))
-        most = int(self.accelerator.gather(torch.tensor([own], device=self.accelerator.device)).max())
-        if measured and rows:
+        count = min(1, len(rows)) if scored else math.ceil(len(rows) / len(budget.rows))
+        most = int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).max())
+        if scored and rows:
             groups = [widths.group(rows)]
         else:
             groups = plan(rows, widths, min(most, len(rows)), budget) if rows else []
         return groups + [Group([], 1, 1)] * (most - len(groups))
 
 
+def has_rows(micro_batch: dict[str, Any]) -> bool:
+    """Return whether a micro-batch has rows of its own, and is not only there to keep step with other ranks."""
+    return BOOKKEEPING not in micro_batch or micro_batch[BOOKKEEPING].rows > 0
+
+
 def _rows_of(batch: dict[str, Any], drop: bool) -> list[_Row]:
-    """One transfer from the device."""
+    """Describe each row of a batch, in one transfer from the device."""
     tokens = trained_mask(batch).sum(dim=1)
     real = batch["prompt_mask"].sum(dim=1) + batch["completion_mask"].sum(dim=1)
     idle = (batch["advantages"].reshape(len(tokens), -1) == 0).all(dim=1) | (tokens == 0)
@@ -165,18 +194,18 @@ def _rows_of(batch: dict[str, Any], drop: bool) -> list[_Row]:
     return [_Row(index, real, tokens, drop and bool(idle)) for index, (real, tokens, idle) in enumerate(numbers)]
 
 
-def _kept(rows: Sequence[_Row], least: int) -> list[_Row]:
-    """Rows that can move the policy, and the shortest of the others where there are fewer than micro-batches."""
-    kept = [row for row in rows if not row.idle]
+def _keep(rows: Sequence[_Row], least: int) -> list[_Row]:
+    """Keep the rows that move the policy, and the shortest idle ones while fewer than `least` would be left."""
+    moving = [row for row in rows if not row.idle]
     idle = sorted((row for row in rows if row.idle), key=lambda row: row.real)
-    return kept + idle[: max(0, least - len(kept))]
+    return moving + idle[: max(0, least - len(moving))]
 
 
-def _tokens(rows: Sequence[_Row]) -> int:
+def _count_tokens(rows: Sequence[_Row]) -> int:
     return sum(row.tokens for row in rows)
 
 
-def _nothing(batch: dict[str, Any]) -> dict[str, Any]:
-    """A row of which no token counts, to keep step with ranks that have some to measure."""
-    nothing = take(batch, Group([0], batch["prompt_ids"].size(1), 1))
-    return {**nothing, "completion_mask": torch.zeros_like(nothing["completion_mask"])}
+def _empty_micro_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return one row of which no token counts, to keep step with ranks that have dropped rows to measure."""
+    row = take(batch, Group([0], batch["prompt_ids"].size(1), 1))
+    return {**row, "completion_mask": torch.zeros_like(row["completion_mask"])}

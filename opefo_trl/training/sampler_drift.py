@@ -1,16 +1,18 @@
-"""How far vLLM, which sampled, is from the policy that trains: importance ratio, and the numbers to watch.
+"""How far vLLM, which sampled a rollout, is from the policy that trains: importance ratio, and metrics to watch.
 
 Strictly on-policy, the forward that trains a row gives the log-probabilities that TRL's scoring pass would have given,
-so that its correction for vLLM's rounding can be computed there, and the pass saved.
+so TRL's correction for vLLM's rounding can be computed there, and the pass saved.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from opefo_trl.trl_compat import SAMPLING_DRIFT, SAMPLING_RATIO
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,7 +23,7 @@ def importance_ratio(
     logps: Tensor, sampling_logps: Tensor, mask: Tensor, mode: str, low: float | None, high: float | None
 ) -> Tensor:
     """
-    pi / pi_sampler of what was sampled, truncated or masked as TRL's `vllm_importance_sampling_mode` says.
+    Return pi / pi_sampler of the sampled tokens, truncated or masked as `vllm_importance_sampling_mode` says.
 
     Args:
         logps, sampling_logps, mask (`Tensor`): (B, T). Where vLLM gave NaN the ratio is 1.
@@ -45,37 +47,70 @@ def importance_ratio(
 
 
 @dataclass(frozen=True)
-class Drift:
-    """Sums over micro-batches, for the metrics that TRL logs of its scoring pass; a + b is that of both."""
+class SamplerDrift:
+    """Sums over micro-batches of the metrics that TRL logs for its scoring pass; a + b covers both."""
 
     sums: Tensor  # [summed |difference|, tokens, summed ratio, ratios]
     extremes: Tensor  # [largest |difference|, largest ratio, minus the smallest ratio]
 
     @classmethod
     @torch.no_grad()
-    def of(cls, logps: Tensor, sampling_logps: Tensor, mask: Tensor, ratio: Tensor, by_row: bool) -> Drift:
-        """`by_row`: whether a ratio is that of a sequence. TRL takes those of all, and a token's if it trains."""
-        known = mask.bool() & ~sampling_logps.isnan()
-        gap = (logps - sampling_logps).abs().float().masked_fill(~known, 0.0)
+    def measure(cls, logps: Tensor, sampling_logps: Tensor, mask: Tensor, ratio: Tensor, by_row: bool) -> SamplerDrift:
+        """Measure one micro-batch. `by_row`: a ratio is that of a sequence; TRL counts those of all rows then, and
+        else those of trained tokens."""
+        compared = mask.bool() & ~sampling_logps.isnan()
+        gap = (logps - sampling_logps).abs().float().masked_fill(~compared, 0.0)
         counted = torch.ones_like(ratio, dtype=torch.bool) if by_row else mask.bool()
         ratio, outside = ratio.float(), ~counted
-        sums = [gap.sum(), known.sum(), ratio.masked_fill(outside, 0.0).sum(), counted.sum()]
+        sums = [gap.sum(), compared.sum(), ratio.masked_fill(outside, 0.0).sum(), counted.sum()]
         extremes = [gap.amax(), ratio.masked_fill(outside, -torch.inf).amax()]
         extremes.append(ratio.neg().masked_fill(outside, -torch.inf).amax())
         return cls(torch.stack([value.float() for value in sums]), torch.stack(extremes))
 
-    def __add__(self, other: Drift) -> Drift:
-        return Drift(self.sums + other.sums, torch.maximum(self.extremes, other.extremes))
+    def __add__(self, other: SamplerDrift) -> SamplerDrift:
+        return SamplerDrift(self.sums + other.sums, torch.maximum(self.extremes, other.extremes))
 
     def metrics(self, accelerator: Accelerator) -> dict[str, float]:
-        """By TRL's names, over all ranks: one collective, one transfer to the host."""
+        """Return TRL's metrics over all ranks: one collective, one transfer to the host."""
         ranks = accelerator.gather(torch.cat([self.sums, self.extremes]).unsqueeze(0))
         gap, tokens, ratio, ratios = ranks[:, :4].sum(0).tolist()
         largest_gap, largest, smallest = ranks[:, 4:].amax(0).tolist()
         return {
-            "sampling/sampling_logp_difference/mean": gap / max(1.0, tokens),
-            "sampling/sampling_logp_difference/max": largest_gap,
-            "sampling/importance_sampling_ratio/min": -smallest if ratios else 0.0,
-            "sampling/importance_sampling_ratio/mean": ratio / max(1.0, ratios),
-            "sampling/importance_sampling_ratio/max": largest if ratios else 0.0,
+            f"{SAMPLING_DRIFT}/mean": gap / max(1.0, tokens),
+            f"{SAMPLING_DRIFT}/max": largest_gap,
+            f"{SAMPLING_RATIO}/min": -smallest if ratios else 0.0,
+            f"{SAMPLING_RATIO}/mean": ratio / max(1.0, ratios),
+            f"{SAMPLING_RATIO}/max": largest if ratios else 0.0,
         }
+
+
+@dataclass(frozen=True)
+class SamplerCorrection:
+    """
+    TRL's correction for what vLLM sampled, and its metrics, from the forward that trains.
+
+    Args:
+        corrects (`bool`): whether to put the ratio where TRL's loss reads it; if not, the drift is only measured.
+        mode (`str`): TRL's `vllm_importance_sampling_mode`.
+        low, high (`float`, *optional*): TRL's bounds of the ratio.
+    """
+
+    corrects: bool
+    mode: str
+    low: float | None
+    high: float | None
+
+    def apply(self, batch: dict[str, Any], logps: Tensor, mask: Tensor) -> SamplerDrift | None:
+        """Correct a micro-batch; return its drift, None where the rollout has no log-probabilities of the sampler."""
+        sampling_logps = batch.get("sampling_per_token_logps")
+        if sampling_logps is None and self.corrects:
+            raise ValueError(
+                "The rollout has no log-probabilities to correct with. Let `rollout_func` return `logprobs`, or set "
+                "`vllm_importance_sampling_correction=False`."
+            )
+        if sampling_logps is None:
+            return None
+        ratio = importance_ratio(logps, sampling_logps, mask, self.mode, self.low, self.high)
+        if self.corrects:
+            batch["importance_sampling_ratio"] = ratio
+        return SamplerDrift.measure(logps, sampling_logps, mask, ratio, self.mode.startswith("sequence"))

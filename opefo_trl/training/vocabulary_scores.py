@@ -1,7 +1,7 @@
 """Vocabulary sums of a live model: `flow.vocabulary_score` at every position that a scoring forward visits.
 
-The sums are taken in a forward hook of the backbone, inside the model's own forward, so that the LM head is as whole
-there (FSDP, ZeRO-3) as it is for the head that follows.
+A forward hook on the backbone takes the sums inside the model's own forward, so that FSDP and ZeRO-3 have gathered the
+LM head there as they have for the model's own use of it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from opefo_trl.flow import vocabulary_score
+from opefo_trl.trl_compat import maybe_gather_lm_head_ctx
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def vocabulary_scores(
     model: PreTrainedModel, *, estimator: str, temperature: float, keep: int, head_in_fp32: bool = False
 ) -> Iterator[list[Tensor]]:
-    """Collect one (b, keep) tensor for every forward of `model` in the block: its scores at the last `keep` tokens."""
+    """Collect the scores of the last `keep` tokens of every forward of `model` in the block, (b, keep) each."""
     scores: list[Tensor] = []
     settings = head_settings(model.config)
 
@@ -32,7 +32,7 @@ def vocabulary_scores(
         hidden = output.last_hidden_state[:, -keep - 1 : -1]  # position t - 1 predicts token t
         head = model.get_output_embeddings()
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
-            weight, bias = _whole(head.weight), _whole(head.bias)
+            weight, bias = _full(head.weight), _full(head.bias)
             autocast: Any = nullcontext()
             if head_in_fp32:
                 hidden, weight = hidden.float(), weight.float()
@@ -58,7 +58,7 @@ def vocabulary_scores(
 
 
 def head_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """What a model does to the output of its LM head: a factor, and Gemma's softcapping."""
+    """Return how a model changes the output of its LM head: by a factor, and by Gemma's softcapping."""
     text = config.get_text_config()
     # Cohere, Muse Glimmer and Falcon-H1 multiply; Granite and MiniCPM3 divide, HyperCLOVA X multiplies.
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
@@ -71,5 +71,5 @@ def head_settings(config: PretrainedConfig) -> dict[str, Any]:
     return {"logit_scale": float(scale), "softcap": getattr(text, "final_logit_softcapping", None)}
 
 
-def _whole(parameter: Any) -> Any:
+def _full(parameter: Any) -> Any:
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

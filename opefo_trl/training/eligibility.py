@@ -1,0 +1,126 @@
+"""Which transforms of exact micro-batching leave the gradient of a run as it is, and why the others do not.
+
+Strictly on-policy, all rows of a rollout share one update, so it does not matter which of them share a forward:
+
+- **trim**: a micro-batch is as wide as its own longest prompt and completion, not as the rollout's;
+- **regroup**: rows of similar length share a micro-batch, in as many micro-batches as before, none of them larger in
+  memory than TRL's;
+- **drop**: zero-advantage rows run no backward. They are still measured, without gradient where nothing has measured
+  them yet, so that no metric is a mean over the kept rows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opefo_trl.config import OPEFOConfig
+    from opefo_trl.controls import Control
+
+_ACTIVE = {"trim": "trims padding", "regroup": "regroups rows by length", "drop": "drops zero-advantage rows"}
+
+
+@dataclass(frozen=True)
+class BatchTransforms:
+    """The transforms that are exact for a run; `reasons` says for the others why they are not."""
+
+    trim: bool
+    trim_prompts: bool
+    regroup: bool
+    drop: bool
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def for_run(cls, args: OPEFOConfig, control: Control, positions: str, aux_loss: bool = False) -> BatchTransforms:
+        """
+        Choose the transforms for a run.
+
+        Args:
+            args (`OPEFOConfig`): settings of the loss and of the flow.
+            control (`Control`): the run's entropy control.
+            positions (`str`): `positions_of` the model's config.
+            aux_loss (`bool`): whether the loss has a router's auxiliary loss.
+        """
+        if args.micro_batching == "trl":
+            return cls.none()
+        if positions == "by length":
+            return cls.none("the model's rotary embedding changes with the width of the batch")
+        couples_rows = _rows_depend_on_each_other(args, control, aux_loss)
+        reasons = {
+            "regroup": couples_rows or _averages_by_tokens(args) or _fixes_lambda_by_micro_batch(args, control),
+            "drop": couples_rows or _trains_without_advantage(args, control),
+            "trim prompts": None if positions == "relative" else "the model's positions are absolute, or may be",
+        }
+        return cls(
+            trim=True,
+            trim_prompts=reasons["trim prompts"] is None,
+            regroup=reasons["regroup"] is None,
+            drop=reasons["drop"] is None,
+            reasons={name: reason for name, reason in reasons.items() if reason is not None},
+        )
+
+    @classmethod
+    def none(cls, reason: str | None = None) -> BatchTransforms:
+        """Keep TRL's grouping as it is."""
+        reasons = {} if reason is None else dict.fromkeys(_ACTIVE, reason)
+        return cls(False, False, False, False, reasons)
+
+    def __str__(self) -> str:
+        active = [words for name, words in _ACTIVE.items() if getattr(self, name)]
+        names_by_reason: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            names_by_reason.setdefault(reason, []).append(name)
+        inactive = [f"It does not {' or '.join(names)}, since {reason}." for reason, names in names_by_reason.items()]
+        return " ".join([f"Exact micro-batching {', '.join(active) or 'changes nothing'}.", *inactive])
+
+
+def positions_of(config: Any) -> str:
+    """Return how a model's config counts positions: "relative", "absolute", or "by length" of the batch."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None)
+    if not rope:
+        return "absolute"
+    layers = [rope] if "rope_type" in rope else list(rope.values())
+    if {layer.get("rope_type") for layer in layers} & {"dynamic", "longrope"}:
+        return "by length"
+    # Llama 4 and its kin scale attention by the index of a token
+    scaled = getattr(text, "attn_temperature_tuning", False) or any(
+        "llama_4_scaling_beta" in layer for layer in layers
+    )
+    return "absolute" if scaled else "relative"
+
+
+# Each of the following returns the reason why a transform is not exact, or None where nothing speaks against it.
+
+
+def _rows_depend_on_each_other(args: OPEFOConfig, control: Control, aux_loss: bool) -> str | None:
+    if args.entropy_coef or args.use_adaptive_entropy:
+        return "the entropy bonus is a mean over each micro-batch"
+    if args.top_entropy_quantile < 1:
+        return f"`top_entropy_quantile={args.top_entropy_quantile}` ranks the tokens of each micro-batch"
+    if aux_loss:
+        return "the router's auxiliary loss is computed for each micro-batch"
+    if args.estimator_of(control) == "covariance" and args.measuring(control) != "ahead":
+        return "`flow_estimator='covariance'` takes its means over the rows of each micro-batch here"
+    if not control.by_row:
+        return f"`control={args.control!r}` does not declare (`by_row = True`) that it treats each row by itself"
+    return None
+
+
+def _averages_by_tokens(args: OPEFOConfig) -> str | None:
+    return "`loss_type='bnpo'` divides by the tokens of each micro-batch" if args.loss_type == "bnpo" else None
+
+
+def _fixes_lambda_by_micro_batch(args: OPEFOConfig, control: Control) -> str | None:
+    if args.flow_scope == "micro" and control.needs_totals:
+        return "`flow_scope='micro'` fixes lambda for each micro-batch"
+    return None
+
+
+def _trains_without_advantage(args: OPEFOConfig, control: Control) -> str | None:
+    if args.beta:
+        return f"`beta={args.beta}` pulls every row to the reference model"
+    if not control.keeps_zeros:
+        return f"`control={args.control!r}` does not declare (`keeps_zeros = True`) that no advantage stays none"
+    return None

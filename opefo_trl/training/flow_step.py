@@ -1,0 +1,170 @@
+"""The flow of one optimizer step: what its tokens do to the entropy, and what the control is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from opefo_trl.flow import FlowTotals, token_flow
+from opefo_trl.training.sampler_drift import SamplerDrift
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import TrainerState
+
+    from opefo_trl.config import OPEFOConfig
+    from opefo_trl.controls import Control, Tokens
+    from opefo_trl.training.scoring import Scores
+
+
+@dataclass
+class FlowStep:
+    """
+    Flow totals, lambdas and sampler drift of the optimizer step under way.
+
+    `OPEFOTrainer` calls `begin` before the first micro-batch, `add` in each forward of the loss, and `end` after the
+    update. The totals reach the control (`Control.observe`) where `flow_scope` says: from the whole generation batch
+    before it is trained on, from the previous step, or from each micro-batch.
+
+    Attributes:
+        rollout (`FlowTotals`, *optional*): of the generation batch, over all ranks.
+        last (`FlowTotals`, *optional*): of the previous optimizer step, over all ranks.
+        current (`FlowTotals`, *optional*): of the micro-batches so far, of this rank.
+        lambdas (`list`): the lambda of each micro-batch so far.
+        drift (`SamplerDrift`, *optional*): of the micro-batches so far, of this rank, where no scoring pass logs it.
+    """
+
+    args: OPEFOConfig
+    control: Control
+    accelerator: Accelerator
+    rollout: FlowTotals | None = None
+    last: FlowTotals | None = None
+    current: FlowTotals | None = None
+    lambdas: list[Tensor | float] = field(default_factory=list)
+    drift: SamplerDrift | None = None
+
+    def __post_init__(self) -> None:
+        self.estimator = self.args.estimator_of(self.control)
+        self.measuring = self.args.measuring(self.control)  # "ahead", "live" or "never"
+
+    def measure_rollout(self, batch: dict[str, Any], mask: Tensor, scores: Scores) -> None:
+        """Put the flow of each token into the generation batch, and take its totals over all ranks."""
+        batch["token_flow"] = self.flow_of(batch, mask, scores.logps, scores.entropies, scores.vocabulary)
+        totals = FlowTotals.of(batch["token_flow"], mask, scores.entropies, batch["advantages"])
+        self.rollout = totals.reduce(self.accelerator)
+
+    def flow_of(
+        self, batch: dict[str, Any], mask: Tensor, logps: Tensor, entropies: Tensor, vocabulary: Tensor | None = None
+    ) -> Tensor:
+        """Return `token_flow` of the update that the loss would make without a control, (B, T)."""
+        flow = token_flow(
+            logps,
+            entropies,
+            batch["advantages"],
+            self.estimator,
+            mask=mask,
+            vocabulary=vocabulary,
+            accelerator=None if self.measuring == "never" else self.accelerator,
+        )
+        # TRL's loss multiplies by vLLM's importance-sampling ratio: a token that it masks out moves nothing.
+        ratio = batch.get("importance_sampling_ratio")
+        if ratio is not None and self.args.loss_type != "vespo":
+            flow = flow * ratio
+        # These losses average each completion by itself: a token of a short one moves more.
+        if self.args.loss_type in ("grpo", "sapo"):
+            flow = flow * (self.args.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
+        # `covariance` gives a flow to tokens without an advantage as well; they do not train.
+        return flow.masked_fill(batch["advantages"].unsqueeze(1) == 0, 0)
+
+    def begin(self, state: TrainerState) -> None:
+        """Show the control the totals that are known before the first micro-batch."""
+        if self.args.flow_scope == "micro" or self.measuring == "live":
+            return
+        has_rollout = self.args.flow_scope == "batch" and self.rollout is not None
+        totals = self.rollout if has_rollout else self.last
+        if totals is not None:
+            self._observe(totals, state)
+
+    def add(self, totals: FlowTotals, trains: bool, state: TrainerState) -> None:
+        """
+        Add a micro-batch. Where its totals are those that `flow_scope` asks for, show them to the control.
+
+        `trains` is False for dropped rows, which come before the micro-batch that trains.
+        """
+        self.current = totals if self.current is None else self.current + totals
+        if not trains:
+            return
+        if self.measuring == "live":  # one micro-batch, with the dropped rows before it, is the whole batch
+            self.rollout = self.current.reduce(self.accelerator)
+            self._observe(self.rollout, state)
+        elif self.args.flow_scope == "micro":
+            # Lambda follows the micro-batch; the entropy that a target looks at stays that of the last whole step.
+            unknown = torch.full_like(totals.entropy, torch.nan)
+            self._observe(totals.with_entropy(unknown if self.last is None else self.last.entropy), state)
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        """Return the control's advantages for the loss, (B, 1) or (B, T)."""
+        advantages = self.control.advantages(tokens)
+        if not (isinstance(advantages, Tensor) and advantages.dim() == 2):
+            raise TypeError(
+                f"`advantages()` of `control={self.args.control!r}` returned {advantages!r}; return a tensor, (B, 1) "
+                "or (B, T)."
+            )
+        return advantages
+
+    def penalty(self, tokens: Tokens, rollout_tokens: Tensor, accumulation: int) -> Tensor | None:
+        """
+        Return a micro-batch's part of the mean of the control's penalty over all tokens of the step, on all ranks.
+
+        `rollout_tokens` is TRL's `num_items_in_batch`: trained tokens of the generation batch, over all ranks.
+        """
+        penalty = self.control.penalty(tokens)
+        if penalty is None:
+            return None
+        if penalty.shape != tokens.mask.shape:
+            raise TypeError(
+                f"`penalty()` of `control={self.args.control!r}` returned a tensor of shape {tuple(penalty.shape)}; "
+                f"return one term for each token, {tuple(tokens.mask.shape)}."
+            )
+        steps = self.args.steps_per_generation / accumulation
+        # Gradients are averaged over ranks
+        step_tokens = rollout_tokens.clamp(min=1) / steps / self.accelerator.num_processes
+        return (penalty * tokens.mask).sum() / step_tokens
+
+    def record_lambda(self) -> None:
+        self.lambdas.append(self.control.metrics().get("flow/lambda", 0.0))
+
+    def add_drift(self, drift: SamplerDrift) -> None:
+        self.drift = drift if self.drift is None else self.drift + drift
+
+    def end(self) -> tuple[dict[str, float], float]:
+        """
+        Close the step: return its metrics and its entropy, with one transfer to the host, and start over.
+
+        The totals are those of the generation batch where it is trained on in one step, else the sum of the
+        micro-batches over all ranks.
+        """
+        assert self.current is not None
+        if self.rollout is not None and self.args.updates_per_rollout == 1:
+            totals = self.rollout
+        else:
+            totals = self.current.reduce(self.accelerator)
+        metrics: dict[str, Tensor | float] = {
+            **totals.metrics(),
+            "flow/lambda": sum(self.lambdas) / len(self.lambdas),
+        }
+        if self.last is not None:
+            metrics["entropy/delta"] = totals.entropy - self.last.entropy
+        for name, value in self.control.metrics().items():
+            metrics.setdefault(name if "/" in name else f"control/{name}", value)
+        tensors = [torch.as_tensor(number, device=totals.sums.device) for number in metrics.values()]
+        entropy, *numbers = torch.stack([number.float() for number in (totals.entropy, *tensors)]).tolist()
+        drift = {} if self.drift is None else self.drift.metrics(self.accelerator)
+        self.last, self.current, self.lambdas, self.drift = totals, None, [], None
+        return {**dict(zip(metrics, numbers, strict=True)), **drift}, entropy
+
+    def _observe(self, totals: FlowTotals, state: TrainerState) -> None:
+        self.control.observe(totals, state.global_step, state.max_steps)
