@@ -1,5 +1,4 @@
 import inspect
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +12,7 @@ from tiny import (
     digit_reward,
     metrics,
     parameters,
+    relative_difference,
     scripted_rollout,
     tiny_dataset,
     tiny_model,
@@ -46,13 +46,6 @@ def first_gradients(out, **overrides):
     extra = {"callbacks": [gradients], "rollout_func": scripted_rollout, **overrides.pop("extra", {})}
     trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=1, max_grad_norm=0.0, extra=extra, **overrides)
     return gradients.first, trainer
-
-
-def relative_difference(left, right):
-    assert left.keys() == right.keys()
-    apart = sum((left[name] - right[name]).double().square().sum() for name in left)
-    size = sum(value.double().square().sum() for value in right.values())
-    return math.sqrt(apart / size)
 
 
 # ---- the update is the paper's
@@ -284,7 +277,7 @@ def test_tool_tokens_take_no_part_in_the_flow(out):
     _, masked = first_gradients(out, extra={"rollout_func": env_mask_rollout})
     inputs = masked._buffered_inputs[0]
     trained = int((inputs["completion_mask"] * inputs["tool_mask"]).sum())
-    assert masked._last_totals.tokens == trained < plain._last_totals.tokens
+    assert masked.flow_step.last.tokens == trained < plain.flow_step.last.tokens
 
 
 def test_evaluation_leaves_the_control_alone(out):

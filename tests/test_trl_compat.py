@@ -1,5 +1,5 @@
-"""One test for each private hook of TRL and transformers that trainer.py leans on: a release that moves one fails
-here, with the name of the hook, and not in the middle of somebody's run."""
+"""One test for each private name of TRL and transformers in trl_compat.py: a release that moves one fails here, with
+its name, and not in the middle of somebody's run."""
 
 import inspect
 from importlib.metadata import version
@@ -10,12 +10,25 @@ from packaging.version import Version
 from tiny import build, scripted_rollout, tiny_model, train
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.training.microbatches import EXTREMES, MEANS
-from opefo_trl.training.rebatching import Alone
+from opefo_trl.training.rebatching import SingleRankAccelerator
+from opefo_trl.trl_compat import (
+    ATTRIBUTES,
+    BATCH_KEYS,
+    COUNTERS,
+    HOOKS,
+    LOSS_EXTREMES,
+    LOSS_MEANS,
+    MULTIMODAL,
+    OPTIONAL_BATCH_KEYS,
+    SAMPLING_DRIFT,
+    SAMPLING_RATIO,
+    disable_gradient_checkpointing,
+    get_config_model_id,
+    is_async_callable,
+    maybe_gather_lm_head_ctx,
+)
 
 
 def named(function) -> list[str]:
@@ -41,40 +54,22 @@ def test_trl_is_the_series_that_these_hooks_were_read_in():
 
 @pytest.mark.parametrize(
     ("owner", "name", "parameters"),
-    [
-        (GRPOTrainer, "_generate_and_score_completions", ["self", "inputs"]),
-        (
-            GRPOTrainer,
-            "_get_per_token_logps_and_entropies",
-            ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"],
-        ),
-        (GRPOTrainer, "_prepare_inputs", ["self", "generation_batch"]),
-        (GRPOTrainer, "compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
-        (GRPOTrainer, "training_step", ["self", "model", "inputs", "num_items_in_batch"]),
-        (GRPOTrainer, "_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
-        (GRPOTrainer, "_save_checkpoint", ["self", "model", "trial"]),
-        (GRPOTrainer, "_load_optimizer_and_scheduler", ["self", "checkpoint"]),
-        (GRPOTrainer, "log", ["self", "logs", "start_time"]),
-        (GRPOTrainer, "__init__", ["self", "model", "reward_funcs", "args", "train_dataset"]),
-        (Trainer, "_get_grad_norm", ["self", "model", "grad_norm"]),
-        (Trainer, "_get_output_dir", ["self", "trial"]),
-        (Trainer, "_run_epoch", ["self", "model", "epoch", "train_dataloader"]),
-        (Trainer, "_save", ["self", "output_dir", "state_dict"]),
-        (Trainer, "init_hf_repo", ["self", "token"]),
-        (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
-        (Trainer, "_finish_current_push", ["self"]),
-        (Trainer, "push_to_hub", ["self", "commit_message", "blocking", "token", "revision"]),
-        (GRPOTrainer, "create_model_card", ["self", "model_name", "dataset_name", "tags"]),
-    ],
+    [(owner, name, parameters) for owner, hooks in HOOKS.items() for name, parameters in hooks.items()],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_a_hook_keeps_its_signature(owner, name, parameters):
-    assert named(getattr(owner, name))[: len(parameters)] == parameters
+def test_a_hook_keeps_its_parameters(owner, name, parameters):
+    assert named(getattr(owner, name))[1 : len(parameters) + 1] == parameters
+
+
+def test_every_method_that_overrides_one_of_trls_is_listed():
+    inherited = {name for parent in GRPOTrainer.__mro__ for name in vars(parent) if callable(getattr(parent, name))}
+    ours = {name for owner in OPEFOTrainer.__mro__ if owner.__module__.startswith("opefo_trl") for name in vars(owner)}
+    public = {"train", "__init__", "__module__", "__doc__"}
+    assert ours & inherited - public <= {name for hooks in HOOKS.values() for name in hooks}
 
 
 def test_the_helpers_are_where_they_were():
     assert named(disable_gradient_checkpointing) == ["model", "gradient_checkpointing_kwargs"]
-    assert named(add_fused_lm_head) == ["model", "temperature", "cast_lm_head_to_fp32", "outputs"]
     assert callable(maybe_gather_lm_head_ctx) and callable(is_async_callable)
     assert get_config_model_id(tiny_model().config) == ""
 
@@ -120,8 +115,32 @@ def test_the_generation_batch_holds_what_the_flow_needs(out, monkeypatch):
     batches = recorded(monkeypatch, GRPOTrainer, "_generate_and_score_completions")
     train(GRPOTrainer, GRPOConfig, out, max_steps=1)
     batch = batches[0][3]
-    assert {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages"} <= set(batch)
-    assert batch["advantages"].shape == (8,) and "old_per_token_logps" not in batch
+    assert set(batch) >= set(BATCH_KEYS)
+    assert batch["advantages"].shape == (8,) and not set(OPTIONAL_BATCH_KEYS) & set(batch)
+
+
+def test_the_optional_keys_of_a_batch_are_called_as_they_were(out, model_path, monkeypatch):
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert all(f'"{name}"' in source for name in OPTIONAL_BATCH_KEYS)
+    batches = recorded(monkeypatch, GRPOTrainer, "_generate_and_score_completions")
+    train(GRPOTrainer, GRPOConfig, out, model_path, max_steps=1, num_iterations=2, beta=0.1)
+    assert {"old_per_token_logps", "ref_per_token_logps"} <= set(batches[0][3])
+
+
+def test_what_is_not_about_text_is_called_as_it_was():
+    """A batch with one of these keeps TRL's grouping: a new one would be trimmed as if it were rows of text."""
+    assert {
+        *("image_grid_thw", "image_position_ids", "image_sizes", "mm_token_type_ids", "num_images", "num_tiles"),
+        *("pixel_attention_mask", "pixel_values", "spatial_shapes", "token_type_ids"),
+    } == MULTIMODAL
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert all(f'inputs.get("{name}")' in source for name in MULTIMODAL)
+
+
+def test_metrics_are_called_as_they_were():
+    source = inspect.getsource(GRPOTrainer)
+    for name in (*COUNTERS, SAMPLING_DRIFT, SAMPLING_RATIO, *(name.split("/")[-1] for name in LOSS_MEANS)):
+        assert name in source, name
 
 
 def test_entries_of_ones_own_travel_with_their_rows(out, monkeypatch):
@@ -187,14 +206,14 @@ def test_the_loss_logs_of_a_micro_batch_what_is_known_to_be_merged(model_path, o
 
     trainer._compute_loss = watched
     trainer.train()
-    assert logged[0] and logged[0] <= {*MEANS, *EXTREMES} and {"entropy", "kl"} <= logged[0]
+    assert logged[0] and logged[0] <= {*LOSS_MEANS, *LOSS_EXTREMES} and {"entropy", "kl"} <= logged[0]
 
 
-def test_the_loss_asks_other_ranks_only_for_what_alone_answers(model_path, out, monkeypatch):
+def test_the_loss_asks_other_ranks_only_for_what_a_single_rank_answers(model_path, out, monkeypatch):
     """`gather` and `reduce`: anything else would wait for ranks that have other numbers of rows."""
     asked = set()
 
-    class Watched(Alone):
+    class Watched(SingleRankAccelerator):
         def __getattr__(self, name):
             asked.add(name)
             return super().__getattr__(name)
@@ -246,15 +265,26 @@ def test_rewards_are_gathered_and_inf_comes_through(out, monkeypatch):
     assert matrix.shape == (8, 1) and matrix[1].isnan() and matrix[2].isinf()
 
 
-def test_the_trainer_keeps_the_attributes_that_are_used(out):
-    trainer = build(GRPOTrainer, GRPOConfig, out)
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_the_trainer_keeps_the_attributes_that_are_used(name, plain_trainer):
+    assert hasattr(plain_trainer, name)
+
+
+def test_attributes_hold_what_they_held(plain_trainer):
+    trainer = plain_trainer
     assert trainer.reward_func_names == ["digit_reward"] and len(trainer.reward_funcs) == 1
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.temperature) == (0.2, 0.2, 1.0)
     assert set(trainer._metrics) == {"train", "eval"} and trainer._tokenizer is trainer.processing_class
     assert trainer.accelerator.mixed_precision == "no" and trainer.is_deepspeed_enabled is False
-    assert (trainer.aux_loss_enabled, trainer.pad_to_multiple_of) == (False, None)
-    assert trainer.vllm_importance_sampling_correction is True and trainer.loss_type == "dapo"
     assert {"_tag_names", "_name", "_paper"} <= set(dir(GRPOTrainer))
+    # FlowStep and Rebatcher take these from the arguments
+    for name in ("loss_type", "max_completion_length", "pad_to_multiple_of", "temperature"):
+        assert getattr(trainer, name) == getattr(trainer.args, name)
+
+
+@pytest.fixture(scope="module")
+def plain_trainer(tmp_path_factory):
+    return build(GRPOTrainer, GRPOConfig, tmp_path_factory.mktemp("plain"))
 
 
 def test_model_state_and_card_survive_a_save(out):

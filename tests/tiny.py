@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -130,3 +132,11 @@ def assert_equal_runs(ours, theirs):
         assert torch.equal(parameters(ours)[name], value), name
     for our_row, their_row in zip(metrics(ours), metrics(theirs), strict=True):
         assert {key: our_row.get(key) for key in their_row} == their_row
+
+
+def relative_difference(left, right) -> float:
+    """Return |left - right| / |right| of two sets of gradients."""
+    assert left.keys() == right.keys()
+    apart = sum((left[name] - right[name]).double().square().sum() for name in left)
+    size = sum(value.double().square().sum() for value in right.values())
+    return math.sqrt(apart / size)

@@ -119,7 +119,7 @@ def main(out: Path) -> None:
         row = trainer.state.log_history[0]
         watched = ("flow/", "entropy", "batching/skipped_rows", "clip_ratio/")
         results[name] = {key: row[key] for key in row if key.startswith(watched)}
-        sampled[name] = [sample["length"] for sample in trainer.recording.recorder.samples]
+        sampled[name] = [sample["length"] for sample in trainer.recorder.curves.samples]
     world = trainer.accelerator.num_processes
     results["model"] = type(trainer.model).__name__
 

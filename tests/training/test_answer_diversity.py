@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from opefo_trl.training.answer_diversity import digest, distinct_right, names_of
+from opefo_trl.training.answer_diversity import digest, digests_of, distinct_right
 
 
 def test_a_text_and_a_conversation_have_one_name():
@@ -26,7 +26,7 @@ def test_names_are_those_of_every_other_process():
 
 def test_distinct_right_answers_are_counted_in_each_group():
     # right and different: {a, b} in the first group, {c} in the second, none in the third: (2 + 1 + 0) / 3
-    names = names_of(list("aab" + "ccd" + "efg"), torch.device("cpu"))
+    names = digests_of(list("aab" + "ccd" + "efg"), torch.device("cpu"))
     right = torch.tensor([1, 1, 1, 1, 1, 0, 0, 0, 0]).bool()
     assert distinct_right(names, right, 3) == (1.0, 2 / 3)
 

@@ -4,69 +4,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import build, digit_reward, scripted_rollout, tiny_dataset, tiny_model, tiny_tokenizer, train
-from transformers import Qwen2Config, TrainerCallback
-from transformers.modeling_outputs import SequenceClassifierOutput
+from tiny import build, scripted_rollout, tiny_model
+from transformers import TrainerCallback
+from watched_runs import assert_same, poison, run
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.controls import CONTROLS, Control
 from opefo_trl.training.guards import (
     CollapseGuard,
     DriftGuard,
-    MicroBatch,
+    MicroBatchRecord,
     NonFiniteError,
     StaleWeightsError,
     StepGuard,
     describe,
-    watch_reward,
 )
 
-
-class Snapshots(TrainerCallback):
-    """The parameters at the beginning of every optimizer step."""
-
-    def __init__(self):
-        self.before: dict[int, dict[str, torch.Tensor]] = {}
-
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        self.before[state.global_step + 1] = {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-class Poison(Control):
-    """Breaks the advantages of one row at some steps, as an overflow would."""
-
-    def __init__(self, *, steps: list, value: float = math.nan):
-        self.steps, self.value, self.step = steps, value, 0
-
-    def observe(self, totals, step, max_steps):
-        self.step = step + 1
-
-    def advantages(self, tokens):
-        advantages = tokens.advantages.clone()
-        if self.step in self.steps:
-            advantages[1] = self.value
-        return advantages
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    monkeypatch.setitem(CONTROLS, "poison", Poison)
-
-
-def run(out, *, reward=digit_reward, model=None, callbacks=(), rollout_func=None, **overrides):
-    """Train, and return (trainer or error, parameters at the beginning of every step, parameters at the end)."""
-    snapshots, model = Snapshots(), tiny_model() if model is None else model
-    extra = {"callbacks": [snapshots, *callbacks], "reward_funcs": reward, "rollout_func": rollout_func}
-    try:
-        result = train(OPEFOTrainer, OPEFOConfig, out, model=model, extra=extra, **{"max_steps": 4, **overrides})
-    except Exception as error:
-        result = error
-    return result, snapshots.before, {name: p.detach() for name, p in model.named_parameters()}
-
-
-def assert_same(left, right):
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
+# the fixture of watched_runs.py, for every test here
+__all__ = ["poison"]
 
 
 # ---- losses and gradients
@@ -178,171 +132,6 @@ def test_ten_skips_in_a_row_stop_the_run(out):
     assert_same(before[3], after)
 
 
-# ---- rewards
-
-
-def broken_reward(value, at_call=2, row=3):
-    calls = []
-
-    def picky(completions, **kwargs):
-        calls.append(1)
-        rewards = digit_reward(completions)
-        if len(calls) == at_call:
-            rewards[row] = value
-        return rewards
-
-    return picky
-
-
-def async_reward(value):
-    inner = broken_reward(value)
-
-    async def picky(completions, **kwargs):
-        return inner(completions)
-
-    return picky
-
-
-@pytest.mark.parametrize("wrap", [broken_reward, async_reward])
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**400], ids=str)
-def test_a_reward_that_is_no_number_stops_the_run_and_names_function_and_completion(value, wrap, out):
-    error, before, after = run(out, reward=wrap(value))
-    assert isinstance(error, NonFiniteError)
-    assert "Step 2: reward function 'picky' returned NaN or infinity for completion 3 of rank 0: '" in str(error)
-    assert "Return None" in str(error)
-    assert_same(before[2], after)
-
-
-def test_none_is_no_fault(out):
-    trainer, *_ = run(out, reward=broken_reward(None))
-    assert trainer.state.global_step == 4
-
-
-def test_a_bad_reward_can_be_skipped(out):
-    trainer, before, _ = run(out, reward=broken_reward(math.nan), nonfinite="skip")
-    assert_same(before[2], before[3])
-    assert not all(torch.equal(before[3][name], before[4][name]) for name in before[4])
-    rows = trainer.state.log_history[:4]
-    assert [row["guard/skipped_steps"] for row in rows] == [0, 1, 1, 1]
-    assert all(math.isfinite(row["reward"]) for row in rows)
-
-
-def test_every_update_of_a_bad_rollout_is_skipped(out):
-    overrides = {"nonfinite": "skip", "num_iterations": 2, "strict_on_policy": False, "max_steps": 6}
-    trainer, before, _ = run(out, reward=broken_reward(math.inf), **overrides)
-    assert [row["guard/skipped_steps"] for row in trainer.state.log_history[:6]] == [0, 0, 1, 2, 2, 2]
-    assert_same(before[3], before[5])
-
-
-def test_a_step_is_skipped_if_any_of_its_rollouts_is_bad(out):
-    overrides = {"steps_per_generation": 2, "gradient_accumulation_steps": 4, "strict_on_policy": False}
-    common = {"flow_scope": "running", "nonfinite": "skip", "per_device_train_batch_size": 4, "max_steps": 3}
-    # calls 3 and 4 are the two rollouts of step 2; the fault is in the first
-    trainer, before, after = run(out, reward=broken_reward(math.nan, at_call=3), **common, **overrides)
-    assert [row["guard/skipped_steps"] for row in trainer.state.log_history[:3]] == [0, 1, 1]
-    assert_same(before[2], before[3])
-    assert not all(torch.equal(before[3][name], after[name]) for name in after)
-
-
-def test_a_reward_model_is_watched_too(out):
-    class Judge(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.config = Qwen2Config(name_or_path="org/judge")
-
-        def forward(self, input_ids, **kwargs):
-            logits = torch.zeros(len(input_ids), 1)
-            logits[2] = math.nan
-            return SequenceClassifierOutput(logits=logits)
-
-    extra = {"reward_funcs": Judge(), "reward_processing_classes": tiny_tokenizer()}
-    with pytest.raises(NonFiniteError, match=r"'judge' returned NaN or infinity for completion 2 of rank 0: '"):
-        train(OPEFOTrainer, OPEFOConfig, out, max_steps=1, extra=extra)
-
-
-@pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_a_bad_reward_in_evaluation_is_warned_about_and_left_out_of_the_means(policy, out, caplog):
-    def picky(completions, held_out=None, **kwargs):
-        return digit_reward(completions) if held_out is None else [math.nan, *digit_reward(completions)[1:]]
-
-    extra = {"reward_funcs": picky, "eval_dataset": tiny_dataset(1).map(lambda row: {"held_out": True})}
-    common = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "max_steps": 3}
-    rows = train(OPEFOTrainer, OPEFOConfig, out, nonfinite=policy, extra=extra, **common).state.log_history
-    assert all(math.isfinite(row["eval_reward"]) for row in rows if "eval_reward" in row)
-    assert [row["guard/skipped_steps"] for row in rows if "guard/skipped_steps" in row] == [0, 0, 0]
-    assert "Evaluation after step 1: reward function 'picky' returned NaN or infinity for completion 0" in caplog.text
-
-
-def test_many_bad_rewards_are_counted_and_not_all_listed(out):
-    error, *_ = run(out, reward=lambda completions, **_: [math.nan] * len(completions))
-    assert "for completion 2 of rank 0" in str(error) and "and 5 more. No parameter" in str(error)
-    assert "for completion 3 of rank 0" not in str(error)
-
-
-def test_a_reward_function_that_raises_is_named(out):
-    def picky(completions, **kwargs):
-        raise KeyError("answer")
-
-    error, _, after = run(out, reward=picky)
-    assert isinstance(error, RuntimeError)
-    assert str(error) == "The reward function 'picky' raised KeyError: 'answer'"
-    assert isinstance(error.__cause__, KeyError)
-    assert_same(dict(tiny_model().named_parameters()), after)
-
-
-@pytest.mark.parametrize("rewards", [[], [1.0], [1.0] * 9])
-def test_a_reward_list_of_wrong_length_is_refused(rewards, out):
-    def picky(completions, **kwargs):
-        return rewards
-
-    error, _, after = run(out, reward=picky)
-    assert isinstance(error, ValueError)
-    assert f"'picky' returned {len(rewards)} rewards, but 8 were expected" in str(error)
-    assert_same(dict(tiny_model().named_parameters()), after)
-
-
-@pytest.mark.parametrize("rewards", ["01234567", dict.fromkeys(range(8), 1.0)], ids=["text", "map"])
-def test_a_reward_that_is_no_list_is_refused(rewards, out):
-    def picky(completions, **kwargs):
-        return rewards
-
-    error, *_ = run(out, reward=picky)
-    assert isinstance(error, TypeError) and "return a list with one reward per completion, here 8" in str(error)
-
-
-@pytest.mark.parametrize("value", ["good", "0.5"])
-def test_a_reward_that_is_no_number_at_all_is_refused(value, out):
-    error, _, after = run(out, reward=broken_reward(value, at_call=1))
-    assert isinstance(error, TypeError)
-    assert f"The reward function 'picky' returned {value!r} (str) for completion 3" in str(error)
-    assert_same(dict(tiny_model().named_parameters()), after)
-
-
-def test_a_reward_function_that_forgets_to_return_is_named(out):
-    def picky(completions, **kwargs):
-        digit_reward(completions)
-
-    error, _, after = run(out, reward=picky)
-    assert isinstance(error, TypeError)
-    assert str(error) == (
-        "The reward function 'picky' returned None; return a list with one reward per completion, here 8."
-    )
-    assert_same(dict(tiny_model().named_parameters()), after)
-
-
-def test_reward_functions_keep_their_names_and_settings(out):
-    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=1)
-    assert trainer.reward_func_names == ["digit_reward"]
-    assert "rewards/digit_reward/mean" in trainer.state.log_history[0]
-
-
-def test_a_watched_reward_hands_good_rewards_on_untouched():
-    rewards = [1, 0.5, None, torch.tensor(2.0), math.inf]
-    watched = watch_reward(lambda completions: rewards, "plain", is_async=False)
-    handed = watched(completions=["a"] * 5)
-    assert all(left is right for left, right in zip(handed, rewards, strict=True))
-
-
 # ---- the counters
 
 
@@ -380,7 +169,7 @@ def test_a_rank_is_blamed_by_its_loss_and_by_the_norm_only_if_all_losses_are_fin
 def test_a_micro_batch_in_order_keeps_no_numbers_and_a_bad_one_all():
     def tensors_of(logps, loss):
         tensors = {"log-probabilities": torch.tensor([logps]), "advantages": torch.ones(1, 1)}
-        return set(MicroBatch({}, tensors, torch.tensor([[1, 0]]), torch.tensor(loss)).tensors)
+        return set(MicroBatchRecord({}, tensors, torch.tensor([[1, 0]]), torch.tensor(loss)).tensors)
 
     both = {"log-probabilities", "advantages"}
     assert tensors_of([0.0, 0.0], 1.0) == set()
@@ -394,35 +183,37 @@ def test_a_micro_batch_in_order_keeps_no_numbers_and_a_bad_one_all():
 
 def test_a_drift_is_warned_of_and_the_fifth_in_a_row_stops():
     guard = DriftGuard(0.1)
-    assert guard.look(0.1, 1) is None
+    assert guard.check(0.1, 1) is None
     for step in range(2, 6):
-        assert guard.look(0.25, step).startswith(
+        assert guard.check(0.25, step).startswith(
             f"Step {step}: vLLM's log-probabilities are 0.25 nats from the policy's on average, more than "
             "`sampling_drift_max=0.1`."
         )
-    assert guard.look(0.001, 6) is None  # counted from the beginning again
+    assert guard.check(0.001, 6) is None  # counted from the beginning again
     for step in range(7, 11):
-        guard.look(0.25, step)
+        guard.check(0.25, step)
     with pytest.raises(StaleWeightsError, match=r"Step 11: .* 5th rollout in a row\. Likely causes: the weights"):
-        guard.look(0.25, 11)
+        guard.check(0.25, 11)
 
 
 def test_a_drift_that_is_not_a_number_is_not_vllms_and_none_takes_any():
-    assert DriftGuard(0.1).look(math.nan, 1) is None and DriftGuard(0.1).look(math.inf, 1)
-    assert all(DriftGuard(None).look(drift, 1) is None for drift in (math.nan, math.inf, 9.0))
+    assert DriftGuard(0.1).check(math.nan, 1) is None and DriftGuard(0.1).check(math.inf, 1)
+    assert all(DriftGuard(None).check(drift, 1) is None for drift in (math.nan, math.inf, 9.0))
 
 
 def test_an_entropy_that_is_nearly_gone_is_warned_of_once_until_it_is_back():
     guard = CollapseGuard()
-    warned = [guard.look(entropy, step) is not None for step, entropy in enumerate([0.3, 0.004, 0.003, 0.006, 0.004])]
+    warned = [guard.check(entropy, step) is not None for step, entropy in enumerate([0.3, 0.004, 0.003, 0.006, 0.004])]
     assert warned == [False, True, False, False, False]
-    assert guard.look(0.02, 5) is None and "Step 6: entropy is 0.001 nats" in guard.look(0.001, 6)
-    assert CollapseGuard().look(math.nan, 1) is None
+    assert guard.check(0.02, 5) is None and "Step 6: entropy is 0.001 nats" in guard.check(0.001, 6)
+    assert CollapseGuard().check(math.nan, 1) is None
 
 
 def test_describe_names_tensors_rows_and_micro_batches():
     def micro_batch(logps, loss):
-        return MicroBatch({}, {"log-probabilities": logps, "advantages": torch.ones(2, 1)}, mask, torch.tensor(loss))
+        return MicroBatchRecord(
+            {}, {"log-probabilities": logps, "advantages": torch.ones(2, 1)}, mask, torch.tensor(loss)
+        )
 
     mask = torch.tensor([[1, 1], [1, 0]])
     good = micro_batch(torch.zeros(2, 2), 1.0)

@@ -6,18 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, Llama4TextConfig, Phi3Config, Qwen2Config
 
 from opefo_trl.training.microbatches import (
     Group,
-    Means,
     Widths,
-    columns,
     join,
     plan,
-    positions_of,
-    spread,
+    scatter,
     take,
+    take_columns,
     widths_of,
 )
 
@@ -104,65 +101,11 @@ def test_take_trims_prompts_on_the_left_and_all_else_on_the_right():
     )
 
 
-def test_columns_and_spread_are_each_others_inverse():
+def test_take_columns_and_scatter_are_each_others_inverse():
     ids = torch.arange(1, 15).view(2, 7)
     groups = [Group([1], 2, 3), Group([0], 1, 2)]
-    parts = [columns(ids, ids, 4, group) for group in groups]
+    parts = [take_columns(ids, ids, 4, group) for group in groups]
     assert parts[0][0].tolist() == [[9 + 0, 10, 11, 12, 13]] and parts[1][0].tolist() == [[3, 4, 5]]
     completions = [part[:, group.prompt :] for (part, _), group in zip(parts, groups, strict=True)]
-    assert spread(completions, groups, 4).tolist() == [[4, 5, 0, 0], [11, 12, 13, 0]]
-    assert spread([None, None], groups, 4) is None
-
-
-@pytest.mark.parametrize(
-    ("config", "positions"),
-    [
-        (Qwen2Config(), "relative"),
-        (Gemma3TextConfig(), "relative"),
-        (GPT2Config(), "absolute"),
-        (Llama4TextConfig(attn_temperature_tuning=True), "absolute"),
-        (BloomConfig(), "absolute"),  # ALiBi; we would have to look deeper to tell
-        (Qwen2Config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "by length"),
-        (Phi3Config(), "relative"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
-)
-def test_positions_of_a_model(config, positions):
-    assert positions_of(config) == positions
-
-
-class OneRank:
-    device = "cpu"
-
-    def gather(self, tensor):
-        return tensor
-
-
-class TwoRanks(OneRank):
-    """Another rank has twice the weight, and values that are higher by 1."""
-
-    def gather(self, tensor):
-        return torch.cat([tensor, torch.stack([tensor[..., 0] + 1, 2 * tensor[..., 1]], dim=-1)])
-
-
-@pytest.mark.parametrize(("ranks", "more", "lowest"), [(OneRank(), 0, 0.1), (TwoRanks(), 2 / 3, 0.1)])
-def test_means_are_over_all_tokens_and_extremes_are_extremes(ranks, more, lowest):
-    means, logged = Means({"kl"}), {"entropy": [9.0], "kl": [9.0], "clip_ratio/low_min": [9.0], "other": [1.0]}
-    for entropy, kl, low, rows, tokens in [
-        (1.0, 1.0, 0.2, 1, 30),
-        (2.0, 4.0, 0.1, 2, 10),
-        (9.9, 9.9, 0.0, 0, 0),  # a row to keep step with other ranks
-        (1.25, 3.0, float("nan"), 1, 1),  # completions without a token
-    ]:
-        logged["entropy"].append(entropy)
-        logged["kl"].append(kl)
-        logged["clip_ratio/low_min"].append(low)
-        means.take(logged, rows, tokens)
-    means.give(logged, ranks)
-    assert logged == {
-        "entropy": [9.0, pytest.approx(1.25 + more)],
-        "kl": [9.0, pytest.approx(3.0 + more)],
-        "clip_ratio/low_min": [9.0, pytest.approx(lowest)],
-        "other": [1.0],
-    }
-    assert means.values == {}
+    assert scatter(completions, groups, 4).tolist() == [[4, 5, 0, 0], [11, 12, 13, 0]]
+    assert scatter([None, None], groups, 4) is None

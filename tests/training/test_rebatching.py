@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_trainer import relative_difference
-from tiny import build, digit_reward, metrics, scripted_rollout, tiny_dataset, train
+from tiny import build, digit_reward, metrics, relative_difference, scripted_rollout, tiny_dataset, train
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -14,6 +13,8 @@ EXACT_LOSSES = ["dapo", "cispo", "vespo", "dr_grpo"]
 OTHER_LOSSES = ["grpo", "sapo", "luspo", "bnpo"]
 ROWS = 32
 OFF = {"strict_on_policy": False}
+# The tests of every pair take minutes; these few are what one runs between two edits
+ACCUMULATIONS = [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(16, marks=pytest.mark.slow)]
 
 
 class EntropyPenalty(Control):
@@ -64,7 +65,7 @@ def assert_same_gradient(out, accumulation, reference=None, **overrides):
     return ours, trl
 
 
-@pytest.mark.parametrize("accumulation", [1, 4, 16])
+@pytest.mark.parametrize("accumulation", ACCUMULATIONS)
 @pytest.mark.parametrize("loss_type", EXACT_LOSSES + OTHER_LOSSES)
 def test_the_gradient_is_trls(loss_type, accumulation, out):
     run = {"loss_type": loss_type}
@@ -77,6 +78,7 @@ def test_the_gradient_is_trls(loss_type, accumulation, out):
     assert max(rows * width for rows, width in shapes(ours)) <= max(rows * width for rows, width in shapes(trl))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`loss_type='luspo'`")
 @pytest.mark.parametrize("accumulation", [1, 4, 16])
 @pytest.mark.parametrize("control", ["opefo", "penalty"])
@@ -85,7 +87,7 @@ def test_the_gradient_is_trls_under_a_control(loss_type, control, accumulation, 
     monkeypatch.setitem(CONTROLS, "penalty", EntropyPenalty)
     bound = {"flow_lambda_max": 1.0} if control == "opefo" else {}
     ours, _ = assert_same_gradient(out, accumulation, control=control, loss_type=loss_type, **bound)
-    assert ours.batching.parts.drop == (control == "opefo")
+    assert ours.rebatcher.transforms.drop == (control == "opefo")
     if control == "opefo":
         assert abs(ours.state.log_history[0]["flow/lambda"]) > 1e-3
 
@@ -116,9 +118,9 @@ def test_the_gradient_is_trls_under_a_control(loss_type, control, accumulation, 
 def test_each_part_is_active_where_it_is_exact(overrides, active, model_path, out):
     data = {"extra": {"train_dataset": tiny_dataset(2)}}  # eight micro-batches take 16 prompts
     ours, _ = assert_same_gradient(out, 4, model=model_path, **data, **overrides)
-    parts = ours.batching.parts
-    assert active.split() == [name for name in ("trim", "regroup", "drop") if getattr(parts, name)]
-    assert set(parts.reasons) == {"regroup", "drop"} - set(active.split())
+    transforms = ours.rebatcher.transforms
+    assert active.split() == [name for name in ("trim", "regroup", "drop") if getattr(transforms, name)]
+    assert set(transforms.reasons) == {"regroup", "drop"} - set(active.split())
 
 
 @pytest.mark.parametrize("active", [True, False])
@@ -127,7 +129,7 @@ def test_a_routers_loss_leaves_rows_in_place(active, out):
     exact, ours = one_step(out, 4, model=moe(), **run)
     theirs, _ = one_step(out, 4, model=moe(), micro_batching="trl", **run)
     assert relative_difference(exact, theirs) < 1e-5
-    assert ours.batching.parts.regroup is ours.batching.parts.drop is not active
+    assert ours.rebatcher.transforms.regroup is ours.rebatcher.transforms.drop is not active
 
 
 def test_a_routers_loss_stays_where_no_token_trains(out):

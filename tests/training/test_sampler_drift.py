@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from opefo_trl.training.sampler_drift import Drift, importance_ratio
+from opefo_trl.training.sampler_drift import SamplerDrift, importance_ratio
 
 LOGPS = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, -9.0]])
 SAMPLER = torch.tensor([[-1.5, -2.0, math.nan], [-0.5, -0.25, -1.0]])
@@ -49,7 +49,9 @@ class TwoRanks:
 def test_the_metrics_are_of_all_tokens_however_they_were_divided(mode, accelerator):
     by_row = mode.startswith("sequence")
     halves = slice(0, 1), slice(1, 2)
-    parts = [Drift.of(LOGPS[half], SAMPLER[half], MASK[half], ratio(mode)[half], by_row) for half in halves]
+    parts = [
+        SamplerDrift.measure(LOGPS[half], SAMPLER[half], MASK[half], ratio(mode)[half], by_row) for half in halves
+    ]
     metrics = (parts[0] + parts[1]).metrics(accelerator)
     ratios = ratio(mode)[MASK.bool()] if mode.startswith("token") else ratio(mode)
     expected = {
@@ -64,11 +66,13 @@ def test_the_metrics_are_of_all_tokens_however_they_were_divided(mode, accelerat
 
 def test_nothing_to_look_at_is_no_drift():
     nothing = torch.zeros(1, 3)
-    metrics = Drift.of(LOGPS[:1], SAMPLER[:1], nothing, ratio("token_truncate")[:1], by_row=False).metrics(OneRank())
+    metrics = SamplerDrift.measure(LOGPS[:1], SAMPLER[:1], nothing, ratio("token_truncate")[:1], by_row=False).metrics(
+        OneRank()
+    )
     assert set(metrics.values()) == {0.0}
 
 
 def test_a_sequence_without_a_token_that_trains_has_a_ratio_all_the_same():
     narrow = torch.zeros(1, 1)  # as wide as a ratio of sequences
-    metrics = Drift.of(narrow, narrow, narrow, torch.ones(1, 1), by_row=True).metrics(OneRank())
+    metrics = SamplerDrift.measure(narrow, narrow, narrow, torch.ones(1, 1), by_row=True).metrics(OneRank())
     assert metrics["sampling/importance_sampling_ratio/mean"] == 1

@@ -187,7 +187,7 @@ def test_tokens_that_importance_sampling_masks_out_carry_no_flow(model_path, tmp
 def test_exact_flow_of_a_colocated_run(model_path, tmp_path):
     trainer = run(model_path, tmp_path, max_steps=2, flow_estimator="exact")
     assert all(row["flow/increase"] > 0 < row["flow/decrease"] for row in trainer.state.log_history[:2])
-    assert torch.isfinite(trainer._last_totals.sums).all()
+    assert torch.isfinite(trainer.flow_step.last.sums).all()
 
 
 def test_the_playground_is_served_by_vllm(tmp_path):

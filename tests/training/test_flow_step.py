@@ -1,0 +1,111 @@
+"""FlowStep without a trainer: when the control is shown which totals, and what a step logs."""
+
+import pytest
+import torch
+from tiny import settings
+from transformers import TrainerState
+
+from opefo_trl import OPEFOConfig
+from opefo_trl.controls import Control
+from opefo_trl.flow import FlowTotals
+from opefo_trl.training.flow_step import FlowStep
+from opefo_trl.training.scoring import Scores
+
+STATE = TrainerState(global_step=4, max_steps=10)
+
+
+class OneRank:
+    num_processes = 1
+
+    def reduce(self, tensor, reduction):
+        return tensor
+
+
+class Watching(Control):
+    """Remembers the net flow and the entropy of everything that it is shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def observe(self, totals, step, max_steps):
+        self.shown.append((totals.net.item(), totals.entropy.item()))
+
+    def metrics(self):
+        return {"flow/lambda": 0.25, "gain": 2.0}
+
+
+def totals(increase, decrease, entropy=1.0):
+    return FlowTotals(torch.tensor([increase, decrease, 2 * entropy, 2.0, 0.0, 1.0]))
+
+
+def flow_step(out, **overrides) -> FlowStep:
+    return FlowStep(OPEFOConfig(**settings(out, **overrides)), Watching(), OneRank())
+
+
+def take_step(step, *micro_batches):
+    step.begin(STATE)
+    for micro_batch in micro_batches:
+        step.add(micro_batch, True, STATE)
+        step.record_lambda()
+    return step.end()
+
+
+def test_running_scope_shows_the_step_before(out):
+    step = flow_step(out, flow_scope="running")
+    take_step(step, totals(1.0, 3.0), totals(1.0, 1.0))
+    assert step.control.shown == []
+    take_step(step, totals(5.0, 5.0))
+    assert step.control.shown == [(-2.0, 1.0)]  # = (1 + 1) - (3 + 1)
+
+
+def test_micro_scope_shows_each_micro_batch_with_the_entropy_of_the_last_step(out):
+    step = flow_step(out, flow_scope="micro")
+    take_step(step, totals(1.0, 3.0, entropy=0.5))
+    take_step(step, totals(4.0, 3.0, entropy=9.0), totals(1.0, 1.0, entropy=9.0))
+    (_, first), *others = step.control.shown
+    assert first != first  # NaN: nothing is known before the first step
+    assert others == [(1.0, 0.5), (0.0, 0.5)]
+
+
+def test_live_measuring_shows_the_batch_once_its_dropped_rows_are_added(out):
+    step = flow_step(out, gradient_accumulation_steps=1)
+    assert step.measuring == "live"
+    step.begin(STATE)
+    step.add(totals(1.0, 0.0), False, STATE)  # dropped rows
+    assert step.control.shown == []
+    step.add(totals(1.0, 3.0), True, STATE)
+    assert step.control.shown == [(-1.0, 1.0)]
+
+
+def test_a_measured_rollout_is_shown_before_it_is_trained_on(out):
+    step = flow_step(out, gradient_accumulation_steps=2)
+    assert step.measuring == "ahead"
+    batch = {"advantages": torch.tensor([1.0, -1.0])}
+    scores = Scores(torch.full((2, 3), -1.0), torch.full((2, 3), 0.5), None)
+    step.measure_rollout(batch, torch.ones(2, 3), scores)
+    assert batch["token_flow"].shape == (2, 3)
+    step.begin(STATE)
+    assert step.control.shown == [(pytest.approx(0.0, abs=1e-6), 0.5)]
+
+
+def test_a_step_logs_totals_lambda_and_change_and_starts_over(out):
+    step = flow_step(out, flow_scope="running")
+    metrics, entropy = take_step(step, totals(1.0, 3.0, entropy=0.5))
+    assert entropy == 0.5 and metrics["flow/lambda"] == 0.25 and metrics["control/gain"] == 2.0
+    assert metrics["flow/net"] == -1.0 and "entropy/delta" not in metrics  # = (1 - 3) / 2 tokens
+    assert step.current is None and step.lambdas == []
+    metrics, _ = take_step(step, totals(1.0, 1.0, entropy=0.75))
+    assert metrics["entropy/delta"] == 0.25
+
+
+def test_short_completions_weigh_more_where_the_loss_averages_each_by_itself(out):
+    batch, mask = {"advantages": torch.tensor([1.0, 0.0])}, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    logps, entropies = torch.full((2, 4), -1.0), torch.full((2, 4), 0.5)
+    by_token = flow_step(out).flow_of(batch, mask, logps, entropies)
+    by_row = flow_step(out, loss_type="grpo").flow_of(batch, mask, logps, entropies)
+    assert torch.allclose(by_row[0], by_token[0] * 12 / 2)  # max_completion_length / tokens of the row
+    assert (by_token[1] == 0).all() and (by_row[1] == 0).all()  # no advantage, no flow
+    weighed = flow_step(out).flow_of(
+        {**batch, "importance_sampling_ratio": torch.tensor([[0.5]])}, mask, logps, entropies
+    )
+    assert torch.allclose(weighed, by_token * 0.5)
