@@ -48,6 +48,10 @@ def first_gradients(out, **overrides):
     return gradients.first, trainer
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # ---- the update is the paper's
 
 
@@ -101,10 +105,10 @@ def test_the_gradient_is_that_of_the_papers_loss(estimator, loss_type, out):
     "overrides",
     [
         {"flow_lambda_max": 1.0},
-        {"flow_lambda_max": 1.0, "flow_estimator": "covariance"},
-        {"flow_lambda_max": 1.0, "flow_estimator": "exact"},
-        {"control_kwargs": {"static_lambda": 0.5}},
-        {"control_kwargs": {"static_lambda": 0.5}, "flow_estimator": "covariance"},
+        slow({"flow_lambda_max": 1.0, "flow_estimator": "covariance"}),
+        slow({"flow_lambda_max": 1.0, "flow_estimator": "exact"}),
+        slow({"control_kwargs": {"static_lambda": 0.5}}),
+        slow({"control_kwargs": {"static_lambda": 0.5}, "flow_estimator": "covariance"}),
     ],
     ids=str,
 )
@@ -185,6 +189,7 @@ def test_a_scoring_pass_of_trls_own_is_not_run_twice(out, monkeypatch):
 # ---- targets
 
 
+@pytest.mark.slow
 def test_a_target_is_held_where_grpo_collapses(out):
     run = {"max_steps": 40, "learning_rate": 1e-3, "per_device_train_batch_size": 32, "lr_scheduler_type": "constant"}
     free = train(OPEFOTrainer, OPEFOConfig, out, control="none", **run)
@@ -241,7 +246,7 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("scope", ["batch", "running"])
+@pytest.mark.parametrize("scope", ["batch", pytest.param("running", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.filterwarnings("ignore:`loss_type='luspo'`")
 def test_it_trains_with(feature, scope, model_path, out):

@@ -92,6 +92,7 @@ def test_the_gradient_is_trls_under_a_control(loss_type, control, accumulation, 
         assert abs(ours.state.log_history[0]["flow/lambda"]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`(entropy_coef|top_entropy|use_adaptive|off_policy)")
 @pytest.mark.parametrize(
     ("overrides", "active"),
@@ -159,6 +160,7 @@ def moe():
 # ---- metrics are of all rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["batch", "running"])
 @pytest.mark.parametrize("loss_type", ["dapo", "vespo", "cispo"])
 def test_metrics_are_means_over_all_rows(loss_type, scope, out):
