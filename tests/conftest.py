@@ -23,11 +23,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture
-def pictures() -> None:
-    """Requested by tests that need the real picture of the curves."""
-
-
 def _write_blank(_: object, path: str | Path | None = None, **__: object) -> None:
     if path is not None:
         Path(path).touch()
@@ -35,8 +30,8 @@ def _write_blank(_: object, path: str | Path | None = None, **__: object) -> Non
 
 @pytest.fixture(autouse=True)
 def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write an empty file for the picture of the curves: drawing takes longer than training the tiny model."""
-    if "pictures" not in request.fixturenames:
+    """Write an empty file for a run's picture, except in tests/curves: drawing takes longer than a tiny run."""
+    if request.path.parent.name != "curves":
         monkeypatch.setattr("opefo_trl.curves.EntropyCurves.plot", _write_blank)
 
 
