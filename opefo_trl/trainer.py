@@ -130,7 +130,7 @@ class OPEFOTrainer(GRPOTrainer):
                 "GRPOConfig: replace the name."
             )
         if args.use_vllm and args.use_cpu and args.vllm_mode == "colocate":
-            from opefo_trl.training import vllm_cpu
+            from opefo_trl import vllm_cpu
 
             vllm_cpu.adapt("bfloat16" if args.bf16 else "float32")
         if args.control != "opefo":  # the model card gives the credit where it is due

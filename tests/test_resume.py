@@ -118,3 +118,4 @@ def test_the_anchor_of_a_target_is_restored(checkpoint, out):
     trainer = resume(checkpoint, out, flow_target="0.9x")
     targets = [row["flow/target"] for row in metrics(trainer)[:3]]
     assert targets[0] == targets[1] == targets[2]
+    assert isinstance(trainer._last_totals.sums, torch.Tensor)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from shared import EVAL, needs
+from material import BENCH
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opefo_trl.data.benchmarks import SIX
@@ -113,13 +113,12 @@ def test_a_lora_adapter(tmp_path):
     check_logps(samples(tmp_path / "out"), adapted.merge_and_unload())
 
 
-@needs("bench")
 def test_all_six_benchmarks_go_through(tmp_path):
     model = tmp_path / "long"
     shutil.copytree(MODEL, model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
-    words = ["--benchmark_source", str(EVAL / "bench"), "--max_new_tokens", "6", "--k", "1"]
+    words = ["--benchmark_source", str(BENCH), "--max_new_tokens", "6", "--k", "1"]
     run(tmp_path / "out", *words, model=model)
     results = read_results(tmp_path / "out")["benchmarks"]
     assert list(results) == list(SIX) and sum(scores["problems"] for scores in results.values()) == 1547
