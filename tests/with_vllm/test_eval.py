@@ -13,8 +13,8 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from material import BENCH
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opefo_trl.data.benchmarks import SIX
