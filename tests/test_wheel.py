@@ -13,6 +13,7 @@ import yaml
 
 import opefo_trl
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta as make; getattr(make, sys.argv[1])('dist')"
 
@@ -50,7 +51,6 @@ def run(unpacked, folder, *words):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
 def test_the_sdist_has_sources_documents_and_tests(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
@@ -62,7 +62,6 @@ def test_the_sdist_has_sources_documents_and_tests(sdist):
     assert not any(name.endswith(".pyc") or name.startswith((".hub", "out/")) for name in names)
 
 
-@pytest.mark.slow
 def test_the_wheel_has_template_playground_and_recipes(unpacked):
     package = unpacked / "opefo_trl"
     for name in ("model_card_template.md", "curves/report.html", "py.typed", "recipes/train.py", "recipes/eval.py"):
@@ -74,7 +73,6 @@ def test_the_wheel_has_template_playground_and_recipes(unpacked):
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"opefo_trl"}
 
 
-@pytest.mark.slow
 def test_the_wheel_runs_five_lines_and_its_recipes(unpacked, tmp_path):
     where = "import opefo_trl; print(opefo_trl.__file__)"
     assert run(unpacked, tmp_path, "-c", where).stdout.startswith(str(unpacked))
