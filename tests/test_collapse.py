@@ -1,4 +1,4 @@
-"""The promise of the quickstart, kept by `python train.py` itself: collapse without a control, diversity with one."""
+"""`python train.py` keeps the promise of the quickstart: collapse without a control, diversity with one."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from opefo_trl.curves import EntropyCurves
 from opefo_trl.playground import MODEL
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def train(folder, *more):
@@ -26,7 +26,7 @@ def train(folder, *more):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Scores of the model as it is shipped: no step is taken, since the learning rate is 0."""
+    """Score the model as it is shipped: the learning rate is 0."""
     out = tmp_path_factory.mktemp("start") / "out"
     return train(out, "--control", "none", "--max_steps", "1", "--learning_rate", "0")[1]
 
@@ -54,11 +54,11 @@ def test_the_quickstart_keeps_what_grpo_loses(grpo, opefo):
     assert scores["eval_answers/distinct"] >= 3 * plain_scores["eval_answers/distinct"]
     assert ours["entropy"].tail(EDGE).mean() >= plain["entropy"].tail(EDGE).mean() + 0.2
     assert ours["reward"].tail(EDGE).mean() >= 0.8 and scores["eval_reward"] >= 0.75
-    assert ours["entropy"].tail(50).sub(0.5).abs().max() < 0.12  # it holds its target
+    assert ours["entropy"].tail(50).sub(0.5).abs().max() < 0.12  # the target is held
 
 
 def test_exact_micro_batches_learn_what_trls_do(tmp_path):
-    """The same steps, until rounding flips a sampled token: benchmarks/whole_loop.py runs a hundred of them."""
+    """Take the same steps, until rounding flips a sampled token; benchmarks/whole_loop.py runs a hundred of them."""
     steps, divided = 8, ["--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "4"]
     short = ["--max_steps", str(steps), "--eval_prompts", "18", "--num_generations_eval", "4", *divided]
     exact, trl = (train(tmp_path / kind, "--micro_batching", kind, *short)[0] for kind in ("exact", "trl"))

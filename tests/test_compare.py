@@ -1,4 +1,4 @@
-"""benchmarks/compare_controls.py: a small grid from end to end, gone on with, and its numbers by hand."""
+"""benchmarks/compare_controls.py: a small grid from end to end, resumed, and its numbers by hand."""
 
 import math
 import sys
@@ -23,25 +23,16 @@ def test_every_control_is_compared():
     assert set(compare.COMPARED) <= set(groups["controls"]) and set(groups["reduced"]) <= set(settings)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_small_grid_is_run_once_and_written_out(tmp_path, monkeypatch, capsys):
-    grid = [
-        "--settings",
-        "none",
-        "opefo, target",
-        "dcpo, 4 updates",
-        "none, 4 updates",
-        "--seeds",
-        "0",
-        "--steps",
-        "2",
-    ]
+    names = ["none", "opefo, target", "dcpo, 4 updates", "none, 4 updates"]
+    grid = ["--settings", *names, "--seeds", "0", "--steps", "2"]
     small = ["--", "--per_device_train_batch_size", "16", "--save_strategy", "no"]
     monkeypatch.setattr(sys, "argv", ["compare", *grid, "--jobs", "1", "--folder", str(tmp_path / "out"), *small])
-    for what in (": done;", ": was done;"):
+    for outcome in (": done;", ": was done;"):
         compare.main()
         said = capsys.readouterr().out
-        assert said.count(what) == 4 and "[  4/4] none, 4 updates, seed 0" in said
+        assert said.count(outcome) == 4 and "[  4/4] none, 4 updates, seed 0" in said
     table = (tmp_path / "out" / "controls.md").read_text()
     assert table in said and "| dcpo, 4 updates | " in table and "--seeds 0 --steps 2" in table
     rows = pd.read_parquet(tmp_path / "out" / "controls.parquet").set_index("setting")
@@ -49,16 +40,14 @@ def test_a_small_grid_is_run_once_and_written_out(tmp_path, monkeypatch, capsys)
     assert rows[["avg16", "pass16", "distinct", "calibration", "entropy"]].notna().all(axis=None)
     assert (rows["pass16"] >= rows["avg16"]).all() and rows["distinct"].between(0, 64).all()
     curves = pd.read_parquet(tmp_path / "out" / "curves.parquet")
-    assert curves.groupby("setting")["step"].max().to_dict() == {
-        "none": 2, "opefo, target": 2, "dcpo, 4 updates": 4, "none, 4 updates": 4
-    }  # fmt: skip
+    assert curves.groupby("setting")["step"].max()[names].tolist() == [2, 2, 4, 4]
     assert all((tmp_path / "out" / name).stat().st_size > 10_000 for name in ("curves.png", "plane.png"))
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
     compare.check_same(tmp_path / "none" / "0", ["--max_steps", "3"])
     compare.check_same(tmp_path / "none" / "0", ["--max_steps", "3"])
-    with pytest.raises(SystemExit, match=r"was run with other settings .*Choose another --folder, or delete it"):
+    with pytest.raises(SystemExit, match=r"other settings .*--folder"):
         compare.check_same(tmp_path / "none" / "0", ["--max_steps", "4"])
 
 
@@ -69,21 +58,23 @@ def test_several_updates_are_of_the_same_rollout(monkeypatch):
     assert compare.several(4, options) == {"steps_per_generation": 8, "gradient_accumulation_steps": 2}
     options.more = []  # 256 rows in one micro-batch
     assert compare.several(4, options) == {"steps_per_generation": 4, "per_device_train_batch_size": 64}
-    with pytest.raises(SystemExit, match="1 micro-batches of 256 rows cannot be trained on in 3 updates"):
+    with pytest.raises(SystemExit, match=r"256 rows .*3 updates"):
         compare.several(3, options)
 
 
 def test_an_unknown_setting_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare", "--settings", "opefo, goal"])
-    with pytest.raises(SystemExit, match=r"The setting 'opefo, goal' is unknown\. Choose of: 'none', 'opefo'"):
+    with pytest.raises(SystemExit, match=r"'opefo, goal'.*'none', 'opefo'"):
         compare.main()
 
 
 def test_the_distance_to_a_target_counts_from_where_it_is_reached():
-    known, frame = compare.settings(0.4), pd.DataFrame({"entropy": [1.0, 0.6, 0.4, 0.5, 0.3]})
+    settings, frame = compare.settings(0.4), pd.DataFrame({"entropy": [1.0, 0.6, 0.4, 0.5, 0.3]})
     expected = math.sqrt((0 + 0.01 + 0.01) / 3)
-    assert compare.off_target(frame, known["stare"], 0.4) == pytest.approx(expected)
-    assert math.isnan(compare.off_target(frame, known["none"], 0.4))
+    assert compare.off_target(frame, settings["stare"], 0.4) == pytest.approx(expected)
+    assert math.isnan(compare.off_target(frame, settings["none"], 0.4))
     frame["flow/target"] = 0.6
-    assert compare.off_target(frame, known["opefo, target"], 0.4) == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 4))
-    assert math.isnan(compare.off_target(frame.head(1), known["opefo, target"], 0.4))
+    assert compare.off_target(frame, settings["opefo, target"], 0.4) == pytest.approx(
+        math.sqrt((0.04 + 0.01 + 0.09) / 4)
+    )
+    assert math.isnan(compare.off_target(frame.head(1), settings["opefo, target"], 0.4))

@@ -1,4 +1,4 @@
-"""Every recipe is parsed by the real parser, and its arithmetic is what its comments say."""
+"""Every recipe is parsed by the real parser, and its comments do the same arithmetic."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def parse(path):
     return Parser(types).parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
 
 
-def test_the_recipes_are_there():
+def test_all_recipes_exist():
     assert {path.stem for path in RECIPES} == {
         "quickstart", "qwen2.5-math-7b", "qwen3-4b-base", "qwen2.5-1.5b-lora-single-gpu", "qwen2.5-0.5b-gsm8k",
     }  # fmt: skip
@@ -48,12 +48,10 @@ def test_a_recipe_is_right(path, recwarn):
     if command := re.search(r"(configs/accelerate/\S+\.yaml) train\.py --config (\S+)", text):
         assert ROOT / command[2] == path
         ranks = load_config_from_file(str(ROOT / command[1])).num_processes
-        said = re.search(r"(\d+) x (\d+) micro-batches x (\d+) GPUs? = (\d+) completions", text)
-        assert [int(number) for number in said.groups()] == [
-            args.per_device_train_batch_size, args.gradient_accumulation_steps, ranks,
-            args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks,
-        ]  # fmt: skip
-        completions = int(said[4])
+        comment = re.search(r"(\d+) x (\d+) micro-batches x (\d+) GPUs? = (\d+) completions", text)
+        rows, micro_batches = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        completions = rows * micro_batches * ranks
+        assert [int(number) for number in comment.groups()] == [rows, micro_batches, ranks, completions]
         prompts, answers = re.search(r"(\d+) problems, (\d+) answers each", text).groups()
         assert int(prompts) * int(answers) == completions and int(answers) == args.num_generations
         assert args.per_device_eval_batch_size * ranks % args.num_generations == 0
@@ -73,7 +71,7 @@ def test_the_readme_lists_the_recipes():
         assert f"configs/{path.name}" in README, path.name
 
 
-def test_the_machines_are_there():
+def test_all_machines_exist():
     assert {path.stem for path in MACHINES} == {"single_gpu", "ddp", "zero2", "zero3", "fsdp2", "cpu", "multi_node"}
 
 

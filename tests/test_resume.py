@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +31,8 @@ def finish(process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """For each scope: a run of 8 steps, and one that is killed in its 5th and resumed from its 4th."""
-    out = tmp_path_factory.mktemp("resume")
+    """For each scope, train 8 steps; and again, killed in step 5 and resumed from step 4."""
+    out = tmp_path_factory.mktemp("killed")
     whole = launch(out / "whole", "whole")
     finish(launch(out / "crashed", "crash"))
     finish(launch(out / "crashed", "resume"))
@@ -39,28 +40,34 @@ def runs(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_run_that_was_killed_goes_on_bit_for_bit(scope, runs):
+def test_a_run_that_was_killed_resumes_bit_for_bit(scope, runs):
     assert not (runs / "crashed" / scope / "checkpoint-5").exists()
     whole = json.loads((runs / "whole" / scope / "whole.json").read_text())
     resumed = json.loads((runs / "crashed" / scope / "resume.json").read_text())
     assert resumed["parameters"] == whole["parameters"]
-    # the resumed history begins with what the checkpoint knew of steps 1 to 4
-    for left, right in zip(resumed["metrics"][:8], whole["metrics"][:8], strict=True):
-        assert left == right
+    assert resumed["metrics"][:8] == whole["metrics"][:8]  # steps 1 to 4 come from the checkpoint
     assert any(row["flow/lambda"] != 0 for row in whole["metrics"][4:8])
 
 
-def test_the_state_is_json_that_a_person_can_read(runs):
-    state = json.loads((runs / "whole" / "running" / "checkpoint-4" / "control_state.json").read_text())
-    assert state["control"] == "opefo" and state["state"]["anchor"] > 0
-    assert len(state["totals"]) == 6 and (state["guard"]["skipped"], state["guard"]["taken"]["count"]) == (0, 4)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("saved")
+    train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2, flow_target="0.9x")
+    return out / "checkpoint-2"
 
 
 @pytest.fixture
-def checkpoint(out) -> str:
-    train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2, flow_target="0.9x")
-    return str(out / "checkpoint-2")
+def checkpoint(saved, out) -> str:
+    """Copy the checkpoint of step 2, so that a test may change it."""
+    return str(shutil.copytree(saved, out / "checkpoint-2"))
+
+
+def test_the_state_is_json_that_a_person_can_read(checkpoint):
+    state = json.loads(Path(checkpoint, "control_state.json").read_text())
+    assert state["control"] == "opefo" and state["state"]["anchor"] > 0
+    assert len(state["totals"]) == 6 and (state["guard"]["skipped"], state["guard"]["taken"]["count"]) == (0, 2)
 
 
 def resume(checkpoint, out, **overrides):
@@ -71,25 +78,25 @@ def resume(checkpoint, out, **overrides):
 
 def test_another_control_starts_afresh_and_says_so(checkpoint, out, caplog):
     trainer = resume(checkpoint, out, control="none")
-    assert "was written with `control='opefo'`; `control='none'` starts afresh" in caplog.text
+    assert "`control='opefo'`" in caplog.text and "`control='none'`" in caplog.text
     assert trainer.state.global_step == 3
 
 
 def test_a_checkpoint_without_state_starts_afresh_and_says_so(checkpoint, out, caplog):
     (Path(checkpoint) / "control_state.json").unlink()
     trainer = resume(checkpoint, out, flow_target="0.9x")
-    assert "control_state.json does not exist: the entropy control starts afresh at step 2" in caplog.text
+    assert "control_state.json" in caplog.text and "step 2" in caplog.text
     assert metrics(trainer)[2]["flow/target"] != metrics(trainer)[1]["flow/target"]
 
 
 @pytest.mark.parametrize("content", ["{}", '{"guard"', "[]"])
 def test_state_that_cannot_be_read_is_named(content, checkpoint, out):
     (Path(checkpoint) / "control_state.json").write_text(content)
-    with pytest.raises(ValueError, match=r"control_state\.json cannot be read .*delete the file"):
+    with pytest.raises(ValueError, match=r"control_state\.json .*delete the file"):
         resume(checkpoint, out, flow_target="0.9x")
 
 
-def test_a_target_that_comes_later_is_anchored_at_the_first_step_all_the_same(out):
+def test_a_target_set_on_resume_is_anchored_at_the_first_step_of_the_run(out):
     train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2)
     trainer = resume(str(out / "checkpoint-2"), out, flow_target="0.9x")
     first, last = metrics(trainer)[0], metrics(trainer)[2]
@@ -102,7 +109,7 @@ def test_state_that_is_no_json_leaves_no_checkpoint_behind(out, monkeypatch):
             return {"weights": torch.ones(2)}
 
     monkeypatch.setitem(CONTROLS, "heavy", Heavy)
-    with pytest.raises(TypeError, match=r"`state_dict\(\)` of `control='heavy'` must be JSON .*'weights'"):
+    with pytest.raises(TypeError, match=r"`state_dict\(\)` of `control='heavy'` .*JSON.*'weights'"):
         train(OPEFOTrainer, OPEFOConfig, out, control="heavy", save_strategy="steps", save_steps=1)
     assert not (out / "checkpoint-1").exists()
 

@@ -1,13 +1,12 @@
-"""train.py as a person runs it: trained, killed and gone on with, launched twice, given nonsense."""
+"""train.py as a person runs it: killed and resumed, launched on two processes, given wrong options."""
 
 import importlib.util
 import os
-import random
 import re
-import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -33,20 +32,20 @@ def run(out, *more, **options):
     return subprocess.run(command(out, *more), capture_output=True, text=True, cwd=out.parent, check=True, **options)
 
 
-def test_killed_at_any_step_the_same_command_goes_on(out):
+@pytest.mark.slow
+def test_the_same_command_resumes_a_killed_run(out):
     out.mkdir()
     process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=out)
-    deadline = time.monotonic() + 120
     while newest_checkpoint(out) is None:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(random.random())
-    process.send_signal(signal.SIGKILL)
+    time.sleep(0.3)  # somewhere in a later step
+    process.kill()
     process.wait()
     begun = newest_checkpoint(out)
 
     again = run(out)
-    assert f"Going on from {begun}" in again.stdout
+    assert str(begun) in again.stdout
     curves = EntropyCurves.load(out).to_pandas()
     assert curves["step"].tolist() == list(range(1, 13))
     assert re.search(r"start\s+end\n(.+ -> .+\n){4}", again.stdout)
@@ -57,47 +56,35 @@ def test_killed_at_any_step_the_same_command_goes_on(out):
     if begun.name != "checkpoint-12":
         assert re.search(r"12/12 .*reward=\d\.\d+, entropy=\d\.\d+, lambda=", again.stderr)
 
-    done = run(out)  # once more: there is nothing left to do
+    done = run(out)  # nothing is left to train
     assert table_of(curves) in done.stdout
     held_out = [re.search(r"Held out.*", text)[0] for text in (again.stdout, done.stdout)]
-    assert held_out[0] == held_out[1]  # of the same model, by the same samples
+    assert held_out[0] == held_out[1]  # the same samples of the same model
     assert EntropyCurves.load(out).to_pandas()["step"].tolist() == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_accelerate_launches_two_processes(out):
-    port = str(20000 + os.getpid() % 20000)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", port]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     machine = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu.yaml")]
     done = subprocess.run(
         [*launch, *machine, *command(out, "--per_device_train_batch_size", "16", "--max_steps", "3")[1:]],
         capture_output=True, text=True, cwd=out.parent, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.stdout.count("Held out") == 1  # said once
+    assert done.stdout.count("Held out") == 1  # printed by the first rank alone
     curves = EntropyCurves.load(out).to_pandas()
     assert curves["step"].tolist() == [1, 2, 3]
-    tokens = curves["completions/mean_length"] * 32  # of both
+    tokens = curves["completions/mean_length"] * 32  # rows of both ranks
     assert curves["num_tokens"].diff()[1:].gt(tokens[1:]).all()
 
 
-def test_an_adapter_is_trained_and_gone_on_with(out):
+@pytest.mark.slow
+def test_an_adapter_is_trained_and_resumed(out):
     lora = ["--use_peft", "true", "--lora_r", "4", "--max_steps", "2", "--save_steps", "2"]
     first, again = run(out, *lora), run(out, *lora)
     assert (out / "adapter_model.safetensors").exists()
-    assert f"Going on from {out / 'checkpoint-2'}" in again.stdout
+    assert str(out / "checkpoint-2") in again.stdout
     assert first.stdout.split("Held out")[0].strip() in again.stdout
-
-
-def test_the_playground_needs_no_more_than_its_name(script, monkeypatch):
-    words = ["--model_name_or_path", "playground", "--dataset_name", "playground"]
-    parts = script.Parser((script.ScriptArguments, script.OPEFOConfig, script.ModelConfig)).parse(
-        words, script.QUICKSTART
-    )
-    assert parts[0].reward_funcs == ["playground"] and parts[1].use_cpu and parts[1].flow_target == 0.5
-    assert script.ScriptArguments(dataset_name="playground").reward_funcs == ["playground"]
-    assert script.ScriptArguments(reward_funcs="math").reward_funcs == ["math"]
-
-
-# ---- mistakes, in this process
 
 
 @pytest.fixture(scope="module")
@@ -105,47 +92,56 @@ def script():
     return load_script("train.py")
 
 
+def test_the_playground_needs_no_more_than_its_name(script):
+    words = ["--model_name_or_path", "playground", "--dataset_name", "playground"]
+    types = (script.ScriptArguments, script.OPEFOConfig, script.ModelConfig)
+    arguments, config, _ = script.Parser(types).parse(words, script.QUICKSTART)
+    assert arguments.reward_funcs == ["playground"] and config.use_cpu and config.flow_target == 0.5
+    assert script.ScriptArguments(dataset_name="playground").reward_funcs == ["playground"]
+    assert script.ScriptArguments(reward_funcs="math").reward_funcs == ["math"]
+
+
+# wrong options -> words that their message holds: field, value, way out
 MISTAKES = {
-    "--config nowhere.yaml": "The config file 'nowhere.yaml' cannot be read",
-    "--config": "--config needs a file",
-    "--config=typo.yaml": "There is no option 'flow_traget' (in typo.yaml). Did you mean 'flow_target'?",
-    "--config broken.yaml": "'broken.yaml' is not YAML",
-    "--config text.yaml": "'text.yaml' must hold a map",
-    "--flow_traget 0.4": "There is no option 'flow_traget' (on the command line). Did you mean 'flow_target'?",
-    "stray": "'stray' belongs to no option",
-    "--max_steps many": "argument --max_steps/--max-steps: invalid int value: 'many'",
-    "--control opfeo": "`control='opfeo'` is unknown. Did you mean 'opefo'?",
-    "--steps_per_generation 2": "OPEFO is strictly on-policy",
-    "--dataset_name nowhere.jsonl": "There is no file 'nowhere.jsonl'",
-    "--dataset_name nobody/nothing": "The data set 'nobody/nothing' cannot be loaded",
-    "--dataset_name questions.jsonl --eval_prompts 0": "needs a column 'target'; the data has question, answer",
-    "--dataset_name questions.jsonl --prompt_column text": "The data has no column 'text'; it has question, answer",
-    "--dataset_name sentences.jsonl --reward_funcs math": "1 of 1 rows of the split 'train' have answers",
-    "--dataset_name questions.jsonl --reward_funcs math_answer_line --eval_prompts 0": "the prompts do not ask for",
-    "--dataset_name questions.jsonl --decontaminate aime23": "`benchmark='aime23'` is unknown",
-    "--dataset_train_split trian": "`split='trian'`",
+    "--config nowhere.yaml": "'nowhere.yaml'",
+    "--config": "--config file",
+    "--config=typo.yaml": "'flow_traget' typo.yaml 'flow_target'",
+    "--config broken.yaml": "'broken.yaml' YAML",
+    "--config text.yaml": "'text.yaml' map",
+    "--flow_traget 0.4": "'flow_traget' 'flow_target'",
+    "stray": "'stray'",
+    "--max_steps many": "--max_steps 'many'",
+    "--control opfeo": "`control='opfeo'` 'opefo'",
+    "--steps_per_generation 2": "steps_per_generation strict_on_policy",
+    "--dataset_name nowhere.jsonl": "'nowhere.jsonl'",
+    "--dataset_name nobody/nothing": "'nobody/nothing'",
+    "--dataset_name questions.jsonl --eval_prompts 0": "'target' question, answer",
+    "--dataset_name questions.jsonl --prompt_column text": "'text' question, answer",
+    "--dataset_name sentences.jsonl --reward_funcs math": "1 of 1 rows 'train' answers",
+    "--dataset_name questions.jsonl --reward_funcs math_answer_line --eval_prompts 0": "prompt_template answer_line",
+    "--dataset_name questions.jsonl --decontaminate aime23": "`benchmark='aime23'`",
+    "--dataset_train_split trian": "`split='trian'` 'train'",
     "--eval_prompts -1": "`eval_prompts=-1`",
-    "--reward_funcs maths": "`reward_funcs='maths'` is unknown",
-    "--reward_funcs math": "The reward 'math' needs a column 'answer'; the data has prompt, target",
-    "--reward_funcs nowhere.exact": "'nowhere.exact' cannot be imported",
-    "--prompt_template dots": "`prompt_template='dots'` is unknown",
-    "--output_dir questions.jsonl/out": "Nothing can be written to `output_dir='questions.jsonl/out'`",
-    "--per_device_eval_batch_size 7": "`per_device_eval_batch_size=7` on 1 processes does not divide into groups",
-    "--resume_from_checkpoint nowhere": "There is no checkpoint in 'nowhere'",
+    "--reward_funcs maths": "`reward_funcs='maths'` 'math'",
+    "--reward_funcs math": "'math' 'answer' prompt, target",
+    "--reward_funcs nowhere.exact": "'nowhere.exact'",
+    "--prompt_template dots": "`prompt_template='dots'`",
+    "--output_dir questions.jsonl/out": "`output_dir='questions.jsonl/out'`",
+    "--per_device_eval_batch_size 7": "`per_device_eval_batch_size=7` num_generations_eval",
+    "--resume_from_checkpoint nowhere": "'nowhere'",
     "--model_name_or_path nobody/nothing --dataset_name playground --reward_funcs playground --use_cpu --bf16 false":
-        "The model 'nobody/nothing' cannot be loaded",
-    "--model_name_or_path ./model --use_cpu --bf16 false": "There is no data",
-    "--model_name_or_path ./model --dataset_name playground --use_cpu --bf16 false": "there is no such folder",
-    "--model_name_or_path ./model --dataset_name playground": "On the CPU: --use_cpu true --bf16 false",
-    "--dataset_name holes.jsonl --eval_prompts 0": "1 of 2 rows have nothing in column 'prompt'",
-    "--dataset_name empty.jsonl": "'empty.jsonl' is empty",
-    "--model_name_or_path ./model --dataset_name questions.jsonl --use_cpu --bf16 false": "There is no reward",
-    "--dataset_name questions.jsonl --reward_funcs math --eval_prompts 0":
-        "There are 1 prompts to train on, and a rollout takes 32",
-    "--reward_funcs broken.exact": "'broken.exact' cannot be imported: SyntaxError",
-    "--resume_from_checkpoint done/checkpoint-2 --output_dir done": "checkpoint-4 would be taken for one of this run",
-    "--resume_from_checkpoint false --output_dir done": "'done' holds checkpoint-4",
-    "--use_vllm true": "needs vLLM's CPU build",
+        "'nobody/nothing'",
+    "--model_name_or_path ./model --use_cpu --bf16 false": "--dataset_name",
+    "--model_name_or_path ./model --dataset_name playground --use_cpu --bf16 false": "'./model' folder",
+    "--model_name_or_path ./model --dataset_name playground": "--use_cpu true --bf16 false",
+    "--dataset_name holes.jsonl --eval_prompts 0": "1 of 2 rows 'prompt'",
+    "--dataset_name empty.jsonl": "'empty.jsonl' empty",
+    "--model_name_or_path ./model --dataset_name questions.jsonl --use_cpu --bf16 false": "--reward_funcs",
+    "--dataset_name questions.jsonl --reward_funcs math --eval_prompts 0": "1 32",
+    "--reward_funcs broken.exact": "'broken.exact' SyntaxError",
+    "--resume_from_checkpoint done/checkpoint-2 --output_dir done": "checkpoint-2 checkpoint-4",
+    "--resume_from_checkpoint false --output_dir done": "'done' checkpoint-4",
+    "--use_vllm true": "vLLM CPU",
 }  # fmt: skip
 
 
@@ -169,8 +165,8 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, m
     with pytest.raises(SystemExit) as stop:
         script.main()
     assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error: ")]
-    assert len(lines) == 1 and MISTAKES[mistake] in lines[0]
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error: "))
+    assert [word for word in MISTAKES[mistake].split() if word not in line] == []
 
 
 def test_a_traceback_can_be_asked_for(script, monkeypatch):
@@ -180,18 +176,13 @@ def test_a_traceback_can_be_asked_for(script, monkeypatch):
         script.main()
 
 
-def test_help_shows_our_fields_with_their_words():
-    shown = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    text = " ".join(shown.split())
-    for field in (
-        "--control",
-        "--flow_target",
-        "--flow_estimator",
-        "--nonfinite",
-        "--entropy_curves",
-        "--reward_funcs",
-    ):
-        assert field in text
-    assert "Entropy to hold." in text and "How a token's entropy change is estimated" in text
+def test_help_shows_our_fields_with_their_words(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        script.main()
+    text = " ".join(capsys.readouterr().out.split())
+    for field in ("control", "flow_target", "flow_estimator", "nonfinite", "entropy_curves", "reward_funcs"):
+        assert f"--{field}" in text
+    for field in fields(script.OPEFOConfig):
+        if field.name.startswith("flow_"):
+            assert " ".join(field.metadata["help"].split()) in text

@@ -1,4 +1,4 @@
-"""What is in the wheel and the sdist, and that both run without a checkout beside them. `make wheel` installs it."""
+"""Wheel and sdist hold all that they should, and the wheel runs without a checkout. `make wheel` installs it."""
 
 import os
 import shutil
@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import opefo_trl
+
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta as make; getattr(make, sys.argv[1])('dist')"
 
@@ -23,16 +26,16 @@ def build(kind: str, source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """Of a copy, so that the checkout stays clean."""
+    """Build from a copy, so that the checkout stays clean."""
     copy = tmp_path_factory.mktemp("source") / "copy"
-    away = shutil.ignore_patterns(".*", "out", "build", "dist", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, copy, ignore=away)
+    untracked = shutil.ignore_patterns(".*", "out", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=untracked)
     return build("build_sdist", copy)
 
 
 @pytest.fixture(scope="module")
 def unpacked(sdist, tmp_path_factory):
-    """The wheel that the sdist makes, as pip lays it out."""
+    """Unpack the wheel that is built from the sdist, as pip does."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "source", filter="data")
@@ -48,13 +51,14 @@ def run(unpacked, folder, *words):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_sdist_has_what_a_reader_wants(sdist):
+def test_the_sdist_has_sources_documents_and_tests(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    wanted = (
-        "train.py eval.py setup.py CITATION.cff LICENSE README.md Makefile constraints.txt configs/quickstart.yaml"
-    )
-    assert set(wanted.split()) <= names and {"docs/release.md", "tests/test_wheel.py", "benchmarks/hub.py"} <= names
+    wanted = """
+        train.py eval.py setup.py CITATION.cff LICENSE README.md Makefile constraints.txt configs/quickstart.yaml
+        docs/release.md tests/test_wheel.py benchmarks/hub.py
+    """
+    assert set(wanted.split()) <= names
     assert not any(name.endswith(".pyc") or name.startswith((".hub", "out/")) for name in names)
 
 
@@ -62,14 +66,14 @@ def test_the_wheel_has_template_playground_and_recipes(unpacked):
     package = unpacked / "opefo_trl"
     for name in ("model_card_template.md", "curves/report.html", "py.typed", "recipes/train.py", "recipes/eval.py"):
         assert (package / name).is_file(), name
-    for name in (ROOT / "opefo_trl" / "playground" / "model").iterdir():
-        assert (package / "playground" / "model" / name.name).read_bytes() == name.read_bytes()
+    for path in (ROOT / "opefo_trl" / "playground" / "model").iterdir():
+        assert (package / "playground" / "model" / path.name).read_bytes() == path.read_bytes()
     recipes = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
     assert recipes == {path.relative_to(package / "recipes/configs") for path in package.rglob("recipes/**/*.yaml")}
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"opefo_trl"}
 
 
-def test_it_runs_by_five_lines_and_by_its_recipes(unpacked, tmp_path):
+def test_the_wheel_runs_five_lines_and_its_recipes(unpacked, tmp_path):
     where = "import opefo_trl; print(opefo_trl.__file__)"
     assert run(unpacked, tmp_path, "-c", where).stdout.startswith(str(unpacked))
     lines = run(unpacked, tmp_path, str(ROOT / "tests" / "runs" / "five_lines.py"))
@@ -85,8 +89,6 @@ def test_it_runs_by_five_lines_and_by_its_recipes(unpacked, tmp_path):
 
 
 def test_the_citation_is_right():
-    import opefo_trl
-
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert citation["version"] == opefo_trl.__version__ and citation["license"] == "Apache-2.0"

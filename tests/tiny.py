@@ -25,7 +25,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(seed: int = 0, sharpness: float = 6.0) -> Qwen2ForCausalLM:
-    """A random policy. `sharpness` scales its head, so that some tokens are likely and others are not."""
+    """Build a random policy. `sharpness` scales its head, so that some tokens are likely and others are not."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(ALPHABET) + 2,
@@ -52,12 +52,12 @@ def tiny_dataset(repeats: int = 8) -> Dataset:
 
 
 def digit_reward(completions: list[str], **_: object) -> list[float]:
-    """Share of digits, so that the completions of a group differ and likely tokens gain or lose with it."""
+    """Return the share of digits, which differs within a group and depends on likely tokens."""
     return [sum(c.isdigit() for c in completion) / (1 + len(completion)) for completion in completions]
 
 
 def settings(output_dir: object, **overrides: object) -> dict[str, object]:
-    """Arguments of a quick, silent CPU run, for GRPOConfig and OPEFOConfig alike."""
+    """Return the arguments of a quick, silent CPU run, for GRPOConfig and OPEFOConfig alike."""
     return {
         "output_dir": str(output_dir),
         "use_cpu": True,
@@ -78,7 +78,7 @@ def settings(output_dir: object, **overrides: object) -> dict[str, object]:
 
 
 def scripted_rollout(prompts: list[str], trainer: object) -> dict[str, object]:
-    """Completions that depend on the prompt and the place in its group alone: the same for any number of processes."""
+    """Write completions by prompt and index in the group alone: the same for any number of processes."""
     tokenizer, generations = trainer.processing_class, trainer.num_generations
     rollout: dict[str, list] = {"prompt_ids": [], "completion_ids": [], "logprobs": None}
     for index, prompt in enumerate(prompts):
@@ -91,7 +91,7 @@ def scripted_rollout(prompts: list[str], trainer: object) -> dict[str, object]:
 
 
 def build(trainer_class: type, config_class: type, output_dir: object, model: object = None, **overrides: object):
-    """A silent trainer of the tiny model; `extra` are arguments of the trainer, all others of the config."""
+    """Build a silent trainer of the tiny model; `extra` goes to the trainer, everything else to the config."""
     extra = dict(overrides.pop("extra", {}))
     trainer = trainer_class(
         tiny_model() if model is None else model,
@@ -106,7 +106,7 @@ def build(trainer_class: type, config_class: type, output_dir: object, model: ob
 
 
 def train(*arguments: object, **overrides: object):
-    """`build` a trainer and run it."""
+    """Build a trainer and run it."""
     trainer = build(*arguments, **overrides)
     trainer.train()
     return trainer
@@ -119,7 +119,7 @@ def parameters(trainer: object) -> dict[str, torch.Tensor]:
 def metrics(
     trainer: object, skip: tuple[str, ...] = ("step_time", "train_", "eval_runtime", "_per_second")
 ) -> list[dict]:
-    """What was logged, less what a clock measured."""
+    """Return the logged rows without measured times."""
     return [
         {key: value for key, value in row.items() if not any(word in key for word in skip)}
         for row in trainer.state.log_history
@@ -127,7 +127,7 @@ def metrics(
 
 
 def assert_equal_runs(ours, theirs):
-    """All parameters and all that TRL logged, bit for bit."""
+    """Compare all parameters and all that TRL logs, bit for bit."""
     for name, value in parameters(theirs).items():
         assert torch.equal(parameters(ours)[name], value), name
     for our_row, their_row in zip(metrics(ours), metrics(theirs), strict=True):

@@ -1,4 +1,4 @@
-"""Two ranks of DDP, forked from a process that has graded already, as by a notebook. Writes FOLDER/RANK.json."""
+"""Grade on two ranks, forked from a process that has graded already, as in a notebook; write FOLDER/RANK.json."""
 
 import json
 import sys
@@ -13,16 +13,16 @@ GOLDS = ["1/2", "3", "x^2 - 1", "69,84", "5"]
 TEXTS = [r"\boxed{0.5}", r"\boxed{4}", r"\boxed{(x-1)(x+1)}", r"\boxed{84, 69}", "five"]
 
 
-def rank(place: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=place, world_size=2)
+def grade(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     rewards = math_reward(TEXTS, GOLDS)
     dist.barrier()
-    (Path(folder) / f"{place}.json").write_text(json.dumps(rewards))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(rewards))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     first = math_reward(TEXTS, GOLDS)
-    mp.start_processes(rank, (sys.argv[1],), nprocs=2, start_method="fork")
+    mp.start_processes(grade, (sys.argv[1],), nprocs=2, start_method="fork")
     assert math_reward(TEXTS, GOLDS) == first
     (Path(sys.argv[1]) / "parent.json").write_text(json.dumps(first))

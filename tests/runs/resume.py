@@ -1,4 +1,4 @@
-"""Train the tiny model for 8 steps with a checkpoint every 2, once for each scope; be killed, or go on from step 4.
+"""Train the tiny model for 8 steps with a checkpoint every 2, once for each scope; be killed, or resume from step 4.
 
 Each run that is to be killed is a process of its own, forked before torch has done any work.
 
@@ -56,4 +56,4 @@ if __name__ == "__main__":
             assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
         else:
             run(Path(folder) / scope, mode, scope)
-            os._exit(1)  # it should not have come to this
+            os._exit(1)  # SIGKILL did not come

@@ -1,4 +1,4 @@
-"""Two processes, each with a vLLM engine of its own, train one policy; every rank writes what it saw.
+"""Train one policy on two processes, each with a vLLM engine of its own; every rank writes metrics and completions.
 
 torchrun --nproc_per_node 2 two_engines.py MODEL OUT
 """

@@ -1,9 +1,9 @@
-"""One optimizer step of 16 scripted rows over any number of processes; rank 0 writes what came of it.
+"""Take an optimizer step of 16 scripted rows over any number of processes; rank 0 writes metrics and gradients.
 
     torchrun --nproc_per_node 2 two_processes.py OUT [fsdp]
 
-With `fsdp` the model is sharded by FSDP2. accelerate wants a GPU for that and takes processes on a CPU for another
-kind, so it is told that they are the kind that it knows; the sharding and the collectives are real, over gloo.
+With `fsdp` the model is sharded by FSDP2. accelerate takes FSDP only for `MULTI_GPU`, and PartialState calls processes
+on a CPU `MULTI_CPU`, so that is replaced; the sharding and the collectives are real, over gloo.
 """
 
 import gc
@@ -39,7 +39,7 @@ if FSDP:
 
 
 def whole(tensor):
-    """A tensor that no rank holds alone, gathered; every rank must ask."""
+    """Gather a sharded tensor, on all ranks at once."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
@@ -49,7 +49,7 @@ class Gradients(TrainerCallback):
 
 
 class PoisonLastRank(Control):
-    """One rank's loss is NaN; the others' are fine."""
+    """Make the loss of the last rank NaN."""
 
     def advantages(self, tokens):
         last = dist.get_rank() == dist.get_world_size() - 1
@@ -67,13 +67,13 @@ def last_rank_is_infinite(completions, **_):
 
 
 def flat_on_last_rank(prompts, completions, **_):
-    """No signal for the second half of the prompts, in order: all rows of the last of two ranks."""
+    """Give zero advantage to the second half of a step's prompts: all rows of the last of two ranks."""
     rewards = digit_reward(completions)
     return [0.0 if prompt in PROMPTS[2:4] else reward for prompt, reward in zip(prompts, rewards, strict=True)]
 
 
 class ImagesOnLastRank(OPEFOTrainer):
-    """As a vision model's rollout looks to the ranks, where only one has images in it."""
+    """Looks like a vision model's rollout in which only the last rank has images."""
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
@@ -86,7 +86,7 @@ IDLE = {"shuffle_dataset": False, "extra": {"reward_funcs": flat_on_last_rank}}
 
 
 def sixteen_rows(out, **overrides):
-    """A trainer of 16 rows a step, however many processes share them, and what catches its gradients."""
+    """Build a trainer of 16 rows a step, shared by all processes, and the callback that keeps its gradients."""
     gradients = Gradients()
     extra = {"rollout_func": scripted_rollout, "callbacks": [gradients], **overrides.pop("extra", {})}
     trainer_class = overrides.pop("trainer_class", OPEFOTrainer)
@@ -135,13 +135,12 @@ def main(out: Path) -> None:
                 message = f"skipped {trainer.guard.skipped}"
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
-            still = all(
+            unchanged = all(
                 torch.equal(whole(p), q)
                 for p, q in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True)
             )
-            said = [None] * world
-            dist.all_gather_object(said, (message, still))
-            results[name] = said
+            results[name] = [None] * world
+            dist.all_gather_object(results[name], (message, unchanged))
 
     if trainer.accelerator.is_main_process:
         (out / "results.json").write_text(json.dumps({"world": world, "sampled": sampled, **results}))

@@ -1,4 +1,4 @@
-"""Our recipes for DeepSpeed ZeRO-2 and ZeRO-3, on two processes without a GPU: the steps that DDP takes.
+"""The recipes for DeepSpeed ZeRO-2 and ZeRO-3 take the steps of DDP, on two processes without a GPU.
 
 make test-deepspeed        # in an environment of its own, .venv-deepspeed
 """
@@ -20,20 +20,12 @@ RUN = f"""
     --max_steps {STEPS} --eval_prompts 0 --save_strategy no --num_generations 4
     --per_device_train_batch_size 16 --gradient_accumulation_steps 2 --flow_target none --flow_lambda_max 1.0
 """.split()
-SAME = [
-    "reward",
-    "entropy",
-    "flow/increase",
-    "flow/decrease",
-    "flow/lambda",
-    "batching/padding",
-    "batching/skipped_rows",
-]
+SAME = "reward entropy flow/increase flow/decrease flow/lambda batching/padding batching/skipped_rows".split()  # noqa: SIM905
 pytestmark = pytest.mark.timeout(600)
 
 
 def on_a_cpu(recipe: Path, folder: Path) -> Path:
-    """The recipe, on two processes of a CPU."""
+    """Copy a recipe and set it to two processes on a CPU."""
     machine = yaml.safe_load(recipe.read_text()) | {"use_cpu": True, "mixed_precision": "no", "num_processes": 2}
     path = folder / recipe.name
     path.write_text(yaml.safe_dump(machine))
@@ -43,12 +35,11 @@ def on_a_cpu(recipe: Path, folder: Path) -> Path:
 def curves(recipe: str, scope: str, folder: Path):
     out = folder / f"{recipe}-{scope}"
     machine = on_a_cpu(RECIPES / f"{recipe}.yaml", folder)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(machine)]
-    port = ["--main_process_port", str(20000 + os.getpid() % 20000)]
-    # On a CPU, DeepSpeed counts cores with numactl otherwise
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    # without DS_ACCELERATOR, DeepSpeed counts cores with numactl
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, *port, str(ROOT / "train.py"), *RUN, "--flow_scope", scope, "--output_dir", str(out)],
+        [*launch, str(machine), str(ROOT / "train.py"), *RUN, "--flow_scope", scope, "--output_dir", str(out)],
         capture_output=True, text=True, cwd=folder, env=environment, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

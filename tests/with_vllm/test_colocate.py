@@ -49,7 +49,7 @@ def test_answers_are_graded_beside_the_engine(model_path, tmp_path):
         return math_reward([rf"\boxed{{{completion}}}" for completion in completions], **columns)
 
     rows = tiny_dataset()
-    rows = rows.add_column("answer", [str(place % 10) for place in range(len(rows))])
+    rows = rows.add_column("answer", [str(index % 10) for index in range(len(rows))])
     trainer = run(model_path, tmp_path, max_steps=1, extra={"reward_funcs": boxed, "train_dataset": rows})
     shares = {key: value for key, value in trainer.state.log_history[0].items() if key.startswith("grading/")}
     assert sum(shares.values()) == pytest.approx(1) and shares["grading/no_answer"] < 1
@@ -57,7 +57,7 @@ def test_answers_are_graded_beside_the_engine(model_path, tmp_path):
 
 
 def forwards_of(trainer) -> list[int]:
-    """Forwards of the policy in each optimizer step."""
+    """Count the forwards of the policy in each optimizer step."""
     counts = [0]
 
     class Steps(TrainerCallback):
@@ -73,8 +73,13 @@ def forwards_of(trainer) -> list[int]:
     return counts[:-1]
 
 
+def rising_reward(completions, **_):
+    """Reward no two completions alike, so that no row has zero advantage, which would cost a forward of its own."""
+    return [float(index) for index in range(len(completions))]
+
+
 def test_the_running_scope_takes_one_forward_less(model_path, tmp_path, capfd):
-    common = {**VLLM, "model": model_path, "max_steps": 3}
+    common = {**VLLM, "model": model_path, "max_steps": 3, "extra": {"reward_funcs": rising_reward}}
     counts = {"GRPOTrainer": forwards_of(build(GRPOTrainer, GRPOConfig, tmp_path, **common))}
     for scope in ("batch", "running"):
         counts[scope] = forwards_of(build(OPEFOTrainer, OPEFOConfig, tmp_path, flow_scope=scope, **common))
@@ -88,15 +93,15 @@ MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_live_ratio_and_its_metrics_are_trls(mode, model_path, tmp_path, monkeypatch):
-    """vLLM's log-probabilities are shaken, so that the ratio has something to correct."""
+    """Add noise to vLLM's log-probabilities, so that the ratio has something to correct."""
     generate = GRPOTrainer._generate_single_turn
 
-    def shaken(self, *args, **kwargs):
+    def noisy(self, *args, **kwargs):
         completions, logps = generate(self, *args, **kwargs)
-        shake = random.Random(0).gauss
-        return completions, [[logp + shake(0, 0.1) for logp in row] for row in logps]
+        gauss = random.Random(0).gauss
+        return completions, [[logp + gauss(0, 0.1) for logp in row] for row in logps]
 
-    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", shaken)
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", noisy)
     bounds = {"vllm_importance_sampling_clip_min": 0.9, "vllm_importance_sampling_clip_max": 1.1}
     settings = {**VLLM, **bounds, "vllm_importance_sampling_mode": mode, "max_steps": 1, "seed": 0}
     settings.update(model=model_path, **BATCH)
@@ -125,9 +130,9 @@ def test_weights_that_do_not_reach_vllm_stop_the_run(correction, model_path, tmp
     settings = {"vllm_importance_sampling_correction": False} if correction == "off" else {"flow_scope": correction}
     trainer = build(OPEFOTrainer, OPEFOConfig, tmp_path, model=model_path, **VLLM, max_steps=20, **settings)
     trainer.vllm_generation.sync_weights = lambda: None
-    with pytest.raises(StaleWeightsError, match=r"5th rollout in a row\. Likely causes: the weights"):
+    with pytest.raises(StaleWeightsError, match="5th rollout"):
         trainer.train()
-    assert caplog.text.count("more than `sampling_drift_max=0.1`") == 4
+    assert caplog.text.count("`sampling_drift_max=0.1`") == 4
     assert trainer.state.global_step < 19
 
 
@@ -136,13 +141,13 @@ def completions(folder: Path) -> list[str]:
 
 
 def test_the_seed_and_a_resume_change_what_vllm_samples(model_path, tmp_path):
-    """vLLM sets the process' random numbers to its rank; without more, every run would draw the same noise."""
+    """vLLM seeds the process with its rank; unless we seed it, every run would sample the same."""
     save = {"save_strategy": "steps", "save_steps": 2, "log_completions": True}
     for seed in (1, 2):
         run(model_path, tmp_path / str(seed), seed=seed, learning_rate=1e-8, **save)
     whole, other = completions(tmp_path / "1"), completions(tmp_path / "2")
     assert sorted(whole[:8]) != sorted(other[:8])
-    # A resume goes on with the noise of the checkpoint; where that is lost, with noise of its own
+    # a resumed run samples with the checkpoint's random state; where that is lost, with a state of its own
     checkpoint = tmp_path / "1" / "checkpoint-2"
     for folder in ("kept", "lost"):
         shutil.copytree(checkpoint, tmp_path / folder / "checkpoint-2")
@@ -166,17 +171,13 @@ def test_two_processes_train_on_what_their_engines_sampled(model_path, tmp_path)
         assert first == second  # lambda, flows and drift are those of both
         assert first["sampling/sampling_logp_difference/mean"] < 1e-5
     assert ranks[0]["parameters"] == ranks[1]["parameters"]
-    assert ranks[0]["completions"] != ranks[1]["completions"]  # each engine has noise of its own
+    assert ranks[0]["completions"] != ranks[1]["completions"]  # each engine samples with a seed of its own
 
 
 def test_tokens_that_importance_sampling_masks_out_carry_no_flow(model_path, tmp_path):
-    trainer = run(
-        model_path,
-        tmp_path,
-        max_steps=1,
-        vllm_importance_sampling_mode="token_mask",
-        vllm_importance_sampling_clip_min=1.0 - 1e-9,  # about half of the ratios fall below by rounding
-    )
+    half = 1.0 - 1e-9  # about half of the ratios fall below by rounding
+    masked_out = {"vllm_importance_sampling_mode": "token_mask", "vllm_importance_sampling_clip_min": half}
+    trainer = run(model_path, tmp_path, max_steps=1, **masked_out)
     inputs = trainer._buffered_inputs[0]
     masked = (inputs["importance_sampling_ratio"] == 0) & inputs["completion_mask"].bool()
     assert masked.any()
@@ -191,14 +192,9 @@ def test_exact_flow_of_a_colocated_run(model_path, tmp_path):
 
 
 def test_the_playground_is_served_by_vllm(tmp_path):
-    trainer = OPEFOTrainer(
-        "playground",
-        playground_reward,
-        OPEFOConfig(
-            **settings(tmp_path, **VLLM, per_device_train_batch_size=32, num_generations=8, learning_rate=1e-4)
-        ),
-        train_dataset=playground_dataset("train"),
-    )
+    batch = {"per_device_train_batch_size": 32, "num_generations": 8, "learning_rate": 1e-4}
+    args = OPEFOConfig(**settings(tmp_path, **VLLM, **batch))
+    trainer = OPEFOTrainer("playground", playground_reward, args, train_dataset=playground_dataset("train"))
     trainer.train()
     frame = trainer.curves.to_pandas()
     assert (frame["sampling/sampling_logp_difference/mean"] < 1e-5).all()
