@@ -10,17 +10,17 @@ from huggingface_hub.utils import validate_repo_id
 
 
 def check_repo_id(name: str, given: str | None = None) -> str:
-    """Return `name` if the Hub takes it for a repository; `given` says in the error where the name comes from."""
+    """Return `name` if the Hub accepts it as a repository; `given` tells the error where the name comes from."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         given = given or f"`hub_model_id={name!r}`"
-        raise ValueError(f"{given} is no name of a repository. Set `hub_model_id` to USER/NAME. ({error})") from None
+        raise ValueError(f"{given} is not a repository name. Set `hub_model_id` to USER/NAME. ({error})") from None
     return name
 
 
 def is_repository(name: Any) -> bool:
-    """Return whether `name` can be a repository on the Hub, USER/NAME, and is no file or folder here."""
+    """Return whether `name` can be a repository on the Hub, USER/NAME, and is not a file or folder here."""
     if not isinstance(name, str) or name.endswith(".parquet") or Path(name).exists():
         return False
     try:
