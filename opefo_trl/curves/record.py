@@ -63,7 +63,7 @@ class EntropyCurves:
             file, name = fetch(path, CURVES_FILE, revision, token), name or path
         elif revision is not None or token is not None:
             raise ValueError(
-                f"{str(path)!r} is not a repository on the Hub, so it takes no `revision` and no `token`."
+                f"{str(path)!r} is not on the Hub, so it has no `revision` and needs no `token`."
             )
         if not file.is_file():
             raise FileNotFoundError(
