@@ -62,9 +62,7 @@ class EntropyCurves:
         if isinstance(path, str) and is_repository(path):
             file, name = fetch(path, CURVES_FILE, revision, token), name or path
         elif revision is not None or token is not None:
-            raise ValueError(
-                f"{str(path)!r} is not on the Hub, so it has no `revision` and needs no `token`."
-            )
+            raise ValueError(f"{str(path)!r} is not on the Hub, so it has no `revision` and needs no `token`.")
         if not file.is_file():
             raise FileNotFoundError(
                 f"There are no entropy curves at {str(path)!r}. Give a run's output folder, a checkpoint in it, the "
