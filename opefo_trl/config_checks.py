@@ -15,7 +15,7 @@ from trl import GRPOConfig
 from opefo_trl.controls import Control, control_options
 from opefo_trl.controls.options import CONTROL_FIELDS
 from opefo_trl.flow import ESTIMATORS
-from opefo_trl.validation import check_bool, check_choice
+from opefo_trl.validation import check_bool, check_choice, check_number
 
 _CHOICES = {
     "flow_estimator": ESTIMATORS,
@@ -43,11 +43,8 @@ def check_values(args: GRPOConfig) -> None:
     """Check the fields that can be judged one by one."""
     for name in ("strict_on_policy", "entropy_curves"):
         check_bool(name, getattr(args, name))
-    if args.gradient_accumulation_steps < 1:
-        raise ValueError(
-            f"`gradient_accumulation_steps={args.gradient_accumulation_steps}` must be 1 or more: it is the number of "
-            "micro-batches in an optimizer step."
-        )
+    accumulation = args.gradient_accumulation_steps
+    check_number("gradient_accumulation_steps", accumulation, 1, why="It is the micro-batches of an optimizer step.")
     for name, choices in _CHOICES.items():
         check_choice(name, getattr(args, name), choices)
 
@@ -137,21 +134,20 @@ def conflicts_with_trl(args: GRPOConfig, control: Control) -> list[str]:
     if not control.shapes_tokens:
         return []
     warnings = []
-    if args.entropy_coef != 0 or args.use_adaptive_entropy:
+    if args.use_adaptive_entropy or args.entropy_coef != 0:
         name = "use_adaptive_entropy=True" if args.use_adaptive_entropy else f"entropy_coef={args.entropy_coef}"
         warnings.append(
             f"`{name}` pushes entropy at the same time as `control={args.control!r}`: the flows do not include the "
             "bonus, so the two work against each other. Keep one of them."
         )
-    dropped = {"tokens": ("top_entropy_quantile", args.top_entropy_quantile < 1)}
-    dropped["completions"] = ("off_policy_mask_threshold", args.off_policy_mask_threshold is not None)
-    for what, (name, is_set) in dropped.items():
-        if is_set:
-            warnings.append(
-                f"`{name}={getattr(args, name)}` drops {what} from the loss after `control={args.control!r}` has "
-                "counted their flow, so lambda balances tokens that do not train."
-            )
-    return warnings
+    masks_tokens, masks_completions = args.top_entropy_quantile < 1, args.off_policy_mask_threshold is not None
+    filters = {"top_entropy_quantile": masks_tokens, "off_policy_mask_threshold": masks_completions}
+    return warnings + [
+        f"`{name}={getattr(args, name)}` removes tokens from the loss after `control={args.control!r}` has counted "
+        "their flow, so lambda balances tokens that do not train."
+        for name, is_set in filters.items()
+        if is_set
+    ]
 
 
 def idle_fields(args: GRPOConfig, control: Control) -> list[str]:
@@ -215,11 +211,4 @@ def parse_drift_bound(value: Any) -> float | None:
     """Return `sampling_drift_max` as a number, or None where no bound is wanted; YAML and shells give text."""
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
         return None
-    try:
-        if not isinstance(value, bool) and float(value) > 0:
-            return float(value)
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(
-        f"`sampling_drift_max={value!r}` must be a number above 0, in nats, or None, which disables the check."
-    )
+    return check_number("sampling_drift_max", value, above=0, why="It is in nats; `None` disables the check.")

@@ -6,8 +6,6 @@ TRL's losses `cispo`, `sapo` and `vespo` have no such range, or only its upper e
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -77,6 +75,7 @@ class DynamicClip(EntropyControl):
 
     acts_on_policy = False
     by_row = True
+    state_fields = ("coef", "low", "high")
     source = "the default slopes and intercepts are second-hand, from a third party"
 
     def __init__(
@@ -121,13 +120,6 @@ class DynamicClip(EntropyControl):
             (low * lower + (1 - low) * self.epsilon).clamp(0, 1),
             (high * upper + (1 - high) * self.epsilon).clamp(min=0),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "low": self.low, "high": self.high}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.low, self.high = state["low"], state["high"]
 
 
 class CEGPPO(Control):

@@ -31,6 +31,7 @@ class EntropyControl(Control):
     """
 
     needs_totals = False
+    state_fields: tuple[str, ...] = ("coef",)  # numbers that a checkpoint keeps beside the first entropy
 
     def __init__(self, coef: float):
         self.coef: Tensor | float = coef
@@ -54,10 +55,11 @@ class EntropyControl(Control):
         return {"coef": self.coef}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"coef": float(self.coef), "anchor": self.first.state()}
+        return {**{name: float(getattr(self, name)) for name in self.state_fields}, "anchor": self.first.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coef = state["coef"]
+        for name in self.state_fields:
+            setattr(self, name, state[name])
         self.first.load(state["anchor"])
 
 

@@ -46,8 +46,6 @@ _GAIN, _RATE, _SHARE_MAX = 3.0, 0.2, 1.5  # of the rule that holds a target
 
 class OPEFO(Control):
     """
-    The control of this package's name; see the module's docstring for formula and sources.
-
     Args:
         sides (`str`): rescale `both` groups (the paper), or only the tokens that `increase` or `decrease` entropy.
         static_lambda (`float`, *optional*): a fixed lambda in [-1, 1] instead of lambda*, the paper's ablation.
@@ -75,13 +73,8 @@ class OPEFO(Control):
                 "moves it. Drop one of them."
             )
         self.static_lambda = static_lambda
-        bound = check_number(
-            "flow_lambda_max",
-            flow_lambda_max,
-            high=1,
-            above=0,
-            why="The weights are 1 +- lambda and must not change sign; 1.0 is the paper's unbounded rule.",
-        )
+        why = "The weights are 1 +- lambda and must not change sign; 1.0 is the paper's unbounded rule."
+        bound = check_number("flow_lambda_max", flow_lambda_max, above=0, high=1, why=why)
         if flow_shape is not None:
             check_choice("flow_shape", flow_shape, _SHAPES)
         if flow_shape == "minimal" and sides != "both":
@@ -95,6 +88,7 @@ class OPEFO(Control):
         if flow_schedule != "constant" and flow_target is None:
             raise ValueError(f"`flow_schedule={flow_schedule!r}` moves a target: set `flow_target` as well.")
         self.target = None if flow_target is None else EntropyTarget(flow_target, flow_schedule)
+        self.target_moves = flow_schedule != "constant"
         self.bound = bound if self.target is None else 1.0
         self.lam: Tensor | float = static_lambda or 0.0
         self.mu: Tensor | float = 0.0
@@ -122,25 +116,22 @@ class OPEFO(Control):
         first = self.first.record(totals.entropy)
         if self.static_lambda is None:
             lambda_star = balance(totals)
-            if self.target is None:
-                self.lam = lambda_star.clamp(-self.bound, self.bound)
-            else:
-                self.lam = self._holding_lambda(self.target, lambda_star, totals.entropy, first, step, max_steps)
+            self.lam = lambda_star.clamp(-self.bound, self.bound)
+            if self.target is not None:
+                self.target_now = self.target.at(first, step, max_steps)
+                self.lam = self._holding_lambda(lambda_star, totals.entropy, self.target_now, step)
         self.mu = self.lam * (totals.increase + totals.decrease) / totals.leverage.clamp(min=1e-30)
 
-    def _holding_lambda(
-        self, target: EntropyTarget, lambda_star: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int
-    ) -> Tensor:
+    def _holding_lambda(self, lambda_star: Tensor, entropy: Tensor, target: Tensor, step: int) -> Tensor:
         """Return the lambda that holds the target, and update `share`."""
-        self.target_now = target.at(first, step, max_steps)
-        missing = ((self.target_now - entropy) / self.target_now).nan_to_num(0.0)
+        missing = ((target - entropy) / target).nan_to_num(0.0)
         share = torch.as_tensor(self.share, device=entropy.device, dtype=entropy.dtype)
         if step != self._step:  # in the scope `micro` a step is observed once for each micro-batch
             share, self._step = (share + _RATE * missing).clamp(0, _SHARE_MAX), step
         self.share = share
-        reached = torch.as_tensor(self.reached, device=entropy.device) | (entropy <= self.target_now)
+        reached = torch.as_tensor(self.reached, device=entropy.device) | (entropy <= target)
         self.reached = reached
-        falls_too_slowly = reached & (target.schedule != "constant")
+        falls_too_slowly = reached & self.target_moves  # a moving target, once reached, is followed downwards
         return (share * lambda_star + _GAIN * missing).clamp(max=1).maximum(-falls_too_slowly.to(entropy.dtype))
 
     def advantages(self, tokens: Tokens) -> Tensor:

@@ -26,8 +26,6 @@ _BOUNDS = {"exponential": (0.8, 1.0), "linear": (0.8, 1.2), "asymmetric": (0.9, 
 
 class STEER(Control):
     """
-    Damp tokens by the size of their estimated entropy change.
-
     Args:
         map (`str`): `exponential`, `linear` or `asymmetric`.
         w_min, w_max (`float`, *optional*): bounds on the weights. The authors' scripts: 0.8 and 1.0, 0.8 and 1.2, 0.9

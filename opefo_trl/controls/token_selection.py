@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,19 +18,20 @@ class STARE(EntropyControl):
     `reinforce`: of the tokens of positive advantage, the `share` with the largest -log p counts `up` times.
     `both`: in addition, of those of negative advantage, the same share counts `down` times.
 
-    Verified against the authors' code; as there, shares are of the micro-batch. (There the weight multiplies the
-    clipped loss, here the advantage, which is the same strictly on-policy.)
+    Verified against the authors' code, where the weight multiplies the clipped loss, which is the same strictly
+    on-policy. Shares are of the micro-batch.
 
     Args:
         variant (`str`): `reinforce` (the authors' O1) or `both` (C2).
         target (`float`): nats. The authors', 0.3.
         share (`float`): the authors', 0.1.
         up, down (`float`): the authors', 1.1 and 0.9 (for 14B and 32B 1.05 and 0.95).
-        adaptive (`bool`): move both weights by 0.01 a step, apart while entropy is below the target and back above it,
-            up to 1.5 and down to 0.5. The authors' option.
+        adaptive (`bool`): move both weights by 0.01 a step, up to 1.5 and 0.5, further apart while entropy is below
+            the target. The authors' option.
     """
 
     keeps_zeros = True
+    state_fields = ("coef", "up", "down")
 
     def __init__(
         self,
@@ -70,13 +69,6 @@ class STARE(EntropyControl):
             count = (eligible.sum() * self.share - 1e-4).ceil().clamp(min=1)  # in fp32 30 * 0.1 is a hair above 3
             weights = torch.where(largest(surprise, eligible, count), weight, weights)
         return tokens.advantages * (1 + (weights - 1) * self.coef)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "up": float(self.up), "down": float(self.down)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.up, self.down = state["up"], state["down"]
 
 
 _ZETA_MIN, _ZETA_MAX = 1e-4, 0.05

@@ -1,17 +1,7 @@
 import pytest
-from control_inputs import tokens_of, totals
+from control_inputs import tokens_of
 
 from opefo_trl.controls import CONTROLS, Control, make_control
-
-
-def test_the_base_changes_nothing():
-    tokens = tokens_of([[1.0, -1.0]], [2.0])
-    control = Control()
-    control.observe(totals(), 0, 10)
-    assert control.advantages(tokens) is tokens.advantages
-    assert control.clip_range(tokens) is None and control.penalty(tokens) is None
-    assert control.metrics() == {} and control.state_dict() == {} and control.source is None
-    assert not (control.needs_totals or control.shapes_tokens or control.uses_clip_range)
 
 
 def test_flags_are_reset_in_a_subclass_that_overrides_the_methods_they_describe():

@@ -133,6 +133,11 @@ def test_the_minimal_shape_moves_the_flow_as_far_with_the_least_change():
     assert extreme.min() == 0 and extreme.max() == 3
 
 
+def test_the_minimal_shape_has_no_sides():
+    with pytest.raises(ValueError, match="`sides='increase'` .*`flow_shape='minimal'`"):
+        make_control("opefo", flow_shape="minimal", sides="increase")
+
+
 @pytest.mark.parametrize(
     ("options", "shape"),
     [
