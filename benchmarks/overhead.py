@@ -1,4 +1,4 @@
-"""What entropy-flow control costs: the training phase of OPEFOTrainer over that of TRL's GRPOTrainer.
+"""Cost of entropy-flow control: the training phase of OPEFOTrainer over that of TRL's GRPOTrainer.
 
     make bench                                     # a 4M-parameter model on one CPU core, 7 minutes
     python -u benchmarks/overhead.py --controls --rounds 10    # every control beside `none`

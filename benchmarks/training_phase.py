@@ -1,4 +1,4 @@
-"""How much faster exact micro-batching makes the training phase, compared with TRL's GRPOTrainer on the same rollouts.
+"""Speed-up of the training phase by exact micro-batching, compared with TRL's GRPOTrainer on the same rollouts.
 
     make bench-training                                # a 1M-parameter model on one CPU core, 10 minutes
     python benchmarks/training_phase.py --device cuda --hidden 1024 --layers 24 --vocab 151936 --length 2048

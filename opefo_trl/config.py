@@ -282,7 +282,7 @@ class OPEFOConfig(GRPOConfig):
 
     @property
     def corrects_vllm(self) -> bool:
-        """Whether TRL scores every rollout, to weigh it with the ratio of the policy to what vLLM sampled from."""
+        """Return whether TRL scores every rollout, to weight it with the ratio of the policy to what vLLM sampled from."""
         return self.use_vllm and self.vllm_importance_sampling_correction
 
     def corrects_live(self, control: Control) -> bool:
@@ -292,5 +292,5 @@ class OPEFOConfig(GRPOConfig):
 
     @property
     def updates_in_backward(self) -> bool:
-        """Whether parameters change inside the backward pass, before a gradient can be looked at."""
+        """Return whether parameters change inside the backward pass, before a gradient can be looked at."""
         return self.deepspeed_plugin is not None or any(word in self.optim for word in ("lomo", "layerwise"))

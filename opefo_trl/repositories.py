@@ -15,7 +15,7 @@ def check_repo_id(name: str, given: str | None = None) -> str:
         validate_repo_id(name)
     except HFValidationError as error:
         given = given or f"`hub_model_id={name!r}`"
-        raise ValueError(f"{given} is not a repository name. Set `hub_model_id` to USER/NAME. ({error})") from None
+        raise ValueError(f"{given} is no name of a repository. Set `hub_model_id` to USER/NAME. ({error})") from None
     return name
 
 

@@ -82,17 +82,17 @@ class Control:
 
     @property
     def needs_totals(self) -> bool:
-        """Whether `observe` must see the totals of a batch before that batch is trained on."""
+        """Return whether `observe` must see the totals of a batch before that batch is trained on."""
         return self._overrides("observe")
 
     @property
     def shapes_tokens(self) -> bool:
-        """Whether `advantages` may differ between the tokens of a completion."""
+        """Return whether `advantages` may differ between the tokens of a completion."""
         return self._overrides("advantages")
 
     @property
     def uses_clip_range(self) -> bool:
-        """Whether it acts through the clip range of the loss."""
+        """Return whether it acts through the clip range of the loss."""
         return self._overrides("clip_range") or not {"epsilon", "epsilon_high"}.isdisjoint(self.presets)
 
     def _overrides(self, name: str) -> bool:
