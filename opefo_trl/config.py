@@ -282,7 +282,7 @@ class OPEFOConfig(GRPOConfig):
 
     @property
     def corrects_vllm(self) -> bool:
-        """Return whether TRL scores every rollout, to weight it with the ratio of the policy to what vLLM sampled from."""
+        """Return whether TRL scores every rollout, to weight it with the ratio of the policy to vLLM."""
         return self.use_vllm and self.vllm_importance_sampling_correction
 
     def corrects_live(self, control: Control) -> bool:
