@@ -2,28 +2,32 @@
 
     make compare                                             # four settings, two seeds: about six minutes on two cores
     python benchmarks/compare_controls.py --group controls   # every control, three seeds
-    python benchmarks/compare_controls.py --group tracking   # what holds a target, and the steps of the adaptive bonus
+    python benchmarks/compare_controls.py --group tracking   # targets, and step sizes of the adaptive bonus
     python benchmarks/compare_controls.py --settings none clip_cov "opefo, target" -- --learning_rate 3e-4
 
-Each run is a process of its own (`train.py` on configs/quickstart.yaml, or on another `--config`), one thread each, as
-many at a time as there are cores. A run that is finished is not run again, one that was interrupted goes on: give the
-same command once more. What follows `--` is handed to train.py.
+Each run is a process of its own (`train.py` on configs/quickstart.yaml, or on another `--config`) with one thread; as
+many run at a time as there are cores. The same command resumes interrupted runs and leaves finished ones as they are.
+Arguments after `--` are passed to train.py.
 
-Settings that need several updates to a rollout get four, with twice the optimizer steps, which is half the rollouts;
-`none` is there in both ways. Where a method takes a target entropy, it is given `--target`. On the playground the
-trained models are then asked 64 times for each of 18 held-out questions:
+Settings that need several updates per rollout get four, with twice the optimizer steps, which is half the rollouts;
+`none` is there in both ways. Methods with a target entropy get `--target`. On the playground each trained model then
+answers 18 held-out questions 64 times, with the sampler and the grader of eval.py:
 
     avg@16      share of right answers
-    pass@16     questions with a right answer among 16 samples, unbiased estimate of 64
-    end         of the last ten optimizer steps; the least is that of a mean of ten
-    distinct    different right answers of 64, mean over the questions
+    pass@16     questions with a right answer among 16 samples, unbiased estimate from 64
+    end         mean of the last ten optimizer steps; the least is the least mean of ten steps
+    distinct    distinct right answers of 64, mean over the questions
     off target  root mean square distance to a target entropy, in nats, from where it is first reached
     calibration expected calibration error: |share right - confidence| over ten bins of the confidence, which is the
-                mean probability of a completion's tokens (of the whole completion it would measure diversity)
-    step time   beside `none`, at the fastest tenth: the others waited for the machine's other work. It has the length
-                of the completions in it; `benchmarks/overhead.py --controls` measures the control alone
+                geometric mean of the probabilities of a completion's tokens
+    step time   relative to `none`, at the fastest tenth of the steps, since the others may have waited for other
+                processes. It depends on the length of the completions; `benchmarks/overhead.py --controls` measures
+                the control alone
 
-Writes controls.md (the table), controls.parquet (a row a run), curves.parquet (a row a step), and two figures.
+The committed tables were sampled with one random state for all questions; now each question has a seed of its own. A
+repetition therefore agrees with their held-out columns within sampling noise, not to the digit.
+
+Writes controls.md (the table), controls.parquet (a row per run), curves.parquet (a row per step), and two figures.
 """
 
 from __future__ import annotations
@@ -48,19 +52,22 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.curves.plot import RUNS, Picture, curve, finish
+from opefo_trl.evaluation.engines import Decoding, ModelSource, Transformers
 from opefo_trl.evaluation.metrics import avg_at_k, calibration_error, pass_at_k
+from opefo_trl.evaluation.samples import PlaygroundGrader
 from opefo_trl.files import write_whole
-from opefo_trl.playground import is_right, playground_dataset
+from opefo_trl.grading import Outcome
+from opefo_trl.playground import playground_dataset
 
 ROOT = Path(__file__).parents[1]
-SAMPLES, SHOWN = 64, 16
-# Of the settings that hold a target, those that stand beside the other controls
+SAMPLES, K = 64, 16
+LONGEST = 12  # tokens of an answer
+# Settings with a target that are compared with the other controls too
 COMPARED = (
     "none",
     "none, 4 updates",
@@ -73,12 +80,15 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class Setting:
+    """A control with its options, other fields of the configuration, and the number of updates per rollout."""
+
     control: str
     kwargs: dict = field(default_factory=dict)
     fields: dict = field(default_factory=dict)
-    updates: int = 1  # to a rollout
+    updates: int = 1
 
     def arguments(self, options: argparse.Namespace) -> list[str]:
+        """Return the setting as arguments of train.py."""
         fields: dict = {
             "flow_target": "none",
             **self.fields,
@@ -91,26 +101,27 @@ class Setting:
 
 
 def several(updates: int, options: argparse.Namespace) -> dict[str, int]:
-    """The same rollout in several updates."""
+    """Return the fields that train on the same rollout in several updates."""
     config = yaml.safe_load(options.config.read_text())
-    given = dict(zip(options.more[::2], options.more[1::2], strict=False))
-    rows, parts = (
-        int(given.get(f"--{name}", config.get(name, default)))
+    passed = dict(zip(options.more[::2], options.more[1::2], strict=False))
+    rows, micro_batches = (
+        int(passed.get(f"--{name}", config.get(name, default)))
         for name, default in {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}.items()
     )
-    if parts % updates == 0:
-        return {"steps_per_generation": parts, "gradient_accumulation_steps": parts // updates}
-    if parts == 1 and rows % updates == 0:
+    if micro_batches % updates == 0:
+        return {"steps_per_generation": micro_batches, "gradient_accumulation_steps": micro_batches // updates}
+    if micro_batches == 1 and rows % updates == 0:
         return {"steps_per_generation": updates, "per_device_train_batch_size": rows // updates}
     raise SystemExit(
-        f"A rollout of {parts} micro-batches of {rows} rows cannot be trained on in {updates} updates: let the first "
-        "number, or of one micro-batch the second, be a multiple of it."
+        f"A rollout of {micro_batches} micro-batches of {rows} rows cannot be trained on in {updates} updates. Use a "
+        f"multiple of {updates} micro-batches, or one micro-batch with a multiple of {updates} rows."
     )
 
 
 def settings(target: float) -> dict[str, Setting]:
+    """Return all settings by name."""
     held = {"flow_target": target}
-    constant = {"lr_scheduler_type": "constant_with_warmup"}  # a rate that goes to 0 follows nothing
+    constant = {"lr_scheduler_type": "constant_with_warmup"}  # a learning rate near 0 could not follow a target
     off = {"updates": 4}
     return {
         "none": Setting("none"),
@@ -159,13 +170,14 @@ def settings(target: float) -> dict[str, Setting]:
     }
 
 
-def groups(known: dict[str, Setting]) -> dict[str, list[str]]:
-    tracking = [name for name in known if name.startswith(("opefo, target", "adaptive_entropy", "none"))]
+def groups(by_name: dict[str, Setting]) -> dict[str, list[str]]:
+    """Return the names of the settings in each `--group`."""
+    tracking = [name for name in by_name if name.startswith(("opefo, target", "adaptive_entropy", "none"))]
     return {
         "reduced": ["none", "opefo, target", "opefo, target, sign", "adaptive_entropy, step 0.005"],
         "tracking": [name for name in tracking if "updates" not in name],
-        "controls": [name for name in known if name not in tracking or name in COMPARED],
-        "all": list(known),
+        "controls": [name for name in by_name if name not in tracking or name in COMPARED],
+        "all": list(by_name),
     }
 
 
@@ -185,59 +197,59 @@ MEASURES = {
 
 def main() -> None:
     options = parse()
-    known = settings(options.target)
-    names = options.settings or groups(known)[options.group]
+    by_name = settings(options.target)
+    names = options.settings or groups(by_name)[options.group]
     for name in names:
-        if name not in known:
-            raise SystemExit(f"The setting {name!r} is unknown. Choose of: {', '.join(map(repr, known))}.")
+        if name not in by_name:
+            raise SystemExit(f"The setting {name!r} is unknown. Choose of: {', '.join(map(repr, by_name))}.")
     jobs = [(name, seed) for seed in options.seeds for name in names]
     progress = Progress(len(jobs))
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: progress.of(job, train(*job, known[job[0]], options)), jobs))
+        list(pool.map(lambda job: progress.report(job, train(*job, by_name[job[0]], options)), jobs))
     rows = pd.DataFrame([measure(name, seed, options) for name, seed in jobs])
     write(rows, names, options)
 
 
 def parse() -> argparse.Namespace:
-    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--group", default="reduced", choices=["reduced", "controls", "tracking", "all"])
-    parser.add_argument("--settings", nargs="+", help="by name, instead of a group")
+    parser.add_argument("--settings", nargs="+", help="names of settings, in place of a group")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--target", type=float, default=0.4, help="nats, for what takes a target")
+    parser.add_argument("--target", type=float, default=0.4, help="nats, for methods with a target entropy")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "quickstart.yaml")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "controls")
-    options = parser.parse_args(sys.argv[1:place])
-    options.more = sys.argv[place + 1 :]
+    options = parser.parse_args(sys.argv[1:end])
+    options.more = sys.argv[end + 1 :]
     return options
 
 
 class Progress:
-    """A line for every run that ends: how many there are, and how long the rest will take."""
+    """Prints a line for every run that ends: how many have, and how long the others will take."""
 
     def __init__(self, total: int):
         self.total, self.done, self.trained, self.begun = total, 0, 0, time.monotonic()
         self.lock = threading.Lock()
 
-    def of(self, job: tuple[str, int], trained: bool) -> None:
+    def report(self, job: tuple[str, int], trained: bool) -> None:
         with self.lock:
             self.done += 1
             self.trained += trained
             elapsed = time.monotonic() - self.begun
             rest = elapsed / max(1, self.trained) * (self.total - self.done) / 60
-            what = "done" if trained else "was done"
-            print(f"[{self.done:3}/{self.total}] {job[0]}, seed {job[1]}: {what}; {rest:.0f} min to go", flush=True)
+            state = "done" if trained else "was done"
+            print(f"[{self.done:3}/{self.total}] {job[0]}, seed {job[1]}: {state}; {rest:.0f} min to go", flush=True)
 
 
-def place(name: str, seed: int, options: argparse.Namespace) -> Path:
+def folder_of(name: str, seed: int, options: argparse.Namespace) -> Path:
     return options.folder / name.replace(", ", "-").replace(" ", "-") / str(seed)
 
 
 def train(name: str, seed: int, setting: Setting, options: argparse.Namespace) -> bool:
-    """Whether there was anything left to do."""
-    out = place(name, seed, options)
+    """Train and evaluate a setting, unless that has been done. Return whether there was anything left to do."""
+    out = folder_of(name, seed, options)
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(options.config), "--seed", str(seed)]
     command += ["--eval_prompts", "0", "--save_total_limit", "1", "--output_dir", str(out)]
     command += [*options.more, *setting.arguments(options)]
@@ -254,62 +266,44 @@ def train(name: str, seed: int, setting: Setting, options: argparse.Namespace) -
     return True
 
 
-def check_same(out: Path, what: list[str]) -> None:
-    """A run that was begun with other settings is neither gone on with nor taken for this one."""
+def check_same(out: Path, command: list[str]) -> None:
+    """Refuse to resume, or to count as done, a run that was started with another command."""
     path = out.with_suffix(".json")
-    if path.exists() and json.loads(path.read_text()) != what:
+    if path.exists() and json.loads(path.read_text()) != command:
         raise SystemExit(
             f"{out} was run with other settings ({path} has them). Choose another --folder, or delete it."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(what))
+    path.write_text(json.dumps(command))
 
 
-@torch.no_grad()
 def held_out(out: Path) -> dict[str, float]:
-    """Questions of the playground that were never trained on; nothing of another task."""
+    """Return the scores on the held-out questions of the playground; nothing for another task."""
     if "playground" not in (out / "run.json").read_text():
         return {}
     disable_progress_bar()
     torch.set_num_threads(1)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    generator = torch.Generator().manual_seed(0)
+    source = ModelSource(str(out))
+    tokenizer, grader = source.tokenizer(), PlaygroundGrader()
+    engine = Transformers(source, Decoding(temperature=1.0, top_p=1.0, max_new_tokens=LONGEST), tokenizer)
     right, confidence, distinct = [], [], []
-    for row in playground_dataset("test"):
-        ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_tensors="pt")
-        ids = ids if torch.is_tensor(ids) else ids["input_ids"]
-        answers, probabilities = sample(model, ids.expand(SAMPLES, -1), tokenizer, generator)
-        correct = [is_right(answer.strip(), row["target"]) for answer in answers]
-        right.append(correct)
-        confidence.append(probabilities)
-        distinct.append(len({answer for answer, good in zip(answers, correct, strict=True) if good}))
+    for seed, row in enumerate(playground_dataset("test")):
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        samples = engine.sample([prompt] * SAMPLES, [seed] * SAMPLES, [LONGEST] * SAMPLES)
+        grades = grader.grade([row["target"]] * SAMPLES, [sample.text for sample in samples])
+        right.append([grade.outcome == Outcome.CORRECT for grade in grades])
+        confidence.append([math.exp(sample.logp / sample.tokens) for sample in samples])
+        distinct.append(len({grade.answer for grade in grades if grade.outcome == Outcome.CORRECT}))
     return {
         "avg16": avg_at_k(right),
-        "pass16": pass_at_k(right, SHOWN),
+        "pass16": pass_at_k(right, K),
         "distinct": sum(distinct) / len(distinct),
         "calibration": calibration_error(np.ravel(confidence), np.ravel(right)),
     }
 
 
-def sample(model, ids: torch.Tensor, tokenizer, generator: torch.Generator) -> tuple[list[str], list[float]]:
-    """Completions at temperature 1, and of each the mean probability of its tokens (geometric), its end included."""
-    done = torch.zeros(len(ids), dtype=torch.bool)
-    total, count, tokens, cache = torch.zeros(len(ids)), torch.zeros(len(ids)), [], None
-    for _ in range(12):
-        output = model(ids if cache is None else tokens[-1].unsqueeze(1), past_key_values=cache, use_cache=True)
-        cache, logps = output.past_key_values, output.logits[:, -1].float().log_softmax(-1)
-        drawn = torch.multinomial(logps.exp(), 1, generator=generator).squeeze(1)
-        total += logps.gather(1, drawn.unsqueeze(1)).squeeze(1).masked_fill(done, 0)
-        count += ~done
-        tokens.append(drawn.masked_fill(done, tokenizer.pad_token_id))
-        done |= drawn == tokenizer.eos_token_id
-        if done.all():
-            break
-    return tokenizer.batch_decode(torch.stack(tokens, 1), skip_special_tokens=True), (total / count).exp().tolist()
-
-
 def measure(name: str, seed: int, options: argparse.Namespace) -> dict:
-    out, setting = place(name, seed, options), settings(options.target)[name]
+    out, setting = folder_of(name, seed, options), settings(options.target)[name]
     frame, updates = EntropyCurves.load(out).to_pandas(), setting.updates
     return {
         "setting": name,
@@ -325,7 +319,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict:
 
 
 def off_target(frame: pd.DataFrame, setting: Setting, target: float) -> float:
-    """Root mean square, in nats, from where entropy first reaches its target; NaN of what has none to hold."""
+    """Return the root mean square distance, in nats, from where entropy first reaches its target; NaN without one."""
     if "flow/target" in frame:
         wanted = frame["flow/target"]
     elif "target" in setting.kwargs:
@@ -341,7 +335,7 @@ def write(rows: pd.DataFrame, names: list[str], options: argparse.Namespace) -> 
     base = rows[rows["setting"].isin(plain)].groupby("setting")["seconds"].median()
     rows["step"] = rows["seconds"] / plain.map(base)
     curves = [
-        EntropyCurves.load(place(name, seed, options)).to_pandas().assign(setting=name, seed=seed)
+        EntropyCurves.load(folder_of(name, seed, options)).to_pandas().assign(setting=name, seed=seed)
         for name in names
         for seed in options.seeds
     ]
@@ -361,20 +355,20 @@ def table(rows: pd.DataFrame, names: list[str]) -> str:
     measures = {name: label for name, label in MEASURES.items() if name in rows and rows[name].notna().any()}
     lines = [f"| | {' | '.join(measures.values())} |", "|---" * (len(measures) + 1) + "|"]
     for name in names:
-        of = rows[rows["setting"] == name]
+        runs = rows[rows["setting"] == name]
         cells = []
         for measure in measures:
             digits = 1 if measure == "distinct" else 3 if measure in ("calibration", "off") else 2
-            known = of[measure].dropna()
-            spread = f" \N{PLUS-MINUS SIGN} {known.std():.{digits}f}" if len(known) > 1 else ""
-            count = f" ({len(known)} of {len(of)})" if len(known) < len(of) else ""
-            cells.append(f"{known.mean():.{digits}f}{spread}{count}" if len(known) else "")
+            values = runs[measure].dropna()
+            spread = f" \N{PLUS-MINUS SIGN} {values.std():.{digits}f}" if len(values) > 1 else ""
+            count = f" ({len(values)} of {len(runs)})" if len(values) < len(runs) else ""
+            cells.append(f"{values.mean():.{digits}f}{spread}{count}" if len(values) else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def draw_curves(names: list[str], options: argparse.Namespace) -> None:
-    """Entropy of every setting, each in a small panel over those of GRPO."""
+    """Draw the entropy of every setting in a small panel, over that of GRPO."""
     columns = min(4, len(names))
     count = math.ceil(len(names) / columns)
     figure = Picture(figsize=(2.9 * columns, 2.3 * count + 0.3), layout="constrained")
@@ -384,7 +378,7 @@ def draw_curves(names: list[str], options: argparse.Namespace) -> None:
         for setting, color in ((plain, "#8a8a8a"), (name, RUNS[1])):
             for seed in options.seeds:
                 if setting in names:
-                    frame = EntropyCurves.load(place(setting, seed, options)).to_pandas()
+                    frame = EntropyCurves.load(folder_of(setting, seed, options)).to_pandas()
                     curve(axes, frame, "entropy", 10, color, None)
         finish(axes, textwrap.fill(name, 28), "", floor=0, legend=False)
     for axes in panels[len(names) :]:
@@ -395,7 +389,7 @@ def draw_curves(names: list[str], options: argparse.Namespace) -> None:
 
 
 def draw_plane(rows: pd.DataFrame, names: list[str], options: argparse.Namespace) -> None:
-    """Held-out reward beside diversity: mean and standard deviation of each setting."""
+    """Draw held-out reward over diversity: mean and standard deviation of each setting."""
     if "avg16" not in rows:
         return
     figure = Picture(figsize=(9.5, max(5.2, 1 + 0.16 * len(names))), layout="constrained")

@@ -1,25 +1,24 @@
-"""What entropy-flow control costs: the training phase of OPEFOTrainer over that of TRL's GRPOTrainer.
+"""Cost of entropy-flow control: the training phase of OPEFOTrainer over that of TRL's GRPOTrainer.
 
     make bench                                     # a 4M-parameter model on one CPU core, 7 minutes
     python -u benchmarks/overhead.py --controls --rounds 10    # every control beside `none`
     python benchmarks/overhead.py --device cuda --hidden 1536 --layers 28 --vocab 151936 --length 1024
 
-Both trainers are given the same recorded rollouts, so that what is timed is everything but generation and rewards:
-scoring, loss, backward, clipping, update. Each variant takes its steps beside GRPO in the order A B B A, over and
-over; a ratio is (B + B) / (A + A) of one such round. Printed are the median of the ratios, their quartiles, and the
-ratio of the median step times. On a CPU one thread is used, and `make bench` keeps glibc from handing memory back
-between steps: both make the times steadier, for both sides alike.
+Both trainers get the same recorded rollouts, so that everything but generation and rewards is timed: scoring, loss,
+backward, clipping, update. Each variant and GRPO take steps in turns, in the order A B B A; a ratio is
+(B + B) / (A + A) of one such round. The output is the median of the ratios, their quartiles, and the ratio of the
+median step times. On a CPU one thread is used, and `make bench` keeps glibc from returning memory between steps: both
+make the times steadier, equally for both sides.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from pathlib import Path
+import warnings
 
 import torch
-from replay import a_b_b_a, add_sizes, build, describe, replay, rollout
+from replay import a_b_b_a, add_sizes, build, describe, quartiles, replay, rollout, write_results
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -33,9 +32,7 @@ VARIANTS = {
     "batch, expected": {"flow_estimator": "expected"},
     "batch, exact": {"flow_estimator": "exact"},
 }
-
-
-# Beside each other, on the same forwards: of `opefo` without its scoring pass
+# With `flow_scope: running` no control needs a scoring pass, so all of them run the same forwards
 CONTROL_VARIANTS = {
     name: {"control": name, "strict_on_policy": control.acts_on_policy, "flow_scope": "running"}
     for name, control in CONTROLS.items()
@@ -45,6 +42,7 @@ CONTROL_VARIANTS = {
 
 def main() -> None:
     options = parse()
+    warnings.filterwarnings("ignore", message="`control=")  # notes on fields and sources do not matter for the time
     if options.device == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -65,8 +63,7 @@ def main() -> None:
         ours.train()
         ours.model.forwards = 0
         grpo_seconds, ours_seconds = a_b_b_a(grpo, ours, options)
-        ratios = [left / right for left, right in zip(ours_seconds, grpo_seconds, strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4)
+        low, median, high = quartiles(ours_seconds, grpo_seconds)
         results[name] = {
             "ratio": median,
             "quartiles": [low, high],
@@ -83,9 +80,7 @@ def main() -> None:
         del ours
     forwards = grpo.model.forwards / (2 * options.rounds * len(results))
     print(f"{baseline:22} {1:7.3f} {'':37} {forwards:14.2f} {statistics.median(grpo_seconds) / 2:7.3f}")
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name != "json"}
-        options.json.write_text(json.dumps({"options": settings, "results": results}, indent=2))
+    write_results(options, results)
 
 
 def parse() -> argparse.Namespace:
@@ -93,13 +88,12 @@ def parse() -> argparse.Namespace:
     sizes = {"hidden": 256, "layers": 3, "vocab": 4096, "rows": 8, "generations": 4, "length": 96}
     add_sizes(parser, **sizes, accumulation=2, rounds=40)
     parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *CONTROL_VARIANTS])
-    parser.add_argument("--controls", action="store_true", help="every control beside `none`, instead of GRPOTrainer")
-    parser.add_argument("--json", type=Path, help="where to write the numbers too")
+    parser.add_argument("--controls", action="store_true", help="every control beside `none`, in place of GRPOTrainer")
     return parser.parse_args()
 
 
 def uneven(options: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Completions of uneven length, half of them rewarded."""
+    """Return a rollout with completions of uneven length, half of them rewarded."""
     rows, groups = options.rows, options.rows // options.generations
     lengths = torch.randint(options.length // 4, options.length + 1, (rows,))
     lengths[0] = options.length

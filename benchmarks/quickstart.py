@@ -1,10 +1,10 @@
-"""What the quickstart shows, over seeds: plain GRPO and OPEFO, from `python train.py` itself.
+"""The result of the quickstart over seeds: plain GRPO and OPEFO, by `python train.py` itself.
 
     python benchmarks/quickstart.py            # about ten minutes on two cores: `make quickstart-seeds`
 
-Each run is a process of its own, one thread each, as many at a time as there are cores. The table is of the end of the
-runs: reward and entropy are means of the last ten steps, distinct right answers are among 64 samples for each of 18
-questions that were never trained on. Writes benchmarks/results/quickstart.json and docs/images/quickstart.png.
+Each run is a process of its own with one thread; as many run at a time as there are cores. The table describes the end
+of the runs: reward and entropy are means of the last ten steps, distinct right answers are counted among 64 samples
+for each of 18 held-out questions. Writes benchmarks/results/quickstart.json and docs/images/quickstart.png.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ MEASURES = {
 
 
 def train(control: str, seed: int, folder: Path, more: list[str]) -> Path:
+    """Run train.py, with its output in a log, and return its output folder."""
     out = folder / f"{control}-{seed}"
-    shutil.rmtree(out, ignore_errors=True)  # or train.py would go on with what is there
+    shutil.rmtree(out, ignore_errors=True)  # or train.py would resume the run in it
     command = [sys.executable, str(ROOT / "train.py"), "--control", control, "--seed", str(seed), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     log = folder / f"{control}-{seed}.log"
@@ -65,7 +66,7 @@ def draw(folder: Path, seeds: list[int]) -> None:
     figure = Picture(figsize=(10.0, 3.1), layout="constrained")
     panels = {
         "entropy": ("Entropy of the policy", "nats per token"),
-        "answers/distinct": ("Distinct right answers", "of 8 to a question"),
+        "answers/distinct": ("Distinct right answers", "of 8 per question"),
         "reward": ("Reward", "share that is right"),
     }
     for axes, (column, (title, unit)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
@@ -81,7 +82,7 @@ def draw(folder: Path, seeds: list[int]) -> None:
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Median and range over the seeds."""
+    """Return a table of medians and ranges over the seeds."""
     lines = [f"| | {' | '.join(MEASURES.values())} |", "|---" * (len(MEASURES) + 1) + "|"]
     for control, label in CONTROLS.items():
         cells = []

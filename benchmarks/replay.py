@@ -1,16 +1,19 @@
-"""Recorded rollouts, a model of any size, and a step taken by hand: for benchmarks of everything but generation.
+"""Recorded rollouts, a model of any size, and single optimizer steps, for benchmarks of everything but generation.
 
-Both trainers are given the same generation batches, so that what is timed is scoring, loss, backward, clipping and
-update. Steps are taken in the order A B B A, over and over; a ratio is that of one such round.
+Both trainers get the same generation batches, so that scoring, loss, backward, clipping and update are timed. They
+take steps in turns, in the order A B B A; a ratio is that of one such round.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -22,7 +25,7 @@ from trl import GRPOTrainer
 
 
 def add_sizes(parser: argparse.ArgumentParser, **defaults: int) -> None:
-    """Options of the model and of its rollouts."""
+    """Add options for the model and its rollouts."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     words = {
         "hidden": "width of the model",
@@ -32,17 +35,18 @@ def add_sizes(parser: argparse.ArgumentParser, **defaults: int) -> None:
         "generations": "completions of a prompt",
         "length": "longest completion, in tokens",
         "accumulation": "micro-batches of a step",
-        "rounds": "A B B A rounds of a row, four steps each",
+        "rounds": "A B B A rounds of each comparison, four steps each",
     }
     for name, help_ in words.items():
         parser.add_argument(f"--{name}", type=int, default=defaults[name], help=help_)
+    parser.add_argument("--json", type=Path, help="a file for the numbers")
 
 
 def rollout(
     options: argparse.Namespace, lengths: torch.Tensor, prompts: torch.Tensor, rewards: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """
-    A generation batch as TRL makes it, of random tokens.
+    Return a generation batch of random tokens in the form that TRL gives it.
 
     Args:
         lengths, prompts (`Tensor`): tokens of each completion and of its prompt, (rows,).
@@ -64,7 +68,7 @@ def rollout(
 
 
 def replay(rollouts: list[dict[str, torch.Tensor]]) -> None:
-    """The one thing that is replaced: generation and rewards, by what was recorded. Both trainers call this."""
+    """Replace generation and rewards by recorded rollouts, in both trainers; nothing else is replaced."""
 
     def recorded(self, inputs):
         batch = dict(rollouts[self.state.global_step % len(rollouts)])
@@ -75,6 +79,7 @@ def replay(rollouts: list[dict[str, torch.Tensor]]) -> None:
 
 
 def build(trainer_class: type, config_class: type, options: argparse.Namespace, bf16: bool = True, **overrides):
+    """Return a trainer of a random model that counts its forwards in `model.forwards`."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=options.vocab,
@@ -98,7 +103,7 @@ def build(trainer_class: type, config_class: type, options: argparse.Namespace, 
         disable_tqdm=True,
         save_strategy="no",
         logging_steps=1,
-        max_steps=2,  # to warm up and to build the optimizer; the timed steps are taken by hand
+        max_steps=2,  # a warm-up that builds the optimizer; timed steps go through `step`
         per_device_train_batch_size=options.rows // options.accumulation,
         gradient_accumulation_steps=options.accumulation,
         num_generations=options.generations,
@@ -123,7 +128,7 @@ def build(trainer_class: type, config_class: type, options: argparse.Namespace, 
 
 
 def step(trainer, options: argparse.Namespace) -> None:
-    """One optimizer step, as the Trainer takes it: micro-batches, clipping, update."""
+    """Take one optimizer step as the Trainer does: micro-batches, clipping, update."""
     model = trainer.model_wrapped
     for micro_batch in range(options.accumulation):
         trainer.accelerator.gradient_state._set_sync_gradients(micro_batch == options.accumulation - 1)
@@ -149,13 +154,25 @@ def step_seconds(trainer, options: argparse.Namespace) -> float:
 
 
 def a_b_b_a(theirs, ours, options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Seconds of each side in every round, two steps each."""
+    """Return the seconds of each side in every round, two steps each."""
     a, b = [], []
     for _ in range(options.rounds):
         a1, b1, b2, a2 = (step_seconds(trainer, options) for trainer in (theirs, ours, ours, theirs))
         a.append(a1 + a2)
         b.append(b1 + b2)
     return a, b
+
+
+def quartiles(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """Return the quartiles of the ratios of all rounds; the second is their median."""
+    return statistics.quantiles([left / right for left, right in zip(over, under, strict=True)], n=4)
+
+
+def write_results(options: argparse.Namespace, results: object, leave_out: Sequence[str] = ()) -> None:
+    """Write the options and the numbers to the file of `--json`, if there is one."""
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name not in ("json", *leave_out)}
+        options.json.write_text(json.dumps({"options": settings, "results": results}, indent=2))
 
 
 def synchronize() -> None:

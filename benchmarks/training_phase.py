@@ -1,35 +1,33 @@
-"""How much faster exact micro-batching makes the training phase, beside TRL's GRPOTrainer on the same rollouts.
+"""Speed-up of the training phase by exact micro-batching, compared with TRL's GRPOTrainer on the same rollouts.
 
     make bench-training                                # a 1M-parameter model on one CPU core, 10 minutes
     python benchmarks/training_phase.py --device cuda --hidden 1024 --layers 24 --vocab 151936 --length 2048
 
-Profiles of a rollout, of which `--length` is the longest completion:
+Profiles of a rollout whose longest completion is `--length`:
 
-    uniform            every completion that long, and every one with an advantage: nothing to gain
-    moderate           normal around 40 % of the longest, spread 15 %
-    heavy tails        lognormal, mean a quarter of the longest
-    heavy tails, zeros the same, and 40 % of the groups without a signal, since all of their rewards are equal
+    uniform            all completions have the full length and an advantage: nothing to gain
+    moderate           lengths are normal, with a mean of 40 % of the longest and a deviation of 15 %
+    heavy tails        lengths are lognormal, with a mean of a quarter of the longest
+    heavy tails, zeros the same, and 40 % of the groups are without a signal, since all of their rewards are equal
 
-A ratio is (A + A) / (B + B) of a round A B B A, A being GRPOTrainer: above 1 we are faster. `forwards` counts those of
-the model in a step of ours, those without gradient included; TRL's is one for each micro-batch. `padded` is tokens
-that went through a training forward over those that are no padding. Peak memory is the most that tensors held during a
-step, less what they held before it. The gradient is compared in fp32 with that of the same control on TRL's
-micro-batches: the largest norm of the difference over the norm, of all rollouts.
+A ratio is (A + A) / (B + B) of a round A B B A with A for GRPOTrainer: above 1 ours is faster. `forwards` counts the
+forwards of the model in a step of ours, those without gradient included; TRL runs one per micro-batch. `padded` is the
+number of tokens in training forwards over those that are not padding. Peak memory is the maximum that tensors held
+during a step, less what they held before it. The gradient is compared in fp32 with that of the same control on TRL's
+micro-batches: the largest relative norm of the difference over all rollouts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
-from pathlib import Path
 
-os.environ.update(KINETO_LOG_LEVEL="5", TORCH_CPP_LOG_LEVEL="ERROR")  # the profiler has much to say
+os.environ.update(KINETO_LOG_LEVEL="5", TORCH_CPP_LOG_LEVEL="ERROR")  # silence the profiler
 
 import torch
-from replay import a_b_b_a, add_sizes, build, describe, replay, rollout, step
+from replay import a_b_b_a, add_sizes, build, describe, quartiles, replay, rollout, step, write_results
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -65,8 +63,7 @@ def main() -> None:
                 f"{'padded: TRL':>12} {'ours':>6} {'peak MiB: TRL':>14} {'ours':>7} {'gradient':>9}"
             )
         a, b = a_b_b_a(theirs, ours, options)
-        ratios = [left / right for left, right in zip(a, b, strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4)
+        low, median, high = quartiles(a, b)
         row = {
             "profile": profile,
             "scope": scope["flow_scope"],
@@ -81,9 +78,7 @@ def main() -> None:
         results.append(row)
         print(line(row), flush=True)
         del theirs, ours
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in ("json", "profiles")}
-        options.json.write_text(json.dumps({"options": settings, "results": results}, indent=2))
+    write_results(options, results, leave_out=["profiles"])
 
 
 def line(row: dict) -> str:
@@ -100,7 +95,6 @@ def parse() -> argparse.Namespace:
     sizes = {"hidden": 192, "layers": 2, "vocab": 1024, "rows": 80, "generations": 8, "length": 256}
     add_sizes(parser, **sizes, accumulation=16, rounds=7)
     parser.add_argument("--profiles", nargs="*", choices=PROFILES)
-    parser.add_argument("--json", type=Path, help="where to write the numbers too")
     return parser.parse_args()
 
 
@@ -114,7 +108,7 @@ def profiled(profile: str, options: argparse.Namespace) -> dict[str, torch.Tenso
         spread = 0.8
         lengths = torch.exp(math.log(longest / 4) - spread**2 / 2 + spread * torch.randn(rows))
     lengths = lengths.clamp(longest / 64, longest).long()
-    lengths[torch.randint(rows, ())] = longest  # the one that hits the limit
+    lengths[torch.randint(rows, ())] = longest  # one completion reaches the limit
     uniform = profile == "uniform"
     prompts = torch.full((groups,), 16) if uniform else torch.randint(8, 25, (groups,))
     rewards = torch.randint(0, 2, (groups, options.generations)).float()
@@ -125,6 +119,8 @@ def profiled(profile: str, options: argparse.Namespace) -> dict[str, torch.Tenso
 
 
 class Gradients(TrainerCallback):
+    """Records the gradient of every optimizer step."""
+
     def __init__(self):
         self.steps: list[torch.Tensor] = []
 
@@ -133,7 +129,7 @@ class Gradients(TrainerCallback):
 
 
 def gradient_difference(options: argparse.Namespace, scope: dict[str, str]) -> float:
-    """The largest, over all rollouts, between our micro-batches and TRL's under the same control."""
+    """Return the largest relative difference, over all rollouts, between our micro-batches and TRL's."""
     recorded = []
     for micro_batching in ("trl", "exact"):
         settings = {"micro_batching": micro_batching, "entropy_curves": False, "max_grad_norm": 0.0, **scope}
@@ -147,7 +143,7 @@ def gradient_difference(options: argparse.Namespace, scope: dict[str, str]) -> f
 
 
 def padding(trainer, rollouts: list[dict[str, torch.Tensor]]) -> float:
-    """Padded over real tokens of what was trained on in the last step."""
+    """Return all tokens over those that are not padding, of the micro-batches of the last step."""
     buffered = trainer._buffered_inputs
     shapes = [
         (len(batch["prompt_ids"]), batch["prompt_ids"].size(1), batch["completion_ids"].size(1)) for batch in buffered
@@ -157,7 +153,7 @@ def padding(trainer, rollouts: list[dict[str, torch.Tensor]]) -> float:
 
 
 def peak_mib(trainer, options: argparse.Namespace) -> float:
-    """The most that tensors held at once during a step."""
+    """Return the maximum that tensors held at once during a step."""
     if options.device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

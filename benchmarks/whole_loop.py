@@ -1,11 +1,11 @@
-"""Exact micro-batching in whole runs: the learning curve of TRL's micro-batches, in less time.
+"""Exact micro-batching in whole runs: the same learning curve as with TRL's micro-batches, in less time.
 
     python benchmarks/whole_loop.py            # about ten minutes
 
-Trains the playground for 100 steps of four micro-batches, generation, rewards and all, with `exact` and with `trl`
-micro-batching, and a third time with TRL's in eight micro-batches of half the size. The gradients of all three are
-equal but for rounding, until that flips the first sampled token; from there on curves drift apart, those of the two
-kinds of TRL's as well, which is the measure for ours. One process at a time, one thread each.
+Trains the playground for 100 steps of four micro-batches, generation and rewards included, with `exact` and with `trl`
+micro-batching, and a third time with `trl` in eight micro-batches of half the size. The gradients of all three are
+equal up to rounding, until rounding flips the first sampled token. From then on the curves drift apart; the distance
+between the two `trl` runs is the yardstick for `exact`. One process at a time, with one thread.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from opefo_trl.curves import EntropyCurves
 RESULTS = ROOT / "benchmarks" / "results" / "whole_loop.json"
 
 
-def divided(micro_batching: str, micro_batches: int) -> list[str]:
+def arguments(micro_batching: str, micro_batches: int) -> list[str]:
     sizes = {"per_device_train_batch_size": 256 // micro_batches, "gradient_accumulation_steps": micro_batches}
     return [f"--{name}={value}" for name, value in {"micro_batching": micro_batching, **sizes}.items()]
 
 
-RUNS = {"trl": divided("trl", 4), "exact": divided("exact", 4), "halves": divided("trl", 8)}
+RUNS = {"trl": arguments("trl", 4), "exact": arguments("exact", 4), "halves": arguments("trl", 8)}
 SMOOTH = 10  # steps
 
 
 def compare(theirs: EntropyCurves, ours: EntropyCurves) -> dict[str, float]:
+    """Return the number of equal first steps, the largest distances of the smoothed curves, and the speed-up."""
     a, b = theirs.to_pandas(), ours.to_pandas()
     differs = (a["reward"] - b["reward"]).abs() > 1e-6
     smooth = [frame[["reward", "entropy"]].rolling(SMOOTH).mean() for frame in (a, b)]
@@ -45,7 +46,7 @@ def compare(theirs: EntropyCurves, ours: EntropyCurves) -> dict[str, float]:
 
 
 def seconds(curves: EntropyCurves) -> float:
-    """Median of a step, generation and rewards included."""
+    """Return the median time of a step, generation and rewards included."""
     return float(curves.to_pandas()["time"].diff().median())
 
 

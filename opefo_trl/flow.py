@@ -46,7 +46,7 @@ def token_flow(
     accelerator: Accelerator | None = None,
 ) -> Tensor:
     """
-    First-order entropy change of each token's update, per unit step.
+    Return the first-order entropy change of each token's update, per unit step.
 
     Args:
         logps (`Tensor`): log-probability of each sampled token, (B, T).
@@ -54,7 +54,7 @@ def token_flow(
         advantages (`Tensor`): (B,), (B, 1) or (B, T).
         estimator (`str`): one of `ESTIMATORS`.
         mask (`Tensor`, *optional*): 1 on the tokens that train, (B, T). `covariance` takes its means over them.
-        accelerator (`Accelerator`, *optional*): makes these means those of all ranks.
+        accelerator (`Accelerator`, *optional*): takes these means over all ranks.
         vocabulary (`Tensor`, *optional*): `vocabulary_score` of the same estimator, (B, T); needed by `exact` and
             `expected`.
 
@@ -65,27 +65,27 @@ def token_flow(
     if advantages.dim() == logps.dim() - 1:
         advantages = advantages.unsqueeze(-1)
     if estimator == "covariance":
-        known = logps.isfinite() & advantages.isfinite()
+        finite = logps.isfinite() & advantages.isfinite()
         if mask is not None:
-            known &= mask.bool()
-        summed = [torch.where(known, values, 0).sum() for values in (advantages.expand_as(logps), logps)]
-        sums = torch.stack([*summed, known.sum().float()])
+            finite &= mask.bool()
+        summed = [torch.where(finite, values, 0).sum() for values in (advantages.expand_as(logps), logps)]
+        sums = torch.stack([*summed, finite.sum().float()])
         if accelerator is not None:
             sums = accelerator.reduce(sums, reduction="sum")
         mean_advantage, mean_logp = sums[:2] / sums[2].clamp(min=1)
         return -(advantages - mean_advantage) * (logps - mean_logp)
-    return -advantages * flow_score(logps, entropies, estimator, vocabulary)
+    return -advantages * _flow_score(logps, entropies, estimator, vocabulary)
 
 
-def flow_score(logps: Tensor, entropies: Tensor, estimator: str, vocabulary: Tensor | None = None) -> Tensor:
-    """The factor S_t in d_t = -A_t S_t, (B, T): positive on tokens that are more likely than is typical."""
+def _flow_score(logps: Tensor, entropies: Tensor, estimator: str, vocabulary: Tensor | None = None) -> Tensor:
+    """Return the factor S_t in d_t = -A_t S_t, (B, T): positive on tokens that are more likely than is typical."""
     if estimator in VOCABULARY_ESTIMATORS and vocabulary is None:
         raise ValueError(
             f"The {estimator!r} estimator sums over the vocabulary: pass `vocabulary=vocabulary_score(hidden, weight, "
             f"estimator={estimator!r})`, or use one of "
             f"{', '.join(repr(name) for name in ESTIMATORS if name not in VOCABULARY_ESTIMATORS)}."
         )
-    logps = logps.clamp(max=0)  # rounding can lift a certain token a hair above probability 1
+    logps = logps.clamp(max=0)  # rounding can give a certain token a probability above 1
     likely = logps + entropies  # log p + H, above 0 for tokens more likely than exp(-H)
     p, rest = logps.exp(), -torch.expm1(logps)  # rest = 1 - p, without cancellation near 1
     if estimator == "sampled":
@@ -115,12 +115,12 @@ def vocabulary_score(
     budget: int = 2**24,
 ) -> Tensor:
     """
-    The vocabulary sums of the `exact` and `expected` estimators, from hidden states and the LM head.
+    Return the vocabulary sums of the `exact` and `expected` estimators, from hidden states and the LM head.
 
         exact:     sum_j p_j^2 (log p_j + H)
         expected:  sum_j p_j (1 - p_j)^2 (log p_j + H)
 
-    The logits live for `budget // V` positions at a time and are never whole.
+    Logits are computed for `budget // V` positions at a time, never for all at once.
 
     Args:
         hidden (`Tensor`): last hidden states, (..., D).
@@ -141,7 +141,7 @@ def vocabulary_score(
         logp = F.log_softmax(logits / temperature, dim=-1)
         p = logp.exp()
         likely = logp - (p * logp).sum(-1, keepdim=True)  # log p_j + H; p log p is 0 where p underflows
-        # (1 - p)^2 = 1 + p (p - 2), and the 1 adds up to nothing: sum_j p_j (log p_j + H) = 0
+        # (1 - p)^2 = 1 + p (p - 2), and the 1 contributes nothing: sum_j p_j (log p_j + H) = 0
         spread = p * p if estimator == "exact" else p * p * (p - 2)
         scores.append((spread * likely).sum(-1))
     return torch.cat(scores).view(hidden.shape[:-1])
@@ -162,22 +162,22 @@ class FlowTotals:
     @torch.no_grad()
     def of(cls, flow: Tensor, mask: Tensor, entropies: Tensor, advantages: Tensor | None = None) -> FlowTotals:
         """
-        Totals of the tokens where `mask` is 1; `flow`, `mask` and `entropies` are (B, T). `advantages`, (B,), (B, 1)
-        or (B, T), are for the leverage alone, which is 0 without them.
+        Return the totals of the tokens where `mask` is 1; `flow`, `mask` and `entropies` are (B, T). `advantages`,
+        (B,), (B, 1) or (B, T), serve the leverage only, which is 0 without them.
         """
         trained = mask.bool()
-        known = trained & flow.isfinite() & entropies.isfinite()
-        flow = flow.float().masked_fill(~known, 0)
+        finite = trained & flow.isfinite() & entropies.isfinite()
+        flow = flow.float().masked_fill(~finite, 0)
         leverage = flow.new_zeros(()) if advantages is None else _per_advantage(flow, advantages).square().sum()
-        entropies = entropies.float().masked_fill(~known, 0)
+        entropies = entropies.float().masked_fill(~finite, 0)
         return cls(
             torch.stack(
                 [
                     flow.clamp(min=0).sum(),
                     flow.neg().clamp(min=0).sum(),
                     entropies.sum(),
-                    known.sum().float(),
-                    (trained & ~known).sum().float(),
+                    finite.sum().float(),
+                    (trained & ~finite).sum().float(),
                     leverage,
                 ]
             )
@@ -185,7 +185,7 @@ class FlowTotals:
 
     @classmethod
     def load(cls, sums: list[float], device: torch.device) -> FlowTotals:
-        """What a checkpoint holds."""
+        """Return the totals that a checkpoint holds."""
         if len(sums) != 6:
             raise ValueError(f"{len(sums)} totals where 6 are expected: it was written by another version")
         return cls(torch.tensor(sums, device=device))
@@ -194,11 +194,11 @@ class FlowTotals:
         return FlowTotals(self.sums + other.sums)
 
     def reduce(self, accelerator: Accelerator) -> FlowTotals:
-        """Totals over all ranks: one all-reduce of six numbers."""
+        """Return the totals over all ranks: one all-reduce of six numbers."""
         return FlowTotals(accelerator.reduce(self.sums, reduction="sum"))
 
     def metrics(self) -> dict[str, Tensor]:
-        """What to log of them: flows per token, so that batches of different size compare."""
+        """Return the metrics to log: flows per token, so that batches of different sizes can be compared."""
         tokens = self.tokens.clamp(min=1)
         return {
             "flow/increase": self.increase / tokens,
@@ -210,7 +210,7 @@ class FlowTotals:
         }
 
     def with_entropy(self, entropy: Tensor) -> FlowTotals:
-        """The same flows beside another mean entropy."""
+        """Return the same flows with another mean entropy."""
         sums = self.sums.clone()
         sums[2] = entropy * self.tokens
         return FlowTotals(sums)
@@ -242,47 +242,51 @@ class FlowTotals:
 
     @property
     def leverage(self) -> Tensor:
-        """The sum of d^2 / A^2: by how much the net flow moves when every weight does so by mu d / A^2, over mu."""
+        """The sum of d^2 / A^2: how far the net flow moves, per mu, when every weight changes by mu d / A^2."""
         return self.sums[5]
 
     @property
     def entropy(self) -> Tensor:
-        """Mean entropy of the tokens, in nats; NaN of no tokens."""
+        """Mean entropy of the tokens, in nats; NaN if there are none."""
         return self.sums[2] / self.tokens
 
 
 def balance(totals: FlowTotals) -> Tensor:
-    """lambda* = (E- - E+) / (E- + E+), a 0-d tensor in [-1, 1]; 0 when either side is empty, since 1 or -1 would then
-    switch the whole update off."""
+    """
+    Return lambda* = (E- - E+) / (E- + E+), a 0-d tensor in [-1, 1]; 0 when either side is empty, since 1 or -1 would
+    then switch the whole update off.
+    """
     both = (totals.increase > 0) & (totals.decrease > 0)
     lambda_star = (totals.decrease - totals.increase) / (totals.decrease + totals.increase)
     return torch.where(both, lambda_star, torch.zeros_like(lambda_star))
 
 
 def flow_weights(flow: Tensor, lam: Tensor | float, sides: str = "both") -> Tensor:
-    """1 + lam where flow > 0, 1 - lam where flow < 0, 1 elsewhere and where it is not finite, (B, T). `sides` keeps
-    only one of the groups."""
+    """
+    Return 1 + lam where flow > 0, 1 - lam where flow < 0, and 1 elsewhere and where it is not finite, (B, T). `sides`
+    restricts this to one of the groups.
+    """
     check_choice("sides", sides, SIDES)
-    known = flow.isfinite()
+    finite = flow.isfinite()
     weights = torch.ones_like(flow, dtype=torch.float32)
     if sides != "decrease":
-        weights = torch.where(known & (flow > 0), 1 + lam, weights)
+        weights = torch.where(finite & (flow > 0), 1 + lam, weights)
     if sides != "increase":
-        weights = torch.where(known & (flow < 0), 1 - lam, weights)
+        weights = torch.where(finite & (flow < 0), 1 - lam, weights)
     return weights
 
 
 def minimal_weights(flow: Tensor, advantages: Tensor, mu: Tensor | float) -> Tensor:
     """
-    1 + mu d / A^2, within [0, 3], (B, T); 1 where the advantage is 0 or the flow is not finite. Of all weights that
-    move the net flow as far, they change the learning signal least: the sum of A^2 (w - 1)^2.
+    Return 1 + mu d / A^2, within [0, 3], (B, T); 1 where the advantage is 0 or the flow is not finite. Of all weights
+    that move the net flow as far, these have the smallest sum of A^2 (w - 1)^2: they change the learning signal least.
     """
     leverage = _per_advantage(_per_advantage(flow.float(), advantages), advantages)
     return torch.where(flow.isfinite(), 1 + mu * leverage, 1.0).clamp(0, 3)
 
 
 def _per_advantage(values: Tensor, advantages: Tensor) -> Tensor:
-    """values / A, 0 where A is 0."""
+    """Return values / A, and 0 where A is 0."""
     advantages = advantages.float()
     if advantages.dim() == values.dim() - 1:
         advantages = advantages.unsqueeze(-1)

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 
 def check_repo_id(name: str, given: str | None = None) -> str:
-    """Return `name` if the Hub takes it for a repository; `given` says in the error where the name comes from."""
+    """Return `name` if the Hub accepts it as a repository; `given` tells the error where the name comes from."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -20,7 +20,7 @@ def check_repo_id(name: str, given: str | None = None) -> str:
 
 
 def is_repository(name: Any) -> bool:
-    """Return whether `name` can be a repository on the Hub, USER/NAME, and is no file or folder here."""
+    """Return whether `name` can be a repository on the Hub, USER/NAME, and is not a file or folder here."""
     if not isinstance(name, str) or name.endswith(".parquet") or Path(name).exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Checks of single values that users give. Each error names the field, its value and what would be right."""
+"""Checks of single values that users give. Each error names the field, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def check_choice(name: str, value: Any, choices: Iterable[str], *, where: str = 
     Args:
         name (`str`): the field, as the error calls it.
         where (`str`): how the field was given, such as " in `control_kwargs`".
-        otherwise (`str`): what else than one of the choices is right, such as ", or give a dotted path".
+        otherwise (`str`): an alternative to the choices, such as ", or give a dotted path".
     """
-    known = list(choices)
-    if isinstance(value, str) and value in known:
+    names = list(choices)
+    if isinstance(value, str) and value in names:
         return value
     raise ValueError(
-        f"`{name}={value!r}`{where} is unknown.{did_you_mean(value, known)} "
-        f"Choose one of {', '.join(map(repr, known))}{otherwise}."
+        f"`{name}={value!r}`{where} is unknown.{did_you_mean(value, names)} "
+        f"Choose one of {', '.join(map(repr, names))}{otherwise}."
     )
 
 
-def did_you_mean(value: Any, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" with the nearest known name, or nothing where none is near."""
-    near = difflib.get_close_matches(str(value).lower(), list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def did_you_mean(value: Any, names: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" with the name that is closest to `value`, or "" if none is close."""
+    close = difflib.get_close_matches(str(value).lower(), list(names), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def check_number(
@@ -43,8 +43,8 @@ def check_number(
     why: str = "",
 ) -> float:
     """
-    Return `value` as a float if it is in [low, high] and above `above`; text that YAML does not take for a number
-    (`1e-3`) counts. `why` is a sentence behind the bounds.
+    Return `value` as a float if it is in [low, high] and above `above`. Text is converted, since YAML reads `1e-3` as
+    text. `why` is a sentence that the error adds to the bounds.
     """
     try:
         number = math.nan if isinstance(value, bool) else float(value)

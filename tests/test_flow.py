@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tiny import tiny_model
 
 from opefo_trl.flow import (
     ESTIMATORS,
@@ -114,14 +115,14 @@ def test_vocabulary_score_is_the_same_in_any_chunking_and_honours_bias_scale_and
         assert whole[index].item() == pytest.approx(float((spread * (np.log(p) + h)).sum()), abs=1e-6)
 
 
-def test_estimators_that_need_the_vocabulary_say_so():
+def test_wrong_estimators_and_sides_are_refused():
     zeros = torch.zeros(2, 3)
     for estimator in VOCABULARY_ESTIMATORS:
-        with pytest.raises(ValueError, match=f"'{estimator}' estimator sums over the vocabulary.*'sampled'"):
+        with pytest.raises(ValueError, match=f"'{estimator}'.*`vocabulary=.*'sampled'"):
             token_flow(zeros, zeros, torch.ones(2), estimator)
     with pytest.raises(ValueError, match="'smapled'.*'sampled'"):
         token_flow(zeros, zeros, torch.ones(2), "smapled")
-    with pytest.raises(ValueError, match="'steer' has no vocabulary sum"):
+    with pytest.raises(ValueError, match="'steer'.*expected and exact"):
         vocabulary_score(zeros, torch.eye(3), estimator="steer")
     with pytest.raises(ValueError, match="sides='all'"):
         flow_weights(zeros, 0.1, "all")
@@ -157,12 +158,12 @@ def test_tokens_that_are_not_finite_keep_weight_one_and_are_counted():
     assert covariance[0, 0].isfinite()  # the mean is taken over the finite tokens
 
 
-def test_the_entropy_of_no_tokens_is_unknown():
+def test_the_entropy_of_no_tokens_is_nan():
     ones = torch.ones(2, 3)
     assert FlowTotals.of(ones, 0 * ones, ones).entropy.isnan()
 
 
-def test_half_precision_and_gradients_do_not_leak_in():
+def test_flows_are_fp32_and_detached():
     logps = torch.randn(2, 3, dtype=torch.bfloat16, requires_grad=True)
     flow = token_flow(-logps.abs(), logps.abs(), torch.ones(2, dtype=torch.bfloat16))
     totals = FlowTotals.of(flow, torch.ones(2, 3), logps.abs())
@@ -198,7 +199,7 @@ def test_balanced_flow_is_zero_and_weights_are_positive(flow):
 
 @settings(deadline=None, max_examples=100)
 @given(flows, flows)
-def test_totals_add_like_the_tokens_they_are_of(left, right):
+def test_totals_add_up_like_their_tokens(left, right):
     left, right = torch.tensor(left), torch.tensor(right)
     ones = torch.ones_like(left)
     apart = FlowTotals.of(left, ones, left.abs()) + FlowTotals.of(right, ones, right.abs())
@@ -221,3 +222,53 @@ def test_with_entropy_keeps_the_flows():
     assert other.entropy == 1.5 and other.increase == totals.increase and other.tokens == totals.tokens
     assert totals.entropy.item() == pytest.approx(0.3)  # = (0.2 + 0.4) / 2
     assert math.isnan(totals.with_entropy(torch.tensor(torch.nan)).entropy)
+
+
+# ---- prediction
+
+
+def next_token_logps(model, ids):
+    return model(ids).logits[:, :-1].log_softmax(-1)
+
+
+@torch.no_grad()
+def sampled(model, generator):
+    ids = torch.randint(2, 23, (16, 3), generator=generator)
+    for _ in range(12):
+        probabilities = model(ids).logits[:, -1].softmax(-1)
+        ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
+    return ids
+
+
+@pytest.mark.slow
+def test_the_sign_of_a_large_predicted_flow_is_that_of_a_real_optimizer_step():
+    signs = {"sampled": [], "steer": [], "exact": []}
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        model = tiny_model(seed % 4)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
+        ids = sampled(model, generator)
+        tokens, kept = ids[:, 1:], torch.zeros_like(ids[:, 1:])
+        kept[:, 2:] = 1
+
+        logp = next_token_logps(model, ids)
+        logps = logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        entropies = -(logp.exp() * logp).sum(-1).detach()
+        # Rewards that favour what is likely already, or what is not: advantages that carry a large net flow
+        confidence = (logps.detach() * kept).sum(-1)
+        advantages = (confidence - confidence.mean()) / confidence.std() * (1 if seed % 2 else -1)
+        advantages = advantages + 0.5 * torch.randn(16, generator=generator)
+        vocabulary = vocabulary_score(model.model(ids).last_hidden_state[:, :-1], model.lm_head.weight)
+
+        (-(advantages.unsqueeze(1) * logps * kept).sum() / kept.sum()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            after = next_token_logps(model, ids)
+        change = ((-(after.exp() * after).sum(-1) - entropies) * kept).sum()
+        for estimator, same in signs.items():
+            flow = token_flow(logps, entropies, advantages, estimator, mask=kept, vocabulary=vocabulary)
+            totals = FlowTotals.of(flow, kept, entropies)
+            if totals.net.abs() > 0.25 * (totals.increase + totals.decrease):
+                same.append(bool(totals.net.sign() == change.sign()))
+    for estimator, same in signs.items():
+        assert len(same) >= 10 and sum(same) >= 0.9 * len(same), estimator

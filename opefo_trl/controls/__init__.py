@@ -1,4 +1,4 @@
-"""Every entropy control, by name. A new one is a file here, a line in `CONTROLS`, and a row in docs/controls.md."""
+"""All entropy controls by name. A new one takes a class here, a line in `CONTROLS`, and a row in docs/controls.md."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ CONTROLS: dict[str, type[Control]] = {
 
 
 def control_options(name: str) -> list[str]:
-    """The keyword arguments that a control takes."""
+    """Return the names of the keyword arguments that a control takes."""
     constructor = CONTROLS[check_choice("control", name, CONTROLS)].__init__
     return [] if constructor is object.__init__ else list(inspect.signature(constructor).parameters)[1:]
 
 
 def make_control(name: str, **kwargs: Any) -> Control:
-    """Build a control; an unknown name or option raises and lists the known ones."""
+    """Build a control. An unknown name or option raises a `ValueError` that lists the known ones."""
     options = control_options(name)
     for key in kwargs:
         if key not in options:

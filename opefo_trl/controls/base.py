@@ -1,5 +1,8 @@
-"""What an entropy control is: something that looks at a batch's flow totals once per optimizer step, and then shapes
-what TRL's own loss sees. It never computes a loss of its own."""
+"""The protocol of entropy controls.
+
+A control looks at the flow totals once per optimizer step and then shapes the inputs of TRL's own loss: advantages,
+clip range, a term for each token. It never computes a loss of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from opefo_trl.flow import FlowTotals
 @dataclass(frozen=True)
 class Tokens:
     """
-    One micro-batch as a control sees it.
+    A micro-batch as a control sees it.
 
     Attributes:
         logps (`Tensor`): log-probabilities of the sampled tokens under the live policy, with gradient, (B, T).
@@ -40,8 +43,8 @@ class Tokens:
         return (self.logps.detach() - self.old_logps).exp()
 
 
-# What a control may say of itself, and the methods that it is said of
-PROMISES = {"by_row": ("advantages", "clip_range", "penalty"), "keeps_zeros": ("advantages", "penalty")}
+# Flags that a class may declare, and the methods that each of them describes
+_DESCRIBED_METHODS = {"by_row": ("advantages", "clip_range", "penalty"), "keeps_zeros": ("advantages", "penalty")}
 
 
 class Control:
@@ -52,13 +55,15 @@ class Control:
     (`flow_target`, ...) are filled from it, all others from `control_kwargs`.
 
     Attributes:
-        by_row (`bool`): whether a completion gets the same whatever others share its micro-batch, so that they may be
-            regrouped.
-        keeps_zeros (`bool`): whether a completion of no advantage stays without one, and without a penalty, so that it
-            may be dropped.
+        by_row (`bool`): whether the result for a completion is independent of the others in its micro-batch, so that
+            rows may be regrouped.
+        keeps_zeros (`bool`): whether a zero-advantage row gets neither an advantage nor a penalty, so that it may be
+            dropped.
         acts_on_policy (`bool`): whether it changes anything strictly on-policy, where every ratio is 1.
-        estimator (`str`, *optional*): the `flow_estimator` that it needs, whatever the configuration says.
-        presets (`dict[str, Any]`): fields of `GRPOConfig` that are this control, which is TRL's own then.
+        estimator (`str`, *optional*): the `flow_estimator` that it requires, whatever the configuration says.
+        presets (`dict[str, Any]`): fields of `GRPOConfig` to set, for a control that TRL itself implements.
+        source (`str`, *optional*): which parts of formula and defaults are second-hand or our choice, as a clause that
+            `OPEFOConfig` warns with; None for a control that was verified against its authors' text or code.
     """
 
     by_row = True
@@ -66,27 +71,28 @@ class Control:
     acts_on_policy = True
     estimator: str | None = None
     presets: dict[str, Any] = {}
+    source: str | None = None
 
     def __init_subclass__(cls, **keywords: Any):
-        """What a class says of its methods does not hold for those that a subclass puts in their place."""
+        """Reset the flags that describe a method which the subclass overrides without declaring them again."""
         super().__init_subclass__(**keywords)
-        for promise, methods in PROMISES.items():
-            if any(_definer(cls, method) < _definer(cls, promise) for method in methods):
-                setattr(cls, promise, False)
+        for flag, methods in _DESCRIBED_METHODS.items():
+            if any(_mro_position(cls, method) < _mro_position(cls, flag) for method in methods):
+                setattr(cls, flag, False)
 
     @property
     def needs_totals(self) -> bool:
-        """Whether `observe` must see the totals of a batch before that batch is trained on."""
+        """Return whether `observe` must see the totals of a batch before that batch is trained on."""
         return self._overrides("observe")
 
     @property
     def shapes_tokens(self) -> bool:
-        """Whether `advantages` makes a difference between the tokens of a completion."""
+        """Return whether `advantages` may differ between the tokens of a completion."""
         return self._overrides("advantages")
 
     @property
-    def clips(self) -> bool:
-        """Whether it lives by the clip range of the loss."""
+    def uses_clip_range(self) -> bool:
+        """Return whether it acts through the clip range of the loss."""
         return self._overrides("clip_range") or not {"epsilon", "epsilon_high"}.isdisjoint(self.presets)
 
     def _overrides(self, name: str) -> bool:
@@ -94,36 +100,36 @@ class Control:
 
     @property
     def idle_fields(self) -> dict[str, str]:
-        """`OPEFOConfig` fields among the options that another option makes idle, each with the reason."""
+        """`OPEFOConfig` fields among the options that another option leaves without effect, each with the reason."""
         return {}
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
-        """Fix what holds for the coming optimizer step, from totals over all ranks. Keep tensors on the device."""
+        """Set the coefficients of the coming optimizer step from totals over all ranks. Keep tensors on the device."""
 
     def advantages(self, tokens: Tokens) -> Tensor:
-        """The advantages that the loss shall use, (B, 1) or (B, T)."""
+        """Return the advantages that the loss uses, (B, 1) or (B, T)."""
         return tokens.advantages
 
     def clip_range(self, tokens: Tokens) -> tuple[Tensor | float, Tensor | float] | None:
-        """(epsilon_low, epsilon_high) for this micro-batch, numbers or (B, T); None keeps TRL's."""
+        """Return (epsilon_low, epsilon_high) for this micro-batch, numbers or (B, T); None keeps TRL's."""
         return None
 
     def penalty(self, tokens: Tokens) -> Tensor | None:
-        """A term for each token, (B, T): the mean over all tokens of the step joins the loss. None adds nothing."""
+        """Return a term for each token, (B, T); its mean over all tokens of the step is added to the loss. Or None."""
         return None
 
     def metrics(self) -> dict[str, Tensor | float]:
-        """What to log of the last step. Names without a slash are logged under `control/`."""
+        """Return numbers of the last step to log. Names without a slash are logged under `control/`."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a restart, as JSON."""
+        """Return the state that a checkpoint keeps, as JSON."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
 
 
-def _definer(cls: type, name: str) -> int:
-    """How far up the first class is that defines a name."""
+def _mro_position(cls: type, name: str) -> int:
+    """Return the position, in the method resolution order, of the first class that defines `name`."""
     return next(distance for distance, base in enumerate(cls.__mro__) if name in vars(base))

@@ -1,12 +1,10 @@
-"""Controls by the clip range. Strictly on-policy every ratio is 1 and nothing is clipped: they need several updates to
-a rollout.
+"""Controls of the clip range. Strictly on-policy every ratio is 1 and nothing is clipped, so they need several updates
+per rollout.
 
 TRL's losses `cispo`, `sapo` and `vespo` have no such range, or only its upper end.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +13,15 @@ from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.entropy import EntropyControl
 from opefo_trl.controls.options import choice, number
 
-Bounds = tuple[Tensor | float, Tensor | float]
+_Bounds = tuple[Tensor | float, Tensor | float]
 
 
 class ClipHigher(Control):
     """
-    TRL's `epsilon` and `epsilon_high`, as DAPO (arXiv 2503.14476) sets them: unlikely tokens may rise further.
+    TRL's `epsilon` and `epsilon_high`, set as in DAPO (arXiv 2503.14476): unlikely tokens may rise further.
 
     Args:
-        low, high (`float`): the paper's, 0.2 and 0.28.
+        low, high (`float`): the paper's, 0.2 and 0.28. Verified.
     """
 
     acts_on_policy = False
@@ -34,34 +32,40 @@ class ClipHigher(Control):
 
 class ClipLow(ClipHigher):
     """
-    TRL's `epsilon` alone, smaller: clipping at the lower bound raises entropy (arXiv 2509.26114).
+    TRL's `epsilon`, smaller than `epsilon_high`: clipping at the lower bound raises entropy (arXiv 2509.26114).
 
     Args:
-        low, high (`float`): 0.1 and 0.2. The paper's tuned value is not known to us; its baseline is 0.2 and 0.2.
+        low, high (`float`): 0.1 and 0.2. `low` is our choice: the paper's tuned value is not known; its baseline is
+            0.2 and 0.2.
     """
+
+    source = "the effect is second-hand, and the default of `low` is our choice"
 
     def __init__(self, *, low: float = 0.1, high: float = 0.2):
         super().__init__(low=low, high=high)
 
 
+_SCHEDULES = ("increase_decrease", "decrease_increase_decrease", "oscillating")
+_FLOOR = 0.2  # as a fraction of the first entropy
+
+
 class DynamicClip(EntropyControl):
     """
-    Bounds that depend on a token's probability, and on the time (Flexible Entropy Control, arXiv 2602.09782).
+    Bounds that depend on a token's probability and move over the run (Flexible Entropy Control, arXiv 2602.09782).
 
-    With p = pi_old, a wide upper bound for unlikely tokens lets entropy rise, and a lower bound that is tight for
-    likely ones lets it fall:
+    With p = pi_old, an upper bound that is wide for unlikely tokens lets entropy rise, and a lower bound that is tight
+    for likely ones lets it fall:
 
         upper(p) = (1 + b) / (1 - a p) - 1,        a = -0.25,  b = 0.5
         lower(p) = 1 - (1 - b') / (1 + a' p),      a' = -0.13, b' = 0.3
 
-    `increase_decrease`: from (eps, upper) to (eps, eps) in the first half, from (lower, eps) to (eps, eps) in the
-    second.
+    `increase_decrease`: from (eps, upper) to (eps, eps) in the first half of the run, from (lower, eps) to (eps, eps)
+    in the second.
     `decrease_increase_decrease`: from (eps, eps) to (eps, upper), then from (lower, upper) to (eps, upper).
-    `oscillating`: (eps, upper) once entropy is under a fifth of where it began, (lower, eps) once it is above a bound
-    that falls from the beginning's entropy to that fifth over the run.
+    `oscillating`: (eps, upper) once entropy is below a fifth of the first step's, (lower, eps) once it is above a
+    ceiling that falls from the first step's entropy to that fifth over the run.
 
-    Formulas: the authors' page. The slopes and intercepts are a third party's defaults; the authors' are not known to
-    us.
+    Schedules are verified against the authors' page. Slopes and intercepts are second-hand: a third party's defaults.
 
     Args:
         schedule (`str`): one of the three.
@@ -71,8 +75,8 @@ class DynamicClip(EntropyControl):
 
     acts_on_policy = False
     by_row = True
-    SCHEDULES = ("increase_decrease", "decrease_increase_decrease", "oscillating")
-    FLOOR = 0.2  # of the first entropy
+    state_fields = ("coef", "low", "high")
+    source = "the default slopes and intercepts are second-hand, from a third party"
 
     def __init__(
         self,
@@ -84,29 +88,30 @@ class DynamicClip(EntropyControl):
         lower_slope: float = -0.13,
         lower_intercept: float = 0.3,
     ):
-        self.schedule = choice("schedule", schedule, self.SCHEDULES)
+        self.schedule = choice("schedule", schedule, _SCHEDULES)
         self.epsilon = number("epsilon", epsilon, 0, 1)
         self.upper_slope = number("upper_slope", upper_slope, high=0.9)
         self.upper_intercept = number("upper_intercept", upper_intercept, 0)
         self.lower_slope = number("lower_slope", lower_slope, low=-0.9)
         self.lower_intercept = number("lower_intercept", lower_intercept, 0, 1)
-        self.low: float = 0.0  # share of the dynamic lower bound, the rest is epsilon's
+        self.low: float = 0.0  # weight of the dynamic lower bound; epsilon has the rest
         self.high: float = 1.0 if schedule == "increase_decrease" else 0.0
-        super().__init__(1.0)  # `oscillating`: 1 while entropy is to rise
+        super().__init__(1.0)  # `oscillating`: 1 while entropy shall rise, else 0
 
-    def moved(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
+    def next_coef(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         done = step / max(1, max_steps)
-        rest, second = max(0.0, 1 - 2 * done), 2 - 2 * done if done > 0.5 else 0.0  # what is left of either half
+        # From 1 to 0 over each half; the second is 0 before it begins
+        first_half, second_half = max(0.0, 1 - 2 * done), 2 - 2 * done if done > 0.5 else 0.0
         if self.schedule == "increase_decrease":
-            self.low, self.high = second, rest
+            self.low, self.high = second_half, first_half
         elif self.schedule == "decrease_increase_decrease":
-            self.low, self.high = second, 1 - rest
-        floor = self.FLOOR * first
+            self.low, self.high = second_half, 1 - first_half
+        floor = _FLOOR * first
         ceiling = floor + (first - floor) * (1 - done)
         falling = torch.where(entropy > ceiling, torch.zeros_like(coef), coef)
         return torch.where(entropy <= floor, torch.ones_like(coef), falling)
 
-    def clip_range(self, tokens: Tokens) -> Bounds:
+    def clip_range(self, tokens: Tokens) -> _Bounds:
         p = tokens.old_logps.exp()
         upper = (1 + self.upper_intercept) / (1 - self.upper_slope * p) - 1
         lower = 1 - (1 - self.lower_intercept) / (1 + self.lower_slope * p)
@@ -116,13 +121,6 @@ class DynamicClip(EntropyControl):
             (high * upper + (1 - high) * self.epsilon).clamp(min=0),
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "low": self.low, "high": self.high}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.low, self.high = state["low"], state["high"]
-
 
 class CEGPPO(Control):
     """
@@ -130,11 +128,11 @@ class CEGPPO(Control):
 
         r < 1 - low,  A < 0:  beta_low (1 - low) / r        r > 1 + high, A > 0:  beta_high (1 + high) / r
 
-    times the advantage, in place of clipping, which is switched off; tokens with A < 0 and r above `dual_clip` stop,
-    as in the authors' code, which was read directly. (Their loss has the same gradient and another value.)
+    times the advantage. Clipping is switched off; tokens with A < 0 and r above `dual_clip` get no gradient. Verified
+    against the authors' code, whose loss has the same gradient and another value.
 
     Args:
-        beta_low, beta_high (`float`): the authors' for 7B, 0.75 and 1 (for 1.5B 0.5 and 1).
+        beta_low, beta_high (`float`): the authors' values for 7B, 0.75 and 1 (for 1.5B 0.5 and 1).
         low, high (`float`): bounds of the ratio. The authors', 0.2 and 0.2.
         dual_clip (`float`): the authors', 3.
     """
@@ -155,7 +153,7 @@ class CEGPPO(Control):
         self.low, self.high = number("low", low, 0, 1), number("high", high, 0)
         self.dual_clip = number("dual_clip", dual_clip, above=1)
 
-    def clip_range(self, tokens: Tokens) -> Bounds:
+    def clip_range(self, tokens: Tokens) -> _Bounds:
         return 1.0, torch.inf
 
     def advantages(self, tokens: Tokens) -> Tensor:
@@ -172,13 +170,13 @@ class BAPO(Control):
 
         P(high) = sum over A >= 0 of min(r, high) A          N(low) = sum over A < 0 of max(r, low) |A|
 
-    First `low` rises in steps from its start to its end, until P / N reaches the target, and then `high`. Sums are
-    over the micro-batch of this rank (the authors' are over all ranks). Code read directly.
+    First `low` rises in steps from its start to its end until P / N reaches the target, then `high` does. Verified
+    against the authors' code, except that sums are over the micro-batch of this rank (theirs are over all ranks).
 
     Args:
-        target (`float`): of P / N. The code's, 1.
+        target (`float`): the P / N to reach. The code's, 1.
         low, low_end, high, high_end, step (`float`): the code's, 0.6 to 0.8 and 1.2 to 2.0, in steps of 0.05.
-        dual_clip (`float`): ratio from which on tokens with A < 0 stop. The code's, 3.
+        dual_clip (`float`): ratio above which tokens with A < 0 get no gradient. The code's, 3.
     """
 
     acts_on_policy = False
@@ -201,16 +199,16 @@ class BAPO(Control):
         self.dual_clip = number("dual_clip", dual_clip, above=1)
         self._metrics: dict[str, Tensor | float] = {}
 
-    def clip_range(self, tokens: Tokens) -> Bounds:
+    def clip_range(self, tokens: Tokens) -> _Bounds:
         r = tokens.ratio.clamp(max=torch.finfo(torch.float32).max)
         advantages, mask = tokens.advantages.expand_as(r), tokens.mask.bool()
         positive, negative = mask & (advantages >= 0), mask & (advantages < 0)
         lows, highs = (torch.tensor(steps, device=r.device) for steps in (self.lows, self.highs))
         gain = torch.stack([torch.where(positive, r.clamp(max=high) * advantages, 0).sum() for high in self.highs])
         loss = torch.stack([torch.where(negative, r.clamp(min=low) * -advantages, 0).sum() for low in self.lows])
-        enough = _first(gain[:1] >= self.target * loss)
-        low = lows.gather(0, enough).squeeze()
-        high = highs.gather(0, _first(gain >= self.target * loss.gather(0, enough))).squeeze()
+        index = _first_true(gain[:1] >= self.target * loss)
+        low = lows.gather(0, index).squeeze()
+        high = highs.gather(0, _first_true(gain >= self.target * loss.gather(0, index))).squeeze()
         self._metrics = {"clip_low": low, "clip_high": high}
         return 1 - low, high - 1
 
@@ -228,8 +226,8 @@ class DCPO(Control):
 
         r_low = (1 + sqrt(max(1 - 4 low / q, 0))) / 2        r_high = min((1 + sqrt(1 + 4 high / q)) / 2, most)
 
-    with q = pi_old. Code read directly. Its smooth advantages need the reward history of every prompt, and are not in
-    this.
+    with q = pi_old. Verified against the authors' code. Its smoothed advantages are left out: they need the reward
+    history of every prompt.
 
     Args:
         low, high (`float`): the authors', 0.16 and 0.2.
@@ -243,7 +241,7 @@ class DCPO(Control):
         self.low, self.high = number("low", low, 0), number("high", high, 0)
         self.most = number("most", most, above=1)
 
-    def clip_range(self, tokens: Tokens) -> Bounds:
+    def clip_range(self, tokens: Tokens) -> _Bounds:
         q = tokens.old_logps.exp().clamp(min=1e-8)
         low = (1 + (1 - 4 * self.low / q).clamp(min=0).sqrt()) / 2
         high = ((1 + (1 + 4 * self.high / q).sqrt()) / 2).clamp(max=self.most)
@@ -252,10 +250,10 @@ class DCPO(Control):
 
 def _steps(start: float, end: float, step: float) -> list[float]:
     count = int((end - start) / step + 1e-6)
-    return [round(start + place * step, 10) for place in range(count + 1)]
+    return [round(start + index * step, 10) for index in range(count + 1)]
 
 
-def _first(holds: Tensor) -> Tensor:
-    """The first place where it holds, the last one where it never does, (1,)."""
-    last = torch.arange(len(holds), device=holds.device) == len(holds) - 1
-    return (holds | last).int().argmax().unsqueeze(0)
+def _first_true(condition: Tensor) -> Tensor:
+    """Return the index of the first True, or the last index if there is none, (1,)."""
+    last = torch.arange(len(condition), device=condition.device) == len(condition) - 1
+    return (condition | last).int().argmax().unsqueeze(0)

@@ -1,7 +1,7 @@
-"""Plain GRPO. The flows are measured and logged all the same, so that a collapse can be seen."""
+"""Plain GRPO. The flows are still measured and logged, so that a collapse is visible."""
 
 from opefo_trl.controls.base import Control
 
 
 class NoControl(Control):
-    """Leaves every update as it is: bitwise `GRPOTrainer`."""
+    """Change nothing: the run is bitwise that of `GRPOTrainer`."""

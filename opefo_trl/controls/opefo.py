@@ -1,4 +1,4 @@
-"""OPEFO, On-Policy Entropy Flow Optimization (arXiv 2605.11491): balance what raises entropy and what lowers it.
+"""OPEFO, On-Policy Entropy Flow Optimization (arXiv 2605.11491): balance the tokens that raise and that lower entropy.
 
     w_t = 1 + lambda where d_t > 0,  1 - lambda where d_t < 0,   lambda* = (E- - E+) / (E- + E+)
 
@@ -6,25 +6,25 @@ over the whole batch and all ranks, weights detached, the loss' denominator unch
 -sign(A_t) sign(log p_t + H_t), the weighted advantage is A_t - lambda |A_t| sign(log p_t + H_t): an entropy push in
 sign form, whose coefficient is solved for.
 
-It acts strictly on-policy, which is what it was made for. Ours, not the paper's:
+It acts strictly on-policy, the setting it was designed for. The estimate d_t is the paper's Eq. 6; the rescaling rule
+is second-hand, from two sources that agree. Our own additions:
 
-- `flow_lambda_max`, a bound: lambda* reaches 0.5 on short completions, where the unbounded rule destroys the reward;
-  1 is the literal paper.
-- `flow_target`: hold an entropy, instead of balancing always. With e = (target - entropy) / target,
+- `flow_lambda_max`, a bound of 0.1: lambda* reaches 0.5 on short completions, where the unbounded rule destroys the
+  reward. 1 is the literal paper.
+- `flow_target`: hold an entropy instead of always balancing. With e = (target - entropy) / target,
 
-      lambda = clamp(share lambda* + GAIN e, 0, 1)       share <- clamp(share + RATE e, 0, MOST)
+      lambda = clamp(share lambda* + 3 e, 0, 1)       share <- clamp(share + 0.2 e, 0, 1.5)
 
-  `share` is how much of the balance the target needs: 0 is GRPO, 1 the paper's rule. It is learned as the run goes, so
-  that there is neither a steady offset nor a switching on and off. Lambda is never negative: an entropy on its way up
-  is not held back. But a target that moves, once reached, may fall faster than GRPO's entropy would: lambda goes down
-  to -1 then.
-- `flow_shape: minimal`: the weights that move the predicted flow as far as the others do, and change the learning
-  signal least: of all w, those with the smallest sum of A^2 (w - 1)^2,
+  `share` is how much of the balance the target needs: 0 is GRPO, 1 the paper's rule. It is learned during the run,
+  which avoids both a steady offset and an on-off switching. Lambda is never negative: a rising entropy is not held
+  back. Only a moving target, once it has been reached, may fall faster than GRPO's entropy would; lambda then goes
+  down to -1.
+- `flow_shape: minimal`: of all weights w that move the predicted flow as far, those with the smallest sum of
+  A^2 (w - 1)^2, which change the learning signal least,
 
       w_t = 1 + mu d_t / A_t^2,   mu = lambda (E+ + E-) / sum d_t^2 / A_t^2,   within [0, 3]
 
-  It is the shape of a run that holds a target, unless `flow_shape: sign` asks for the paper's. A target that moves
-  is followed more closely by the paper's.
+  It is the default with a constant target. A moving target is followed more closely by the paper's weights.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from opefo_trl.controls.target import SCHEDULES, EntropyTarget, FirstEntropy
 from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights, minimal_weights
 from opefo_trl.validation import check_choice, check_number
 
-SHAPES = ("sign", "minimal")
-GAIN, RATE, MOST = 3.0, 0.2, 1.5  # of the law that holds a target
+_SHAPES = ("sign", "minimal")
+_GAIN, _RATE, _SHARE_MAX = 3.0, 0.2, 1.5  # of the rule that holds a target
 
 
 class OPEFO(Control):
@@ -52,7 +52,7 @@ class OPEFO(Control):
         flow_lambda_max, flow_target, flow_schedule, flow_shape: see `OPEFOConfig`.
     """
 
-    by_row = keeps_zeros = True  # a factor for each token
+    by_row = keeps_zeros = True  # each token has a factor of its own
 
     def __init__(
         self,
@@ -73,18 +73,14 @@ class OPEFO(Control):
                 "moves it. Drop one of them."
             )
         self.static_lambda = static_lambda
-        bound = check_number(
-            "flow_lambda_max",
-            flow_lambda_max,
-            high=1,
-            above=0,
-            why="The weights are 1 +- lambda and must not change sign; 1.0 is the paper's unbounded rule.",
-        )
+        why = "The weights are 1 +- lambda and must not change sign; 1.0 is the paper's unbounded rule."
+        bound = check_number("flow_lambda_max", flow_lambda_max, above=0, high=1, why=why)
         if flow_shape is not None:
-            check_choice("flow_shape", flow_shape, SHAPES)
+            check_choice("flow_shape", flow_shape, _SHAPES)
         if flow_shape == "minimal" and sides != "both":
             raise ValueError(
-                f"`sides={sides!r}` scales one group of tokens, and `flow_shape='minimal'` knows no groups."
+                f"`sides={sides!r}` scales one group of tokens, but `flow_shape='minimal'` has no groups. "
+                "Drop one of them."
             )
         held = flow_target is not None and flow_schedule == "constant" and sides == "both"
         self.shape = flow_shape or ("minimal" if held else "sign")
@@ -92,14 +88,15 @@ class OPEFO(Control):
         if flow_schedule != "constant" and flow_target is None:
             raise ValueError(f"`flow_schedule={flow_schedule!r}` moves a target: set `flow_target` as well.")
         self.target = None if flow_target is None else EntropyTarget(flow_target, flow_schedule)
+        self.target_moves = flow_schedule != "constant"
         self.bound = bound if self.target is None else 1.0
         self.lam: Tensor | float = static_lambda or 0.0
         self.mu: Tensor | float = 0.0
         self.share: Tensor | float = 0.0  # of the balance that the target needs
-        self.first = FirstEntropy()  # kept without a target too: one may come later
+        self.first = FirstEntropy()  # kept without a target too: a resumed run may set one
         self.target_now: Tensor | None = None
         self.reached: Tensor | bool = False
-        self._step = -1  # the last one that moved `share`
+        self._step = -1  # the last step that moved `share`
 
     @property
     def shapes_tokens(self) -> bool:
@@ -116,26 +113,26 @@ class OPEFO(Control):
         return {} if self.target is None else {"flow_lambda_max": "`flow_target` is set, whose lambda is bounded by 1"}
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
-        first = self.first.seen(totals.entropy)
+        first = self.first.record(totals.entropy)
         if self.static_lambda is None:
             lambda_star = balance(totals)
-            held = None if self.target is None else self._held(lambda_star, totals.entropy, first, step, max_steps)
-            self.lam = lambda_star.clamp(-self.bound, self.bound) if held is None else held
+            self.lam = lambda_star.clamp(-self.bound, self.bound)
+            if self.target is not None:
+                self.target_now = self.target.at(first, step, max_steps)
+                self.lam = self._holding_lambda(lambda_star, totals.entropy, self.target_now, step)
         self.mu = self.lam * (totals.increase + totals.decrease) / totals.leverage.clamp(min=1e-30)
 
-    def _held(self, lambda_star: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
-        """The lambda that holds the target."""
-        assert self.target is not None
-        self.target_now = self.target.at(first, step, max_steps)
-        missing = ((self.target_now - entropy) / self.target_now).nan_to_num(0.0)
+    def _holding_lambda(self, lambda_star: Tensor, entropy: Tensor, target: Tensor, step: int) -> Tensor:
+        """Return the lambda that holds the target, and update `share`."""
+        missing = ((target - entropy) / target).nan_to_num(0.0)
         share = torch.as_tensor(self.share, device=entropy.device, dtype=entropy.dtype)
-        if step != self._step:  # once a step, also where a step has several micro-batches to look at
-            share, self._step = (share + RATE * missing).clamp(0, MOST), step
+        if step != self._step:  # in the scope `micro` a step is observed once for each micro-batch
+            share, self._step = (share + _RATE * missing).clamp(0, _SHARE_MAX), step
         self.share = share
-        reached = torch.as_tensor(self.reached, device=entropy.device) | (entropy <= self.target_now)
+        reached = torch.as_tensor(self.reached, device=entropy.device) | (entropy <= target)
         self.reached = reached
-        falls_too_slowly = reached & (self.target.schedule != "constant")  # it may, once it has been there
-        return (share * lambda_star + GAIN * missing).clamp(max=1).maximum(-falls_too_slowly.to(entropy.dtype))
+        falls_too_slowly = reached & self.target_moves  # a moving target, once reached, is followed downwards
+        return (share * lambda_star + _GAIN * missing).clamp(max=1).maximum(-falls_too_slowly.to(entropy.dtype))
 
     def advantages(self, tokens: Tokens) -> Tensor:
         if self.static_lambda == 0:
@@ -155,4 +152,4 @@ class OPEFO(Control):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
-        self.share, self.reached = state.get("share", 0.0), state.get("reached", False)  # a release may add to them
+        self.share, self.reached = state.get("share", 0.0), state.get("reached", False)  # older checkpoints lack them

@@ -1,8 +1,8 @@
-"""How much to learn from what went well: positive advantages reinforce what is likely, and entropy falls by them.
+"""Controls of the positive advantages, which reinforce likely tokens and so lower entropy.
 
-`positive_advantage` and `random_positive_clip` are of arXiv 2511.05993, known from a summary of the paper; the masks
-by sign are its ablations. `negative_reinforcement` is the weighted form of arXiv 2506.01347, from memory. All act
-strictly on-policy.
+`positive_advantage` and `random_positive_clip` are from arXiv 2511.05993, `advantage_sign` is its ablation; all three
+are second-hand, from a summary of the paper. `negative_reinforcement` is the weighted form of arXiv 2506.01347,
+second-hand, from memory. All act strictly on-policy.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from torch import Tensor
 from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.entropy import EntropyControl, toward
 from opefo_trl.controls.options import choice, number
-from opefo_trl.controls.statistics import at_random, share_of
+from opefo_trl.controls.statistics import at_random, token_budget
 
 
-def scaled(advantages: Tensor, positive: Tensor | float, negative: Tensor | float = 1.0) -> Tensor:
-    """Advantages above 0 times `positive`, those below times `negative`."""
+def _scaled(advantages: Tensor, positive: Tensor | float, negative: Tensor | float = 1.0) -> Tensor:
+    """Return advantages above 0 times `positive`, those below times `negative`."""
     return torch.where(advantages > 0, advantages * positive, advantages * negative)
 
 
 class PositiveAdvantage(EntropyControl):
     """
-    Weigh positive advantages by a factor from 0 to 1 that follows a schedule.
+    Multiply positive advantages by a weight from 0 to 1 that follows a schedule.
 
-    `stage`: 0 in the first half of the run, then linearly to 1. `epoch`: (e - 1) / (E - 1) in epoch e of E.
-    `entropy`: a step down whenever the last entropy was below the target, and up otherwise, from 0.
+    `entropy`: from 0, a step down whenever the last entropy was below the target, else a step up.
+    `stage`: 0 in the first half of the run, then linearly to 1.
+    `epoch`: (e - 1) / (E - 1) in epoch e of E.
 
     Args:
         schedule (`str`): `entropy` (the paper's main form), `stage` or `epoch`.
@@ -39,6 +40,7 @@ class PositiveAdvantage(EntropyControl):
 
     by_row = keeps_zeros = True
     shapes_tokens = False
+    source = "formula and defaults are second-hand, from a summary of the paper"
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class PositiveAdvantage(EntropyControl):
             )
         super().__init__(0.0)
 
-    def moved(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
+    def next_coef(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         if self.schedule == "entropy":
             return toward(coef, entropy < self.target, -self.step, 0.0, 1.0)
         done = step / max(1, max_steps)
@@ -74,31 +76,32 @@ class PositiveAdvantage(EntropyControl):
         return torch.full_like(entropy, min(1.0, math.floor(done * self.epochs) / (math.ceil(self.epochs) - 1)))
 
     def advantages(self, tokens: Tokens) -> Tensor:
-        return scaled(tokens.advantages, self.coef)
+        return _scaled(tokens.advantages, self.coef)
 
 
 class RandomPositiveClip(Control):
     """
-    Take a few tokens of positive advantage out of the loss, at random: the control of the paper's clipping
-    experiments.
+    Take a few tokens of positive advantage out of the loss, drawn at random.
 
     Args:
-        ratio (`float`): of the tokens that train, at least one. Not given by the paper; `clip_cov`'s 0.0002 is
-            assumed.
+        ratio (`float`): share of the trained tokens, at least one. Our choice: the default of `clip_cov`, 0.0002; no
+            value of the paper is known.
     """
+
+    source = "the formula is second-hand, from a summary of the paper, and the default of `ratio` is our choice"
 
     def __init__(self, *, ratio: float = 2e-4):
         self.ratio = number("ratio", ratio, 0, 1)
 
     def advantages(self, tokens: Tokens) -> Tensor:
         eligible = (tokens.advantages > 0) & tokens.mask.bool()
-        drawn = at_random(eligible, share_of(tokens.mask, self.ratio))
+        drawn = at_random(eligible, token_budget(tokens.mask, self.ratio))
         return tokens.advantages.expand_as(drawn).masked_fill(drawn, 0)
 
 
 class AdvantageSign(Control):
     """
-    Learn from one sign of the advantage alone.
+    Train only on one sign of the advantage.
 
     Args:
         keep (`str`): `positive` or `negative`.
@@ -106,28 +109,30 @@ class AdvantageSign(Control):
 
     by_row = keeps_zeros = True
     shapes_tokens = False
+    source = "the formula is second-hand, from a summary of the paper"
 
     def __init__(self, *, keep: str = "positive"):
         self.keep = choice("keep", keep, ("positive", "negative"))
 
     def advantages(self, tokens: Tokens) -> Tensor:
         kept = (1.0, 0.0) if self.keep == "positive" else (0.0, 1.0)
-        return scaled(tokens.advantages, *kept)
+        return _scaled(tokens.advantages, *kept)
 
 
 class NegativeReinforcement(Control):
     """
-    Weigh positive advantages down, and learn above all from what went wrong.
+    Multiply positive advantages by a small weight, to learn mainly from wrong answers.
 
     Args:
-        positive_weight (`float`): the paper's, 0.1, as we recall it.
+        positive_weight (`float`): 0.1. Second-hand: the paper's value, from memory.
     """
 
     by_row = keeps_zeros = True
     shapes_tokens = False
+    source = "the formula and the default of `positive_weight` are second-hand, from memory"
 
     def __init__(self, *, positive_weight: float = 0.1):
         self.positive_weight = number("positive_weight", positive_weight, 0)
 
     def advantages(self, tokens: Tokens) -> Tensor:
-        return scaled(tokens.advantages, self.positive_weight)
+        return _scaled(tokens.advantages, self.positive_weight)

@@ -1,4 +1,4 @@
-"""Where a run's entropy should be: a number of nats, or a multiple of what the first step measured."""
+"""Entropy targets: a number of nats or a multiple of the first step's entropy, constant or moved over the run."""
 
 from __future__ import annotations
 
@@ -9,53 +9,55 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SWING = 0.5  # of the target, to either side
+_SWING = 0.5  # largest distance from the target, as a fraction of it
 
-# How a target may move: its factor at the share t of the run that is done. `linear` and `cosine` go from 1 at the
-# first step's entropy to 0 at the target; the others are the target times a factor.
-FROM_THE_START: dict[str, Callable[[float], float]] = {
+# Schedules as functions of t, the share of the run that is done. The first two blend the first step's entropy (1) into
+# the target (0); the others give the factor on the target.
+_FROM_FIRST_ENTROPY: dict[str, Callable[[float], float]] = {
     "linear": lambda t: 1 - t,
     "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
 }
-AROUND: dict[str, Callable[[float], float]] = {
+_AROUND_TARGET: dict[str, Callable[[float], float]] = {
     "constant": lambda t: 1.0,
-    "increase_decrease": lambda t: 1 + SWING * math.sin(math.pi * t),
-    "decrease_increase_decrease": lambda t: 1 + SWING * math.cos(3 * math.pi * t),
-    "oscillating": lambda t: 1 + SWING * (1 - t) * math.cos(6 * math.pi * t),
+    "increase_decrease": lambda t: 1 + _SWING * math.sin(math.pi * t),
+    "decrease_increase_decrease": lambda t: 1 + _SWING * math.cos(3 * math.pi * t),
+    "oscillating": lambda t: 1 + _SWING * (1 - t) * math.cos(6 * math.pi * t),
 }
-SCHEDULES = ("constant", *FROM_THE_START, *(name for name in AROUND if name != "constant"))
+SCHEDULES = ("constant", *_FROM_FIRST_ENTROPY, *(name for name in _AROUND_TARGET if name != "constant"))
 
 
 class EntropyTarget:
     """
+    A target entropy, and how it moves over the run.
+
     Args:
         value (`float` or `str`): nats, or `"0.4x"` for 0.4 times the first step's entropy.
         schedule (`str`): one of `SCHEDULES`.
-        name (`str`): what the value is called where it was given.
+        name (`str`): field or option that the value was given as, for the error message.
     """
 
     def __init__(self, value: float | str, schedule: str = "constant", name: str = "flow_target"):
-        self.number, self.relative = parse_target(value, name)
+        self.number, self.relative = _parse_target(value, name)
         self.schedule = schedule
 
     def at(self, anchor: Tensor, step: int, max_steps: int) -> Tensor:
-        """The target for this step, in nats; `anchor` is the first step's entropy (NaN: not measured yet)."""
+        """Return the target of this step, in nats; `anchor` is the first step's entropy (NaN: not measured yet)."""
         level = self.number * anchor if self.relative else torch.full_like(anchor, self.number)
         done = min(1.0, step / max(1, max_steps - 1))
-        if self.schedule in FROM_THE_START:
-            return level + (anchor - level) * FROM_THE_START[self.schedule](done)
-        return level * AROUND[self.schedule](done)
+        if self.schedule in _FROM_FIRST_ENTROPY:
+            return level + (anchor - level) * _FROM_FIRST_ENTROPY[self.schedule](done)
+        return level * _AROUND_TARGET[self.schedule](done)
 
 
-def parse_target(value: float | str, name: str = "flow_target") -> tuple[float, bool]:
-    """`0.3` -> (0.3, False); `"0.4x"` -> (0.4, True)."""
+def _parse_target(value: float | str, name: str = "flow_target") -> tuple[float, bool]:
+    """Return the number and whether it is relative: `0.3` -> (0.3, False); `"0.4x"` -> (0.4, True)."""
     match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(x?)\s*", str(value))
     try:
         number = float(match[1]) if match else math.nan
     except ValueError:
         number = math.nan
     if isinstance(value, bool) or match is None or not (math.isfinite(number) and number > 0):
-        always = ", or None (command line: none; YAML: null) to balance always" if name == "flow_target" else ""
+        always = ", or None (command line: none; YAML: null) to always balance" if name == "flow_target" else ""
         raise ValueError(
             f"`{name}={value!r}` is not an entropy. Give nats as a positive number (`0.3`), or a fraction of the "
             f'first step\'s entropy (`"0.4x"`){always}.'
@@ -64,13 +66,13 @@ def parse_target(value: float | str, name: str = "flow_target") -> tuple[float, 
 
 
 class FirstEntropy:
-    """The first entropy that a run measured: what relative targets are relative to."""
+    """The first entropy that a run measured, which relative targets refer to."""
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
 
-    def seen(self, entropy: Tensor) -> Tensor:
-        """It, now that this entropy has been measured; NaN while nothing has."""
+    def record(self, entropy: Tensor) -> Tensor:
+        """Record `entropy` if none was seen yet; return the first one (NaN until then)."""
         first = entropy if self.value is None else self.value.to(entropy.device)
         self.value = torch.where(first.isnan(), entropy, first)
         return self.value

@@ -1,9 +1,9 @@
-"""The entropy-flow record of a run: one row per optimizer step, its pictures, and a page to read it by.
+"""The entropy curves of a run: a record with one row per optimizer step, a picture and an HTML report of it.
 
     from opefo_trl.curves import EntropyCurves
 
     curves = EntropyCurves.load("out")              # a run's folder, a checkpoint, the parquet file, or "user/model"
-    curves.to_pandas()                              # a column for each metric of docs/metrics.md
+    curves.to_pandas()                              # columns: see docs/metrics.md
     curves.plot("curves.png")
     EntropyCurves.compare(["out-grpo", "out-opefo"], "both.png")
 
@@ -19,7 +19,7 @@ __all__ = ["CurveRecorder", "EntropyCurves", "LivePlot", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "LivePlot":  # which needs transformers, as reading curves does not
+    if name == "LivePlot":  # it needs transformers; reading curves does not
         from opefo_trl.curves.live import LivePlot
 
         return LivePlot

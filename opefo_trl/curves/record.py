@@ -1,4 +1,4 @@
-"""One row per optimizer step, in a parquet file that is whole at any moment, and in every checkpoint."""
+"""The record of a run: one row per optimizer step, in a parquet file that is whole at any moment."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from opefo_trl.repositories import is_repository
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SETTINGS_KEY = b"opefo_trl"
-PAUSE = 1.0  # seconds between two writes at least, and fifty times what the last one took
+_SETTINGS_KEY = b"opefo_trl"
+_PAUSE = 1.0  # least time between two writes, in seconds; or fifty times what the last one took
 
 
 class EntropyCurves:
@@ -31,9 +31,9 @@ class EntropyCurves:
 
     Args:
         frame (`pandas.DataFrame`): a row per optimizer step, with a `step` column and one for each metric.
-        name (`str`): what a legend calls the run.
+        name (`str`): the name of the run in legends.
         settings (`dict`): the fields of the run's configuration that shape its entropy.
-        samples (`list[dict]`): completions with the flow of their tokens, from a few steps of the run.
+        samples (`list[dict]`): completions with the flow of each token, from a few steps of the run.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class EntropyCurves:
         token: str | bool | None = None,
     ) -> EntropyCurves:
         """
-        From a run's output folder, one of its checkpoints, the parquet file itself, or a repository on the Hub
-        (`"user/model"`), of which only that file is fetched, or taken from the cache without a network.
+        Load the curves from a run's output folder, one of its checkpoints, the parquet file itself, or a repository on
+        the Hub (`"user/model"`), of which only that file is downloaded; without a network the cached file is used.
         """
         file = Path(path) / CURVES_FILE if Path(path).is_dir() else Path(path)
         if isinstance(path, str) and is_repository(path):
@@ -78,7 +78,7 @@ class EntropyCurves:
         scores = file.with_name(SCORES_FILE)
         if scores.is_file():
             frame = frame.merge(pd.read_parquet(scores), on="step", how="left")
-        settings = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"{}"))
+        settings = json.loads((table.schema.metadata or {}).get(_SETTINGS_KEY, b"{}"))
         samples = file.with_name(TOKEN_SAMPLES_FILE)
         return cls(
             frame,
@@ -94,7 +94,7 @@ class EntropyCurves:
         return self.frame.copy()
 
     def plot(self, path: str | Path | None = None, *, smooth: int | None = None) -> Figure:
-        """Entropy, its flows, lambda and reward; written to `path` if there is one. `smooth` is a number of steps."""
+        """Draw entropy, flows, lambda and reward, and write them to `path` if given. `smooth` is a number of steps."""
         from opefo_trl.curves.plot import draw
 
         return draw([self], path, smooth)
@@ -108,25 +108,25 @@ class EntropyCurves:
         labels: Sequence[str] | None = None,
         smooth: int | None = None,
     ) -> Figure:
-        """The same picture with several runs laid over one another."""
+        """Draw the same picture with several runs overlaid."""
         from opefo_trl.curves.plot import draw
 
         return draw(load_runs(runs, labels), path, smooth)
 
 
 def load_runs(runs: Sequence[str | Path | EntropyCurves], labels: Sequence[str] | None = None) -> list[EntropyCurves]:
-    """Runs by their folders or as they are, under their own names or others."""
+    """Load those of the runs that are given as paths, and rename all of them if `labels` are given."""
     if labels is not None and len(labels) != len(runs):
         raise ValueError(f"{len(labels)} labels for {len(runs)} runs; give one for each.")
-    known = [run if isinstance(run, EntropyCurves) else EntropyCurves.load(run) for run in runs]
-    names = labels or [run.name for run in known]
-    return [EntropyCurves(run.frame, name, run.settings, run.samples) for run, name in zip(known, names, strict=True)]
+    loaded = [run if isinstance(run, EntropyCurves) else EntropyCurves.load(run) for run in runs]
+    names = labels or [run.name for run in loaded]
+    return [EntropyCurves(run.frame, name, run.settings, run.samples) for run, name in zip(loaded, names, strict=True)]
 
 
 class CurveRecorder:
     """
-    Writes the rows of a run. The file is replaced as a whole, so it is valid whenever the run dies; each checkpoint
-    takes a copy, so a resumed run goes on behind exactly the rows that its checkpoint knows.
+    Writes the rows of a run. The file is replaced as a whole, so it is valid whenever the run dies. Each checkpoint
+    holds a copy, so a resumed run continues after exactly the rows of its checkpoint.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
@@ -148,36 +148,36 @@ class CurveRecorder:
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pandas(self._frame(), preserve_index=False)
-        table = table.replace_schema_metadata({**table.schema.metadata, SETTINGS_KEY: json.dumps(self.settings)})
+        table = table.replace_schema_metadata({**table.schema.metadata, _SETTINGS_KEY: json.dumps(self.settings)})
         write_whole(self.folder / CURVES_FILE, lambda part: pq.write_table(table, part))
         write_whole(self.folder / TOKEN_SAMPLES_FILE, lambda part: part.write_text(json.dumps(self.samples)))
         ended = time.monotonic()
-        self._next_write = ended + max(PAUSE, 50 * (ended - began))
+        self._next_write = ended + max(_PAUSE, 50 * (ended - began))
 
     def save(self, checkpoint: Path) -> None:
-        """Write, and leave a copy in a checkpoint."""
+        """Write the files, and copy them into a checkpoint."""
         self.write()
         for name in (CURVES_FILE, TOKEN_SAMPLES_FILE):
             write_whole(checkpoint / name, partial(shutil.copyfile, self.folder / name))
 
     def restore(self, checkpoint: Path, step: int) -> str | None:
-        """Take the rows up to `step` from the checkpoint, or else from the run's folder; what is missing is said."""
+        """Restore the rows up to `step` from the checkpoint, or else from the run's folder; return what is missing."""
         for source in (checkpoint, self.folder):
             try:
                 curves = EntropyCurves.load(source)
-            except (OSError, ValueError):  # not there, or damaged
+            except (OSError, ValueError):  # missing or damaged
                 continue
-            known = curves.frame[curves.frame["step"] <= step]
-            known = known[[name for name in known if not name.startswith("eval/")]]
+            frame = curves.frame[curves.frame["step"] <= step]
+            frame = frame[[name for name in frame if not name.startswith("eval/")]]
             self.rows = [
-                {name: value for name, value in row.items() if value == value}
-                for row in known.to_dict(orient="records")
+                {name: value for name, value in row.items() if value == value}  # less the NaN of what was not measured
+                for row in frame.to_dict(orient="records")
             ]
             self.samples = [sample for sample in curves.samples if sample["step"] <= step]
             break
         missing = step - len(self.rows)
         if missing:
-            return f"The entropy curves of {missing} of the {step} steps before {checkpoint} are not there any more."
+            return f"The entropy curves of {missing} of the {step} steps before {checkpoint} are lost."
         return None
 
     def _frame(self) -> pd.DataFrame:

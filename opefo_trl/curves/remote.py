@@ -1,4 +1,4 @@
-"""A file of somebody's run, from the Hub or from what is cached of it."""
+"""Download one file of a run from the Hub, or take it from the cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def fetch(repo: str, file: str, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """That file alone. What goes wrong is a `FileNotFoundError` of one line."""
+    """Return the path of the downloaded file. Every failure becomes a `FileNotFoundError` of one line."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,

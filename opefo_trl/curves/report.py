@@ -1,4 +1,4 @@
-"""`report.html`: a run's curves with their values under the pointer, and completions coloured by entropy flow."""
+"""`report.html`: curves that show their values under the pointer, and completions coloured by entropy flow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from opefo_trl.files import write_whole
 if TYPE_CHECKING:
     from opefo_trl.curves.record import EntropyCurves
 
-TEMPLATE = Path(__file__).with_name("report.html")
-COLUMNS = (
+_TEMPLATE = Path(__file__).with_name("report.html")
+_COLUMNS = (
     "reward",
     "entropy",
     "flow/target",
@@ -28,35 +28,35 @@ COLUMNS = (
     "answers/distinct",
     "answers/solved",
 )
-MOST_POINTS = 2000  # of a curve; longer ones are thinned by means
+_MAX_POINTS = 2000  # of a curve; longer ones are thinned by averaging
 
 
 def write_report(path: str | Path, runs: Sequence[EntropyCurves]) -> None:
-    """One self-contained page: no server, no network."""
+    """Write one self-contained page, which needs no server and no network."""
     data = {
         "runs": [{"name": run.name, "settings": run.settings, **_series(run.frame)} for run in runs],
         "samples": [{**sample, "run": index} for index, run in enumerate(runs) for sample in run.samples],
     }
     # `<` never appears in the page's data, so no completion can end the script element that holds it.
     text = json.dumps(_rounded(data), allow_nan=False).replace("<", "\\u003c")
-    page = TEMPLATE.read_text(encoding="utf-8").replace("DATA_OF_THE_RUNS", text)
+    page = _TEMPLATE.read_text(encoding="utf-8").replace("DATA_OF_THE_RUNS", text)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(Path(path), lambda part: part.write_text(page, encoding="utf-8"))
 
 
 def _series(frame: pd.DataFrame) -> dict[str, Any]:
-    known = frame[["step", *(column for column in COLUMNS if column in frame)]]
-    stride = math.ceil(len(known) / MOST_POINTS) if len(known) else 1
+    shown = frame[["step", *(column for column in _COLUMNS if column in frame)]]
+    stride = math.ceil(len(shown) / _MAX_POINTS)
     if stride > 1:
-        known = known.groupby([index // stride for index in range(len(known))]).mean()
+        shown = shown.groupby([index // stride for index in range(len(shown))]).mean()
     return {
-        "steps": known["step"].tolist(),
-        "columns": {name: known[name].tolist() for name in known.columns if name != "step"},
+        "steps": shown["step"].tolist(),
+        "columns": {name: shown[name].tolist() for name in shown.columns if name != "step"},
     }
 
 
 def _rounded(value: Any) -> Any:
-    """Six significant digits; null for what is not a number."""
+    """Round floats to six significant digits; NaN and infinity become null, since JSON has neither."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):

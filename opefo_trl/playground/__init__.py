@@ -1,9 +1,9 @@
-"""The embedded default: a tiny model, its tokenizer, and a task with many right answers. No network, no GPU.
+"""The embedded default: a tiny model, its tokenizer and a task with many right answers. No network, no GPU.
 
     OPEFOTrainer("playground", playground_reward, args, train_dataset=playground_dataset("train"))
 
-The model is Qwen2's architecture at 0.4 million parameters. It writes arithmetic and hits its
-target now and then, so that in a few minutes on a CPU everything that RLVR does to a policy can be watched.
+The model has Qwen2's architecture and 0.4 million parameters. It writes arithmetic expressions and hits its target now
+and then, so that a few minutes on a CPU show what RLVR does to a policy.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["MODEL", "PLAYGROUND", "is_right", "playground_dataset", "playground_
 
 
 def playground_dataset(split: str = "train") -> Dataset:
-    """Conversational prompts, each with its `target`; the splits have no target in common."""
+    """Return conversational prompts, each with its `target`; the splits have no target in common."""
     check_choice("split", split, SPLITS, where=" of the playground")
     rows = [{"prompt": [{"role": "user", "content": question(target)}], "target": target} for target in SPLITS[split]]
     return Dataset.from_list(rows)
 
 
 def resolve_model(model: Any) -> Any:
-    """`"playground"` -> the folder of the packaged model; everything else as it is."""
+    """Return the folder of the packaged model for `"playground"`, and everything else unchanged."""
     return str(MODEL) if isinstance(model, str) and model == PLAYGROUND else model

@@ -1,10 +1,10 @@
-"""Build the playground's model from nothing: python -m opefo_trl.playground.build [--output DIR] [--steps N]
+"""Build the playground's model from scratch: python -m opefo_trl.playground.build [--output DIR] [--steps N]
 
-A character tokenizer, a Qwen2 of 0.4 million parameters, and supervised training on random expressions. Most
-of it is on right ones, so that the model can calculate; at the end many of them miss their target by a little, so that
-it is careless. That is where a base model begins: it writes well-formed answers of every kind, few of them are right,
-and reinforcement has something to find. Everything is drawn from one seed: on one machine the files come out the same,
-byte for byte.
+A character tokenizer, a Qwen2 of 0.4 million parameters, and supervised training on random expressions. Most of them
+are right, so that the model learns to calculate; towards the end many miss their target by a little, so that it is
+careless. The result resembles a base model: it writes well-formed answers of every kind, few of them are right, and
+reinforcement has something to find. All randomness comes from one seed: on one machine the files are the same byte for
+byte.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from transformers import (
 from opefo_trl.playground import MODEL
 from opefo_trl.playground.task import MAX_ANSWER, TARGETS, question, random_expression
 
-SPECIAL = ("<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
-MERGES = [("M", "a"), ("Ma", "k"), ("Mak", "e")]  # the one word of the task
-CHAT_TEMPLATE = (
+_SPECIAL = ("<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
+_MERGES = [("M", "a"), ("Ma", "k"), ("Mak", "e")]  # the one word of the task
+_CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if message.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-CARD = """\
+_CARD = """\
 ---
 license: apache-2.0
 library_name: transformers
@@ -43,35 +43,35 @@ pipeline_tag: text-generation
 The playground's model: Qwen2's architecture at 0.4 million parameters, which writes expressions equal to a number.
 `python -m opefo_trl.playground.build` makes it.
 """
-STEPS = 3000
-BATCH = 256
-CARELESS = 0.1  # the last part of the training, in which
-WRONG = 0.6  # of the answers have a target that is off by a little
+_STEPS = 3000
+_BATCH = 256
+_CARELESS = 0.1  # last share of the training, in which some answers miss their target
+_WRONG = 0.6  # share of those answers
 
 
-def make_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's own, with next to no merges: every character of an answer is a token, and any text can be read."""
-    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in MERGES)]
+def _make_tokenizer() -> Qwen2Tokenizer:
+    """Return Qwen2's tokenizer with three merges: every character of an answer is a token, and any text has tokens."""
+    tokens = [*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in _MERGES)]
     return Qwen2Tokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
-        merges=MERGES,
-        pad_token=SPECIAL[0],
-        eos_token=SPECIAL[1],
+        merges=_MERGES,
+        pad_token=_SPECIAL[0],
+        eos_token=_SPECIAL[1],
         unk_token=None,
-        extra_special_tokens=list(SPECIAL[2:]),
+        extra_special_tokens=list(_SPECIAL[2:]),
         padding_side="left",
         model_max_length=256,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=_CHAT_TEMPLATE,
     )
 
 
-def make_model(vocabulary: int) -> Qwen2ForCausalLM:
+def _make_model(vocabulary: int) -> Qwen2ForCausalLM:
     config = Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=3,
-        num_attention_heads=3,  # of 32 dimensions each, the fewest that vLLM serves
+        num_attention_heads=3,  # of 32 dimensions each, the smallest size that vLLM supports
         num_key_value_heads=3,
         max_position_embeddings=256,
         tie_word_embeddings=False,
@@ -83,10 +83,10 @@ def make_model(vocabulary: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
-def batch(tokenizer: Qwen2Tokenizer, generator: random.Random, wrong: float) -> dict[str, torch.Tensor]:
-    """Questions and answers as token ids, (B, T), with labels on the answers alone."""
+def _batch(tokenizer: Qwen2Tokenizer, generator: random.Random, wrong: float) -> dict[str, torch.Tensor]:
+    """Return questions and answers as token ids, (B, T), with labels on the answers only."""
     rows, starts = [], []
-    for _ in range(BATCH):
+    for _ in range(_BATCH):
         answer, target = random_expression(generator)
         if generator.random() < wrong:
             target += generator.choice((-3, -2, -1, 1, 2, 3))
@@ -96,19 +96,19 @@ def batch(tokenizer: Qwen2Tokenizer, generator: random.Random, wrong: float) -> 
         starts.append(len(start))
     length = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
-    place = torch.arange(length)
-    padding = place >= torch.tensor([len(row) for row in rows]).unsqueeze(1)
-    labels = ids.masked_fill(padding | (place < torch.tensor(starts).unsqueeze(1)), -100)
+    position = torch.arange(length)
+    padding = position >= torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    labels = ids.masked_fill(padding | (position < torch.tensor(starts).unsqueeze(1)), -100)
     return {"input_ids": ids, "attention_mask": (~padding).long(), "labels": labels}
 
 
-def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, steps: int, seed: int) -> None:
+def _train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, steps: int, seed: int) -> None:
     generator = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=50, num_training_steps=steps)
     for step in range(1, steps + 1):
-        wrong = WRONG if step > steps * (1 - CARELESS) else 0.0
-        loss = model(**batch(tokenizer, generator, wrong)).loss
+        wrong = _WRONG if step > steps * (1 - _CARELESS) else 0.0
+        loss = model(**_batch(tokenizer, generator, wrong)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -118,24 +118,25 @@ def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, steps: int, seed: 
             print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
 
 
-def build(output: Path, steps: int = STEPS, seed: int = 0) -> None:
-    torch.set_num_threads(1)  # sums in one order
+def build(output: Path, steps: int = _STEPS, seed: int = 0) -> None:
+    """Train the model and write it, its tokenizer and a model card to `output`."""
+    torch.set_num_threads(1)  # so that sums are always added in the same order
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    model = make_model(len(tokenizer))
-    train(model, tokenizer, steps, seed)
+    tokenizer = _make_tokenizer()
+    model = _make_model(len(tokenizer))
+    _train(model, tokenizer, steps, seed)
     model.generation_config = GenerationConfig(
         do_sample=True, max_new_tokens=MAX_ANSWER + 1, pad_token_id=0, eos_token_id=1
     )
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    (output / "README.md").write_text(CARD)
+    (output / "README.md").write_text(_CARD)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Build the playground's model from nothing.")
+    parser = argparse.ArgumentParser(description="Build the playground's model from scratch.")
     parser.add_argument("--output", type=Path, default=MODEL, help="folder to write (default: the packaged one)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of supervised training (default: {STEPS})")
+    parser.add_argument("--steps", type=int, default=_STEPS, help=f"steps of supervised training (default: {_STEPS})")
     options = parser.parse_args()
     build(options.output, options.steps)
     print(f"Wrote {options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.2f} MB")

@@ -1,4 +1,4 @@
-"""The playground's task: write an expression equal to N. It has many right answers, so that diversity can be counted.
+"""The playground's task: write an expression equal to N. Its many right answers make diversity countable.
 
     Make 24   ->   3*8    (7-1)*4    30-6    48/2    ...
 
@@ -14,8 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 TARGETS = range(10, 100)
-HELD_OUT = TARGETS[::5]  # never trained on
-MAX_ANSWER = 11  # characters; with its end an answer fits 12 tokens
+HELD_OUT = TARGETS[::5]  # targets of the test split, never trained on
+MAX_ANSWER = 11  # characters; with its end token an answer fits in 12 tokens
 
 _TOKEN = re.compile(r"[1-9][0-9]*|[-+*/()]")
 
@@ -25,7 +25,7 @@ def question(target: int) -> str:
 
 
 def value(answer: str) -> Fraction | None:
-    """The value of an expression of at least two positive integers, or None if it is anything else."""
+    """Return the value of an expression of at least two positive integers, or None if `answer` is anything else."""
     tokens = _TOKEN.findall(answer)
     if "".join(tokens) != answer or sum(token.isdigit() for token in tokens) < 2 or len(tokens) > 100:
         return None
@@ -68,13 +68,13 @@ def is_right(answer: str, target: int) -> bool:
 
 
 def playground_reward(completions: list[Any], target: list[int], **_: Any) -> list[float | None]:
-    """1 for an expression equal to `target`, else 0. Takes plain and conversational completions, like TRL."""
+    """Return 1 for an expression equal to `target`, else 0; completions are plain or conversational, as in TRL."""
     answers = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [float(is_right(answer.strip(), wanted)) for answer, wanted in zip(answers, target, strict=True)]
 
 
 def random_expression(generator: random.Random) -> tuple[str, int]:
-    """An expression of two to four numbers whose value is one of `TARGETS`, and the value."""
+    """Return an expression of two to four numbers whose value is one of `TARGETS`, and the value."""
     while True:
         count = generator.choices((2, 3, 4), (5, 4, 1))[0]
         numbers = [str(generator.randint(1, generator.choice((9, 20, 99)))) for _ in range(count)]

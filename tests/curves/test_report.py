@@ -1,7 +1,9 @@
-"""report.html in a real browser, where there is one."""
+"""report.html: its data, and the page in a real browser where there is one."""
 
+import json
 import shutil
 
+import pandas as pd
 import pytest
 from tiny import train
 
@@ -10,11 +12,43 @@ from opefo_trl.curves import EntropyCurves, write_report
 from opefo_trl.files import REPORT_FILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+
+
+def curves(steps=12, name="run", settings=None, completion=None, advantage=0.5):
+    """A run, with a sample if there is a completion."""
+    step = pd.RangeIndex(1, steps + 1)
+    frame = pd.DataFrame({"step": step, "entropy": 1 / step, "reward": 1 - 1 / step, "flow/lambda": 0.1})
+    sample = {"step": 1, "prompt": completion, "reward": 1.0, "advantage": advantage, "length": 1,
+              "tokens": [completion], "flow": [0.1], "entropy": [0.2], "probability": [0.3]}  # fmt: skip
+    return EntropyCurves(frame, name, settings, [sample] if completion else [])
+
+
+def data_of(page):
+    return json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+
+
+def test_the_page_holds_the_numbers_and_no_completion_can_break_it(tmp_path):
+    hostile, page = "</script><script>alert(1)</script>", tmp_path / "report.html"
+    write_report(page, [curves(completion=hostile, advantage=float("nan"))])
+    assert page.read_text().count("<script") == 2
+    data = data_of(page)
+    assert data["runs"][0]["columns"]["flow/lambda"] == [0.1] * 12
+    assert data["samples"][0]["tokens"] == [hostile] and data["samples"][0]["advantage"] is None
+
+
+def test_a_long_run_is_thinned(tmp_path):
+    write_report(tmp_path / "report.html", [curves(9001)])
+    steps = data_of(tmp_path / "report.html")["runs"][0]["steps"]
+    assert len(steps) == 1801 and steps[0] == 3  # means of 1 to 5, 6 to 10, ...
+
+
+# ---- in a browser
 
 
 @pytest.fixture(scope="module")
 def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -40,6 +74,7 @@ def opened(browser, path, scheme="light"):
     return page, faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_works_alone(browser, run, scheme):
     page, faults = opened(browser, run / REPORT_FILE, scheme)
@@ -55,6 +90,7 @@ def test_the_page_works_alone(browser, run, scheme):
     assert faults == []
 
 
+@pytest.mark.slow
 def test_the_pointer_reads_the_values_of_a_step(browser, run):
     page, faults = opened(browser, run / REPORT_FILE)
     frame = EntropyCurves.load(run).to_pandas()
@@ -71,6 +107,7 @@ def test_the_pointer_reads_the_values_of_a_step(browser, run):
     assert faults == []
 
 
+@pytest.mark.slow
 def test_tokens_are_coloured_by_their_flow(browser, run):
     page, _ = opened(browser, run / REPORT_FILE)
     tokens = page.evaluate(
@@ -88,20 +125,18 @@ def test_tokens_are_coloured_by_their_flow(browser, run):
     assert "entropy flow" in page.locator("#tip").inner_text()
 
 
+@pytest.mark.slow
 def test_a_completion_is_text_and_nothing_else(browser, tmp_path):
     hostile = "</script><img src=x onerror=alert(1)>"
-    sample = {"step": 1, "prompt": hostile, "reward": 1.0, "advantage": 0.5, "length": 1,
-              "tokens": [hostile], "flow": [0.1], "entropy": [0.2], "probability": [0.3]}  # fmt: skip
-    frame = EntropyCurves(full_frame()).frame
-    write_report(tmp_path / "report.html", [EntropyCurves(frame, hostile, {"model": hostile}, [sample])])
+    write_report(tmp_path / "report.html", [curves(name=hostile, settings={"model": hostile}, completion=hostile)])
     page, faults = opened(browser, tmp_path / "report.html")
     assert page.locator(".tokens").inner_text() == hostile and page.locator("img").count() == 0
     assert faults == []
 
 
+@pytest.mark.slow
 def test_several_runs_of_different_lengths(browser, tmp_path):
-    runs = [EntropyCurves(full_frame(10), "short"), EntropyCurves(full_frame(30), "long")]
-    write_report(tmp_path / "report.html", runs)
+    write_report(tmp_path / "report.html", [curves(10, "short"), curves(30, "long")])
     page, faults = opened(browser, tmp_path / "report.html")
     chart = page.locator("#charts svg").first
     box = chart.bounding_box()
@@ -112,16 +147,11 @@ def test_several_runs_of_different_lengths(browser, tmp_path):
     assert faults == []
 
 
-def test_a_run_of_nothing_and_a_run_of_one_step(browser, tmp_path):
-    for frame in (full_frame(1), full_frame(1).drop(columns=["entropy", "reward"])):
-        write_report(tmp_path / "report.html", [EntropyCurves(frame)])
+@pytest.mark.slow
+def test_a_run_of_one_step_and_a_run_without_metrics(browser, tmp_path):
+    bare = curves(1)
+    bare.frame = bare.frame.drop(columns=["entropy", "reward"])
+    for run in (curves(1), bare):
+        write_report(tmp_path / "report.html", [run])
         _, faults = opened(browser, tmp_path / "report.html")
         assert faults == []
-
-
-def full_frame(steps=12):
-    import numpy as np
-    import pandas as pd
-
-    step = np.arange(1, steps + 1)
-    return pd.DataFrame({"step": step, "entropy": 1 / step, "reward": 1 - 1 / step, "flow/lambda": 0.1})

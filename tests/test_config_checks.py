@@ -1,0 +1,184 @@
+import re
+import warnings
+
+import pytest
+from tiny import settings
+
+from opefo_trl import OPEFOConfig
+from opefo_trl.config_checks import check_guards
+from opefo_trl.controls import CONTROLS
+
+OFF = {"strict_on_policy": False}
+OPTIONS = {"control": "none", "control_kwargs": {"sides": "both"}}
+SPANS = {"steps_per_generation": 2, "gradient_accumulation_steps": 4}
+FIXED = {"control_kwargs": {"static_lambda": 0.1}}
+LIGER = {"fused_linear_cross_entropy": True}
+VOCABULARY = {"control": "entropy_dynamics", "control_kwargs": {"variant": "vocabulary"}}
+VALUES = [  # wrong by themselves, and what is allowed
+    ("flow_estimator", "Exact", "'exact'"), ("flow_schedule", "Constant", "'constant'"), ("flow_shape", "-", "'sign'"),
+    ("flow_scope", "global", "'batch', 'running', 'micro'"), ("control", ["opefo"], "'none', 'opefo'"),
+    ("strict_on_policy", "false", "True or False"), ("entropy_curves", "no", "True or False"),
+    ("nonfinite", "ignore", "'stop', 'skip'"), ("micro_batching", "Exact", "'exact', 'trl'"),
+    *(("sampling_drift_max", value, "above 0. It is in nats") for value in (0, "little", float("nan"), True)),
+    ("flow_lambda_max", "small", "above 0 and at most 1"), ("flow_lambda_max", 0.0, "above 0 and at most 1"),
+]  # fmt: skip
+
+
+def config(**overrides):
+    return OPEFOConfig(**settings("out", **overrides))
+
+
+def case(overrides, *parts):
+    """Settings, and what a message about them must name: field, value and the way out."""
+    return pytest.param(overrides, parts, id=", ".join(f"{name}={value}" for name, value in overrides.items()))
+
+
+def names(message, parts):
+    return [part for part in parts if part not in str(message)] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        *(case({name: value}, f"`{name}={value!r}`", allowed) for name, value, allowed in VALUES),
+        case({"control": "opfeo"}, "`control='opfeo'`", "mean 'opefo'", "'none', 'opefo'"),
+        case({"control": "OPEFO"}, "`control='OPEFO'`", "mean 'opefo'"),
+        case({"control_kwargs": {"side": "both"}}, "'side'", "mean 'sides'"),
+        case(OPTIONS, "`control='none'`", "'sides'", "no options"),
+        case({"control_kwargs": "sides=both"}, "`control_kwargs='sides=both'`", "map", "JSON"),
+        case({"control_kwargs": '{"sides": '}, "`control_kwargs='{\"sides\": '`", "map", "JSON"),
+        case({"control_kwargs": {1: 2}}, "`control_kwargs={1: 2}`", "map"),
+        case({"control_kwargs": {"flow_target": 0.3}}, "'flow_target'", "set `flow_target`"),
+        case({"control_kwargs": {"sides": "up"}}, "`sides='up'` in `control_kwargs`", "'both', 'increase'"),
+        case({"control_kwargs": {"static_lambda": 2}}, "`static_lambda=2`", "[-1, 1]"),
+        case({**FIXED, "flow_target": 0.3}, "`static_lambda=0.1`", "`flow_target=0.3`", "Drop one"),
+        case({"flow_lambda_max": 2.0}, "`flow_lambda_max=2.0`", "above 0 and at most 1", "change sign"),
+        case({"flow_target": -0.1}, "`flow_target=-0.1`", '"0.4x"'),
+        case({"flow_target": 0.3, "flow_schedule": "cosin"}, "`flow_schedule='cosin'`", "'cosine'"),
+        case({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps=0`", "at least 1"),
+        case({"num_iterations": 2}, "`num_iterations=2`", "`num_iterations=1`", "`strict_on_policy=False`"),
+        case(
+            {"steps_per_generation": 8, "gradient_accumulation_steps": 4},
+            "`steps_per_generation=8`", "`gradient_accumulation_steps=4`", "takes 2 ", "`strict_on_policy=False`",
+        ),
+        case(SPANS, "takes 0.5 "),
+        case({**SPANS, **OFF}, "`steps_per_generation=2`", "several rollouts", "`flow_scope='running'`"),
+        case({"nonfinite": "skip", "optim": "galore_adamw_layerwise"}, "`nonfinite='skip'`", "`nonfinite='stop'`"),
+        case(
+            {"importance_sampling_level": "sequence"},
+            "`importance_sampling_level='sequence'`", "`control='opefo'`", "'token'", "'none'",
+        ),
+        case({"liger_kernel_config": LIGER}, "`liger_kernel_config=", "fused_linear_cross_entropy", "Drop that key"),
+        case({**VOCABULARY, "loss_type": "grpo"}, "`control='entropy_dynamics'`", "`loss_type='grpo'`", "'dapo'"),
+        case(
+            {"control": "dcpo", "importance_sampling_level": "sequence", **OFF},
+            "`control='dcpo'`", "`importance_sampling_level='sequence'`", "'token'",
+        ),
+        *(
+            case({"control": name, "loss_type": loss, **OFF}, f"`control='{name}'`", f"`loss_type='{loss}'`", "'dapo'")
+            for name in ("clip_higher", "clip_low", "dynamic_clip", "ce_gppo", "bapo", "dcpo")
+            for loss in ("cispo", "sapo", "vespo")
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused_in_plain_words(overrides, parts):
+    with pytest.raises(ValueError) as refused:
+        config(**overrides)
+    assert names(refused.value, parts), refused.value
+
+
+def test_skip_under_deepspeed_is_refused():
+    # DeepSpeed is not installed here: the check alone, with what an `accelerate launch` of it sets
+    args = config()
+    args.nonfinite, args.deepspeed_plugin = "skip", object()
+    with pytest.raises(ValueError, match="`nonfinite='skip'`.*DeepSpeed.*`nonfinite='stop'`"):
+        check_guards(args)
+    args.nonfinite = "stop"
+    check_guards(args)
+    assert args.updates_in_backward
+
+
+TWICE = {"num_iterations": 2, **OFF, "save_strategy": "steps"}
+BEST = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "reward"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        case({"entropy_coef": 0.01}, "`entropy_coef=0.01`", "`control='opefo'`"),
+        case({"use_adaptive_entropy": True}, "`use_adaptive_entropy=True`", "`control='opefo'`"),
+        case({"top_entropy_quantile": 0.2}, "`top_entropy_quantile=0.2`", "`control='opefo'`"),
+        case({"off_policy_mask_threshold": 0.5}, "`off_policy_mask_threshold=0.5`", "`control='opefo'`"),
+        case({"loss_type": "luspo"}, "`loss_type='luspo'`", "`loss_type='dapo'`"),
+        case({"control": "none", "flow_target": 0.3}, "`control='none'` does not use `flow_target=0.3`"),
+        case({"control": "none", "flow_scope": "micro"}, "`control='none'` does not use `flow_scope='micro'`"),
+        case({**FIXED, "flow_scope": "running"}, "`control='opefo'` does not use `flow_scope='running'`"),
+        case({**FIXED, "flow_lambda_max": 0.05}, "does not use `flow_lambda_max=0.05`", "`static_lambda`"),
+        case({"flow_target": 0.3, "flow_lambda_max": 0.05}, "does not use `flow_lambda_max=0.05`", "`flow_target`"),
+        case({**VOCABULARY, "flow_estimator": "steer"}, "does not use `flow_estimator='steer'`", "'exact'"),
+        case({**TWICE, "save_steps": 3}, "`save_steps=3`", "2 optimizer steps", "multiple of 2"),
+        case({**TWICE, "save_steps": 0.1, "max_steps": 30}, "`save_steps=0.1`"),  # = every 3 steps
+        case({**TWICE, **BEST}, "`eval_steps=3`"),
+        *(
+            case({"control": name}, f"`control='{name}'`", "strictly on-policy", "`strict_on_policy=False`",
+                 "`steps_per_generation=4`")
+            for name in CONTROLS
+            if not CONTROLS[name].acts_on_policy
+        ),
+        *(
+            case({"control": name, **OFF}, f"`control='{name}'`", CONTROLS[name].source)
+            for name in CONTROLS
+            if CONTROLS[name].source is not None
+        ),
+        case({"control": "steer", "control_kwargs": {"map": "asymmetric"}}, "`control='steer'`", "asymmetric map"),
+    ],
+)  # fmt: skip
+def test_a_doubtful_setting_is_warned_about_once(overrides, parts):
+    with pytest.warns(UserWarning) as warned:
+        config(**overrides)
+    messages = [str(warning.message) for warning in warned]
+    assert len([message for message in messages if names(message, parts)]) == 1, messages
+    assert all(warning.filename.endswith("test_config_checks.py") for warning in warned)  # of the line to change
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"control": "none", "importance_sampling_level": "sequence"},
+        {"control": "none", "entropy_coef": 0.01, "top_entropy_quantile": 0.2, "loss_type": "luspo"},
+        {"steps_per_generation": 8, "gradient_accumulation_steps": 4, **OFF},
+        {**TWICE, "save_steps": 4},
+        {**TWICE, "save_steps": 0.1, "max_steps": 40},
+        {"flow_target": 0.3},
+        {"flow_target": " 0.4x "},
+        {"control_kwargs": {"static_lambda": 0.001}},
+        {"control_kwargs": {"static_lambda": "1e-3"}},  # YAML reads 1e-3 as text
+        {"control_kwargs": None},
+        {"flow_lambda_max": 1.0, "flow_estimator": "exact", "flow_scope": "running", "nonfinite": "skip"},
+        {**SPANS, **OFF, "flow_scope": "running"},
+        *({"control": name, **OFF} for name in CONTROLS if CONTROLS[name].source is None),
+    ],
+)
+def test_a_right_setting_is_accepted_in_silence(overrides):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        config(**overrides).make_control()
+
+
+@pytest.mark.parametrize("loss_type", ["cispo", "sapo", "vespo"])
+def test_kl_cov_needs_no_clip_range(loss_type):
+    with pytest.warns(UserWarning, match="`noise`"):
+        assert config(control="kl_cov", loss_type=loss_type, **OFF).loss_type == loss_type
+
+
+def test_other_ranks_do_not_repeat_a_warning(monkeypatch):
+    monkeypatch.setattr(OPEFOConfig, "process_index", property(lambda self: 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        config(control="aer", top_entropy_quantile=0.2)
+
+
+def test_a_source_is_one_clause():
+    for name, control in CONTROLS.items():
+        assert control.source is None or re.fullmatch(r"[^.]*(second-hand|our choice)[^.]*", control.source), name
