@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from shared import EVAL, needs
+from material import BENCH
 
 from opefo_trl.data.benchmarks import SIX
 from opefo_trl.evaluation.results import read_results
@@ -116,13 +116,12 @@ def test_a_lora_adapter(tmp_path):
     check_logps(samples(tmp_path / "out"), adapted.merge_and_unload())
 
 
-@needs("bench")
 def test_all_six_benchmarks_go_through(tmp_path):
     model = tmp_path / "long"
     shutil.copytree(MODEL, model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
-    words = ["--benchmark_source", str(EVAL / "bench"), "--max_new_tokens", "6", "--k", "1"]
+    words = ["--benchmark_source", str(BENCH), "--max_new_tokens", "6", "--k", "1"]
     run(tmp_path / "out", *words, model=model)
     results = read_results(tmp_path / "out")["benchmarks"]
     assert list(results) == list(SIX) and sum(scores["problems"] for scores in results.values()) == 1547
