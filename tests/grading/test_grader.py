@@ -76,7 +76,16 @@ def test_grades_come_in_order_are_counted_and_remembered(grader, monkeypatch):
 
 def test_golds_that_are_no_answers_are_found(grader):
     readable = ["72", r"\frac{1}{2}", "-3", "#### 5", r"\text{the red one}", "Yes", ["1", "2"], 0.5, "10 cm", "(1, 2)"]
-    bad = ["", " ", None, float("nan"), "see the proof", "We have 3 apples and so the answer is 5.", r"\frac{1}{", "}{"]
+    bad = [
+        "",
+        " ",
+        None,
+        float("nan"),
+        "see the proof",
+        "We have 3 apples and so the answer is 5.",
+        r"\frac{1}{",
+        "}{",
+    ]
     assert grader.unreadable([*readable, *bad]) == list(range(len(readable), len(readable) + len(bad)))
 
 

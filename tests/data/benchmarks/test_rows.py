@@ -161,9 +161,7 @@ def amc_of_two_years(url="https://example.org/{}_AMC_12A_Problems/Problem_{}"):
         {"id": n, "problem": f"Problem {n}?", "answer": float(n), "url": url.format(2022 + n % 2, n)}
         for n in range(80)
     ]
-    return rows + [
-        {"id": 80 + n, "problem": f"Old {n}?", "answer": 1.0, "url": url.format(2022, n)} for n in range(3)
-    ]
+    return rows + [{"id": 80 + n, "problem": f"Old {n}?", "answer": 1.0, "url": url.format(2022, n)} for n in range(3)]
 
 
 def test_of_83_amc_problems_only_those_of_2023_are_taken():
