@@ -46,7 +46,7 @@ def test_killed_at_any_step_the_same_command_goes_on(out):
     begun = newest_checkpoint(out)
 
     again = run(out)
-    assert f"Going on from {begun}" in again.stdout
+    assert f"Resuming from {begun}" in again.stdout
     curves = EntropyCurves.load(out).to_pandas()
     assert curves["step"].tolist() == list(range(1, 13))
     assert re.search(r"start\s+end\n(.+ -> .+\n){4}", again.stdout)
@@ -83,7 +83,7 @@ def test_an_adapter_is_trained_and_gone_on_with(out):
     lora = ["--use_peft", "true", "--lora_r", "4", "--max_steps", "2", "--save_steps", "2"]
     first, again = run(out, *lora), run(out, *lora)
     assert (out / "adapter_model.safetensors").exists()
-    assert f"Going on from {out / 'checkpoint-2'}" in again.stdout
+    assert f"Resuming from {out / 'checkpoint-2'}" in again.stdout
     assert first.stdout.split("Held out")[0].strip() in again.stdout
 
 
@@ -106,44 +106,44 @@ def script():
 
 
 MISTAKES = {
-    "--config nowhere.yaml": "The config file 'nowhere.yaml' cannot be read",
+    "--config nowhere.yaml": "'nowhere.yaml'",
     "--config": "--config needs a file",
-    "--config=typo.yaml": "There is no option 'flow_traget' (in typo.yaml). Did you mean 'flow_target'?",
-    "--config broken.yaml": "'broken.yaml' is not YAML",
-    "--config text.yaml": "'text.yaml' must hold a map",
-    "--flow_traget 0.4": "There is no option 'flow_traget' (on the command line). Did you mean 'flow_target'?",
-    "stray": "'stray' belongs to no option",
+    "--config=typo.yaml": "'flow_traget' (in typo.yaml). Did you mean 'flow_target'?",
+    "--config broken.yaml": "'broken.yaml'",
+    "--config text.yaml": "'text.yaml'",
+    "--flow_traget 0.4": "'flow_traget' (on the command line). Did you mean 'flow_target'?",
+    "stray": "'stray'",
     "--max_steps many": "argument --max_steps/--max-steps: invalid int value: 'many'",
     "--control opfeo": "`control='opfeo'` is unknown. Did you mean 'opefo'?",
     "--steps_per_generation 2": "OPEFO is strictly on-policy",
-    "--dataset_name nowhere.jsonl": "There is no file 'nowhere.jsonl'",
-    "--dataset_name nobody/nothing": "The data set 'nobody/nothing' cannot be loaded",
-    "--dataset_name questions.jsonl --eval_prompts 0": "needs a column 'target'; the data has question, answer",
-    "--dataset_name questions.jsonl --prompt_column text": "The data has no column 'text'; it has question, answer",
-    "--dataset_name sentences.jsonl --reward_funcs math": "1 of 1 rows of the split 'train' have answers",
-    "--dataset_name questions.jsonl --reward_funcs math_answer_line --eval_prompts 0": "the prompts do not ask for",
-    "--dataset_name questions.jsonl --decontaminate aime23": "`benchmark='aime23'` is unknown",
+    "--dataset_name nowhere.jsonl": "`dataset_name='nowhere.jsonl'`",
+    "--dataset_name nobody/nothing": "data set 'nobody/nothing'",
+    "--dataset_name questions.jsonl --eval_prompts 0": "column 'target'; the data has question, answer",
+    "--dataset_name questions.jsonl --prompt_column text": "column 'text'; it has question, answer",
+    "--dataset_name sentences.jsonl --reward_funcs math": "1 of 1 rows of the split 'train'",
+    "--dataset_name questions.jsonl --reward_funcs math_answer_line --eval_prompts 0": "--prompt_template dapo",
+    "--dataset_name questions.jsonl --decontaminate aime23": "`benchmark='aime23'`",
     "--dataset_train_split trian": "`split='trian'`",
     "--eval_prompts -1": "`eval_prompts=-1`",
-    "--reward_funcs maths": "`reward_funcs='maths'` is unknown",
-    "--reward_funcs math": "The reward 'math' needs a column 'answer'; the data has prompt, target",
-    "--reward_funcs nowhere.exact": "'nowhere.exact' cannot be imported",
-    "--prompt_template dots": "`prompt_template='dots'` is unknown",
-    "--output_dir questions.jsonl/out": "Nothing can be written to `output_dir='questions.jsonl/out'`",
-    "--per_device_eval_batch_size 7": "`per_device_eval_batch_size=7` on 1 processes does not divide into groups",
-    "--resume_from_checkpoint nowhere": "There is no checkpoint in 'nowhere'",
+    "--reward_funcs maths": "`reward_funcs='maths'`",
+    "--reward_funcs math": "'math' needs a column 'answer'; the data has prompt, target",
+    "--reward_funcs nowhere.exact": "'nowhere.exact'",
+    "--prompt_template dots": "`prompt_template='dots'`",
+    "--output_dir questions.jsonl/out": "`output_dir='questions.jsonl/out'`",
+    "--per_device_eval_batch_size 7": "`per_device_eval_batch_size=7`",
+    "--resume_from_checkpoint nowhere": "`resume_from_checkpoint='nowhere'`",
     "--model_name_or_path nobody/nothing --dataset_name playground --reward_funcs playground --use_cpu --bf16 false":
-        "The model 'nobody/nothing' cannot be loaded",
-    "--model_name_or_path ./model --use_cpu --bf16 false": "There is no data",
-    "--model_name_or_path ./model --dataset_name playground --use_cpu --bf16 false": "there is no such folder",
+        "model 'nobody/nothing'",
+    "--model_name_or_path ./model --use_cpu --bf16 false": "--dataset_name",
+    "--model_name_or_path ./model --dataset_name playground --use_cpu --bf16 false": "'./model'",
     "--model_name_or_path ./model --dataset_name playground": "On the CPU: --use_cpu true --bf16 false",
-    "--dataset_name holes.jsonl --eval_prompts 0": "1 of 2 rows have nothing in column 'prompt'",
-    "--dataset_name empty.jsonl": "'empty.jsonl' is empty",
-    "--model_name_or_path ./model --dataset_name questions.jsonl --use_cpu --bf16 false": "There is no reward",
+    "--dataset_name holes.jsonl --eval_prompts 0": "1 of 2 rows are empty in column 'prompt'",
+    "--dataset_name empty.jsonl": "'empty.jsonl'",
+    "--model_name_or_path ./model --dataset_name questions.jsonl --use_cpu --bf16 false": "--reward_funcs",
     "--dataset_name questions.jsonl --reward_funcs math --eval_prompts 0":
-        "There are 1 prompts to train on, and a rollout takes 32",
+        "There are 1 prompts to train on, but a rollout takes 32",
     "--reward_funcs broken.exact": "'broken.exact' cannot be imported: SyntaxError",
-    "--resume_from_checkpoint done/checkpoint-2 --output_dir done": "checkpoint-4 would be taken for one of this run",
+    "--resume_from_checkpoint done/checkpoint-2 --output_dir done": "older than checkpoint-4",
     "--resume_from_checkpoint false --output_dir done": "'done' holds checkpoint-4",
     "--use_vllm true": "needs vLLM's CPU build",
 }  # fmt: skip
