@@ -55,58 +55,40 @@ from opefo_trl.validation import check_choice
 
 @dataclass
 class EvalArguments:
-    model: str | None = field(
-        default=None, metadata={"help": "A folder, a LoRA adapter's folder, or a name on the Hub."}
-    )
+    model: str | None = field(default=None, metadata={"help": "A folder, a LoRA adapter's folder, or a Hub name."})
     benchmarks: list[str] = field(
         default_factory=lambda: list(SIX),
         metadata={"help": f"Some of {', '.join(BENCHMARKS)}, {PLAYGROUND}, separated by commas or spaces."},
     )
-    benchmark_source: str | None = field(
-        default=None, metadata={"help": "Folder with the benchmarks. By default they come from the Hub."}
-    )
+    benchmark_source: str | None = field(default=None, metadata={"help": "Folder with the benchmarks, else the Hub."})
     output_dir: str | None = field(
         default=None, metadata={"help": "Output folder. By default eval/ in a local model's folder, or out/eval/."}
     )
     compare: str | None = field(default=None, metadata={"help": "Another results.json to compare with."})
-    watch: str | None = field(
-        default=None, metadata={"help": "Output folder of a run: evaluate each of its checkpoints until it ends."}
-    )
+    watch: str | None = field(default=None, metadata={"help": "A run's folder: evaluate each of its checkpoints."})
 
     push_to_hub: bool = field(
         default=False,
         metadata={"help": "Put the results into the model's card on the Hub, and upload them with their samples."},
     )
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repository. By default the model's, or the one that its run was pushed to."}
-    )
-    hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Make the repository private if it has to be created."}
-    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository. By default the model's own."})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
 
     k: int | None = field(
         default=None, metadata={"help": "Samples for each problem. By default 32 for AIME and AMC, 1 for the others."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Take the first problems only, this many."})
+    limit: int | None = field(default=None, metadata={"help": "Take this many problems only, the first ones."})
     temperature: float = field(default=0.6, metadata={"help": "0 is greedy."})
     top_p: float = field(default=0.95, metadata={"help": "Probability mass of the nucleus that is sampled from."})
-    max_new_tokens: int = field(
-        default=16_384, metadata={"help": "Longest completion; the model's context may allow less."}
-    )
+    max_new_tokens: int = field(default=16_384, metadata={"help": "The model's context may allow less."})
     seed: int = field(default=0, metadata={"help": "Seed that every sample's own seed is derived from."})
-    prompt_template: str = field(
-        default="boxed", metadata={"help": f"Words around a problem: {', '.join(TEMPLATES)}."}
-    )
+    prompt_template: str = field(default="boxed", metadata={"help": f"Around a problem: {', '.join(TEMPLATES)}."})
     system_prompt: str | None = field(default=None, metadata={"help": "A system message before each problem."})
-    policy: str = field(
-        default="lenient", metadata={"help": f"Which part of a completion is its answer: {', '.join(POLICIES)}."}
-    )
+    policy: str = field(default="lenient", metadata={"help": f"Where the answer is: {', '.join(POLICIES)}."})
     grading_timeout: float = field(default=5.0, metadata={"help": "Seconds of processor time to grade an answer."})
 
-    engine: str = field(default="auto", metadata={"help": f"{', '.join(ENGINES)}. 'auto' is vllm if it is installed."})
-    batch_size: int | None = field(
-        default=None, metadata={"help": "Samples in a batch. By default 512 with vLLM, 32 with transformers."}
-    )
+    engine: str = field(default="auto", metadata={"help": f"{', '.join(ENGINES)}. 'auto' is vllm if installed."})
+    batch_size: int | None = field(default=None, metadata={"help": "Samples. By default 512, or 32 without vLLM."})
     revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
     dtype: str = field(default="auto", metadata={"help": f"Data type of the weights: {', '.join(DTYPES)}."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model on the Hub brings."})

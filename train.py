@@ -25,15 +25,8 @@ from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.cli import preflight
 from opefo_trl.cli.parser import Parser, plain_errors
-from opefo_trl.cli.preflight import (
-    check_answers,
-    check_columns,
-    check_model,
-    check_prompts,
-    check_sizes,
-    check_writable,
-)
 from opefo_trl.cli.progress import EntropyProgress, sentence_of, table_of
 from opefo_trl.cli.run_folder import check_newest, check_same_run, newest_checkpoint, settings_of, write_settings
 from opefo_trl.data import (
@@ -177,16 +170,16 @@ def make_trainer(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig)
         raise ValueError(f"`eval_prompts={script.eval_prompts}` must be 0 or more.")
     if not script.reward_funcs:
         raise ValueError(f"There is no reward. Give --reward_funcs: {', '.join(REWARDS)}, or your own.")
-    check_writable(args.output_dir)
+    preflight.check_writable(args.output_dir)
 
     rewards = [find_reward(name, args.max_completion_length or 0) for name in script.reward_funcs]
     train_data, eval_data = load_data(script, args, rewards)
-    check_sizes(args, len(train_data), eval_data is not None)
+    preflight.check_sizes(args, len(train_data), eval_data is not None)
     if eval_data is not None:
         samples = args.num_generations_eval or args.num_generations
         eval_data = whole_batches(eval_data, args.per_device_eval_batch_size * args.world_size // samples)
 
-    check_model(model, args.trust_remote_code)
+    preflight.check_model(model, args.trust_remote_code)
 
     args.model_init_kwargs = {
         "revision": model.model_revision,
@@ -218,8 +211,8 @@ def load_data(script: ScriptArguments, args: OPEFOConfig, rewards: list) -> tupl
     def problems(split: str, benchmarks: dict) -> Dataset:
         rows = pick_split(splits, split, script.dataset_name)
         rows = bare_problems(rows, script.prompt_column, script.answer_column)
-        check_columns(script.reward_funcs, rewards, rows.column_names)
-        check_answers(rewards, rows, split)
+        preflight.check_columns(script.reward_funcs, rewards, rows.column_names)
+        preflight.check_answers(rewards, rows, split)
         rows, cleaned = clean(rows, script.unique_problems, script.prompt_template != "none", benchmarks)
         if args.process_index == 0 and len(rows) < cleaned.rows:
             print(f"{script.dataset_name}, {split}: {len(rows)} problems, from {cleaned}")
@@ -231,7 +224,7 @@ def load_data(script: ScriptArguments, args: OPEFOConfig, rewards: list) -> tupl
     has_test = script.dataset_test_split in splits and script.dataset_test_split != script.dataset_train_split
     test = problems(script.dataset_test_split, {}) if has_test and script.eval_prompts != 0 else None
     train, test = hold_out(train, test, script.eval_prompts, args.seed, script.dataset_name)
-    check_prompts(script.reward_funcs, train[0]["prompt"])
+    preflight.check_prompts(script.reward_funcs, train[0]["prompt"])
     return train, test
 
 

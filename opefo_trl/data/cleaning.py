@@ -19,20 +19,12 @@ SHARED_NGRAMS = 0.5  # a problem with this share of a benchmark problem's n-gram
 
 @dataclass(frozen=True)
 class Cleaned:
-    """
-    Counts of what cleaning removed from a data set.
+    """Counts of what cleaning removed from a data set."""
 
-    Args:
-        rows (`int`): rows before cleaning.
-        repeated (`int`): rows that repeat an earlier problem.
-        disputed (`int`): problems whose copies have different answers.
-        leaked (`dict[str, list[str]]`): the removed problems of each benchmark.
-    """
-
-    rows: int
-    repeated: int = 0
-    disputed: int = 0
-    leaked: dict[str, list[str]] = field(default_factory=dict)
+    rows: int  # before cleaning
+    repeated: int = 0  # rows that repeat an earlier problem
+    disputed: int = 0  # problems whose copies have different answers
+    leaked: dict[str, list[str]] = field(default_factory=dict)  # benchmark -> its problems that were removed
 
     def __str__(self) -> str:
         removed = [f"{self.repeated} repetitions"] if self.repeated else []
@@ -45,12 +37,8 @@ def clean(
     dataset: Dataset, unique: bool = True, bare: bool = False, benchmarks: dict[str, Sequence[str]] | None = None
 ) -> tuple[Dataset, Cleaned]:
     """
-    Return the data without unwanted rows, and counts of what was removed.
-
-    Args:
-        unique (`bool`): keep each problem once, and none whose copies have different answers.
-        bare (`bool`): take DAPO's template off the problems.
-        benchmarks (`dict[str, Sequence[str]]`, *optional*): problems of each benchmark, to be removed.
+    Return the data and counts of what was removed: repetitions and disputed problems if `unique`, the words of DAPO's
+    template if `bare`, and the problems of `benchmarks`.
     """
     rows, repeated, disputed = len(dataset), 0, 0
     if unique:

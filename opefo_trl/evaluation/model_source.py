@@ -21,25 +21,14 @@ _UNKNOWN_CONTEXT = 1 << 20  # tokens, for a model that names no limit
 
 @dataclass(frozen=True)
 class ModelSource:
-    """
-    A model to evaluate, and how to load it.
+    """A model to evaluate, and how to load it."""
 
-    Args:
-        name (`str`): a folder, a LoRA adapter's folder, a name on the Hub, or `"playground"`.
-        revision (`str`, *optional*): of a model on the Hub.
-        dtype (`str`): data type of the weights; `"auto"` is the checkpoint's.
-        trust_remote_code (`bool`): run code that a model on the Hub brings.
-        max_model_length (`int`, *optional*): context in tokens; by default the model's own.
-        tensor_parallel_size (`int`): GPUs that hold one model. vLLM only.
-        gpu_memory_utilization (`float`): share of a GPU's memory to use. vLLM only.
-    """
-
-    name: str
+    name: str  # a folder, a LoRA adapter's folder, a name on the Hub, or "playground"
     revision: str | None = None
-    dtype: str = "auto"
+    dtype: str = "auto"  # the checkpoint's
     trust_remote_code: bool = False
-    max_model_length: int | None = None
-    tensor_parallel_size: int = 1
+    max_model_length: int | None = None  # tokens; None is the model's own context
+    tensor_parallel_size: int = 1  # this and the next are vLLM's
     gpu_memory_utilization: float = 0.9
 
     def __post_init__(self) -> None:

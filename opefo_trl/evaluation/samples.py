@@ -63,19 +63,11 @@ Batch = list[tuple[int, int]]  # index of the problem, number of the sample
 
 @dataclass(frozen=True)
 class Task:
-    """
-    A benchmark to be sampled.
-
-    Args:
-        name (`str`): the benchmark.
-        problems (`list[dict[str, str]]`): rows of `id`, `problem`, `answer`.
-        prompts (`list[list[int]]`): token ids of each problem's prompt.
-        k (`int`): samples for each problem.
-    """
+    """A benchmark to be sampled, k times each problem."""
 
     name: str
-    problems: list[dict[str, str]]
-    prompts: list[list[int]]
+    problems: list[dict[str, str]]  # rows of `id`, `problem`, `answer`
+    prompts: list[list[int]]  # token ids of each problem's prompt
     k: int
 
     def identity(self) -> dict[str, Any]:
@@ -92,24 +84,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """
-    Tasks, and the folder that their samples are written to.
-
-    Args:
-        folder (`Path`): output folder.
-        tasks (`list[Task]`): benchmarks.
-        batch_size (`int`): samples in a batch.
-        context (`int`): tokens that a prompt and its completion may have together.
-        max_new_tokens (`int`): tokens that a completion may have.
-        seed (`int`): seed that each sample's own seed is derived from.
-    """
+    """Tasks, and the folder that their samples are written to."""
 
     folder: Path
     tasks: list[Task]
-    batch_size: int
-    context: int
+    batch_size: int  # samples
+    context: int  # tokens that a prompt and its completion may have together
     max_new_tokens: int
-    seed: int
+    seed: int  # that each sample's own seed is derived from
 
     def remaining(self, rank: int = 0, ranks: int = 1) -> list[tuple[Task, int, Batch]]:
         """Return this rank's share of the batches that are not written yet, each with its task and number."""
@@ -147,7 +129,7 @@ class Evaluation:
         frame = pd.DataFrame(
             {
                 "id": row["id"],
-                "sample": sample_number,
+                "sample": sample_id,
                 "seed": seed,
                 "gold": row["answer"],
                 "completion": sample.text.encode("utf-8", "replace").decode(),
@@ -157,9 +139,7 @@ class Evaluation:
                 "truncated": sample.truncated,
                 "logp": sample.logp,
             }
-            for row, (_, sample_number), seed, sample, grade in zip(
-                problems, batch, seeds, samples, grades, strict=True
-            )
+            for row, (_, sample_id), seed, sample, grade in zip(problems, batch, seeds, samples, grades, strict=True)
         )
         path = self._batch_file(task, number)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,28 +16,15 @@ import pandas as pd
 from opefo_trl.cli.run_folder import checkpoints, has_ended, step_of
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.evaluation.results import read_results
-from opefo_trl.files import (
-    CHECKPOINT_PREFIX,
-    EVAL_FOLDER,
-    RESULTS_FILE,
-    SCORES_FILE,
-    SCORES_PICTURE_FILE,
-    write_whole,
-)
+from opefo_trl.files import CHECKPOINT_PREFIX, EVAL_FOLDER, RESULTS_FILE, SCORES_FILE, SCORES_PICTURE_FILE, write_whole
 
 _FINAL = "final"  # folder of the last model's results
 
 
 def watch(folder: str, benchmarks: Sequence[str], script: Path, arguments: Sequence[str], pause: float = 5.0) -> None:
     """
-    Evaluate each whole checkpoint of a run, and its last model, until the run has ended and all is evaluated.
-
-    Args:
-        folder (`str`): output folder of the run.
-        benchmarks (`Sequence[str]`): benchmarks that a checkpoint's results must have.
-        script (`Path`): eval.py, started as a process for each checkpoint.
-        arguments (`Sequence[str]`): the command line, which is passed on without `--watch`.
-        pause (`float`): seconds between two looks at the folder.
+    Evaluate each whole checkpoint of the run in `folder`, and its last model, until the run has ended and all have
+    results on `benchmarks`. Each gets a process of `script` (eval.py) with the given `arguments`, less `--watch`.
     """
     run = Path(folder)
     if not run.is_dir():

@@ -20,23 +20,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """
-    A benchmark.
-
-    Args:
-        title (`str`): its name in tables.
-        sources (`tuple[Source, ...]`): places on the Hub, the preferred one first.
-        counts (`tuple[int, ...]`): number of problems; two if the sources differ.
-        k (`int`): samples for each problem in the paper's protocol.
-        year (`str`): selects the rows by their url in a source that holds several years.
-        read_answer (`Callable[[str], str]`): brings an answer to its usual form, or raises a `ValueError`.
-    """
+    """A benchmark. `read_answer` brings an answer to its usual form, or raises a `ValueError`."""
 
     title: str
-    sources: tuple[Source, ...]
-    counts: tuple[int, ...]
-    k: int = 1
-    year: str = ""
+    sources: tuple[Source, ...]  # the preferred one first
+    counts: tuple[int, ...]  # number of problems; two if the sources differ
+    k: int = 1  # samples for each problem in the paper's protocol
+    year: str = ""  # selects rows by their url in a source that holds several years
     read_answer: Callable[[str], str] = str.strip
 
 
