@@ -1,6 +1,6 @@
 """Names are checked before anything is built, and a user's mistakes end in one line."""
 
-import sys
+import importlib
 from dataclasses import dataclass
 
 import pytest
@@ -86,89 +86,58 @@ def test_a_mistake_in_a_config_file_names_the_file(content, message, tmp_path):
 # ---- which errors are the user's
 
 
-def wrong_value():
-    Decoding(top_p=2)
+def deep_in_a_library(*_, **__):
+    Dataset.from_dict({"a": [1]}).train_test_split(test_size=5)
 
 
-def wrong_setting():
-    parse("--generation_batch_size", "7")
+MISTAKES = {
+    "value": lambda: Decoding(top_p=2),
+    "setting": lambda: parse("--generation_batch_size", "7"),
+    "file": lambda: PreTrainedTokenizerFast.from_pretrained("/nowhere/at/all"),  # missed deep in transformers
+    "package": lambda: importlib.import_module("nowhere_at_all"),
+    # TRL's own check: there is one reward function
+    "trainer": lambda: build(GRPOTrainer, GRPOConfig, "x", reward_weights=[1.0, 2.0]),
+}
+BUGS = {
+    torch.cuda.OutOfMemoryError: lambda: throw(torch.cuda.OutOfMemoryError("CUDA out of memory")),
+    MemoryError: lambda: throw(MemoryError()),
+    RuntimeError: lambda: torch.zeros(2) @ torch.zeros(3),
+    TypeError: lambda: None + 1,
+    ValueError: deep_in_a_library,
+}
 
 
-def missing_file():
-    PreTrainedTokenizerFast.from_pretrained("/nowhere/at/all")  # deep in transformers
+def throw(error):
+    raise error
 
 
-def missing_package():
-    import nowhere_at_all  # noqa: F401
-
-
-def wrong_trainer_argument():
-    build(GRPOTrainer, GRPOConfig, "x", reward_weights=[1.0, 2.0])  # TRL's own check: there is one reward function
-
-
-@pytest.mark.parametrize(
-    "mistake", [wrong_value, wrong_setting, missing_file, missing_package, wrong_trainer_argument]
-)
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_users_mistake_is_one_line(mistake, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop, plain_errors("some.py"):
-        mistake()
+        MISTAKES[mistake]()
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("some.py: error: ") and error.count("\n") == 1
     monkeypatch.setenv("OPEFO_TRACEBACK", "1")
     with pytest.raises((ValueError, OSError, ImportError)), plain_errors("some.py"):
-        mistake()
+        MISTAKES[mistake]()
 
 
-def test_a_mistake_in_the_script_itself_is_one_line(tmp_path, capsys, monkeypatch):
-    (tmp_path / "some_script.py").write_text("def check():\n    raise ValueError('`k=0` must be 1 or more.')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    import some_script
-
-    with pytest.raises(SystemExit), plain_errors("some_script.py"):
-        some_script.check()
+def test_a_check_of_the_script_itself_is_one_line(tmp_path):
+    code = compile("raise ValueError('`k=0` must be 1 or more.')", str(tmp_path / "some.py"), "exec")
+    with pytest.raises(SystemExit), plain_errors("some.py"):
+        exec(code)
     with pytest.raises(ValueError, match="`k=0`"), plain_errors("other.py"):
-        some_script.check()
-    del sys.modules["some_script"]
+        exec(code)
 
 
-def out_of_memory():
-    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-
-def no_memory():
-    raise MemoryError
-
-
-def shapes_that_do_not_fit():
-    torch.zeros(2) @ torch.zeros(3)
-
-
-def wrong_type():
-    return None + 1
-
-
-def error_deep_in_a_library():
-    Dataset.from_dict({"a": [1]}).train_test_split(test_size=5)
-
-
-@pytest.mark.parametrize(
-    ("bug", "error"),
-    [
-        (out_of_memory, torch.cuda.OutOfMemoryError),
-        (no_memory, MemoryError),
-        (shapes_that_do_not_fit, RuntimeError),
-        (wrong_type, TypeError),
-        (error_deep_in_a_library, ValueError),
-    ],
-)
-def test_an_error_that_a_user_cannot_mend_keeps_its_traceback(bug, error):
-    with pytest.raises(error) as caught, plain_errors("some.py"):
-        bug()
-    assert caught.traceback[-1].name != "plain_errors"
+@pytest.mark.parametrize("error", BUGS)
+def test_an_error_that_a_user_cannot_mend_keeps_its_traceback(error):
+    with pytest.raises(error), plain_errors("some.py"):
+        BUGS[error]()
 
 
 def test_a_value_error_deep_in_the_trainers_construction_keeps_its_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.Trainer.__init__", lambda *_, **__: error_deep_in_a_library())
+    monkeypatch.setattr("transformers.Trainer.__init__", deep_in_a_library)
     with pytest.raises(ValueError, match="test_size"), plain_errors("some.py"):
         build(OPEFOTrainer, OPEFOConfig, tmp_path)
