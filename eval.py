@@ -71,7 +71,7 @@ class EvalArguments:
         default=False,
         metadata={"help": "Put the results into the model's card on the Hub, and upload them with their samples."},
     )
-    hub_model_id: str | None = field(default=None, metadata={"help": "Repository. By default the model's own."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository, else the model's or its run's."})
     hub_private_repo: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
 
     k: int | None = field(
@@ -82,13 +82,15 @@ class EvalArguments:
     top_p: float = field(default=0.95, metadata={"help": "Probability mass of the nucleus that is sampled from."})
     max_new_tokens: int = field(default=16_384, metadata={"help": "The model's context may allow less."})
     seed: int = field(default=0, metadata={"help": "Seed that every sample's own seed is derived from."})
-    prompt_template: str = field(default="boxed", metadata={"help": f"Around a problem: {', '.join(TEMPLATES)}."})
+    prompt_template: str = field(default="boxed", metadata={"help": f"Prompt template: {', '.join(TEMPLATES)}."})
     system_prompt: str | None = field(default=None, metadata={"help": "A system message before each problem."})
-    policy: str = field(default="lenient", metadata={"help": f"Where the answer is: {', '.join(POLICIES)}."})
+    policy: str = field(default="lenient", metadata={"help": f"Grading policy: {', '.join(POLICIES)}."})
     grading_timeout: float = field(default=5.0, metadata={"help": "Seconds of processor time to grade an answer."})
 
     engine: str = field(default="auto", metadata={"help": f"{', '.join(ENGINES)}. 'auto' is vllm if installed."})
-    batch_size: int | None = field(default=None, metadata={"help": "Samples. By default 512, or 32 without vLLM."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Samples in a batch. By default 512 with vLLM, else 32."}
+    )
     revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
     dtype: str = field(default="auto", metadata={"help": f"Data type of the weights: {', '.join(DTYPES)}."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model on the Hub brings."})

@@ -13,32 +13,44 @@ from opefo_trl.files import CHECKPOINT_PREFIX, RUN_FILE, TRAINER_STATE_FILE, wri
 
 # Settings that may differ when a run is resumed. run.json has all others, and resuming with other values is refused,
 # so a field that is unknown here is compared. `eval_prompts` is, too: it decides which rows are left to train on.
-# In this order: length and resuming; logging; saving and publishing; evaluation; guards; machine, memory and speed.
-_MAY_DIFFER = frozenset(
-    """
-    max_steps num_train_epochs output_dir resume_from_checkpoint ignore_data_skip
-    restore_callback_states_from_checkpoint do_train do_eval do_predict entropy_curves disable_tqdm report_to
-    run_name project trackio_bucket_id trackio_space_id trackio_static_space_id log_level log_level_replica
-    log_on_each_node log_completions log_completions_hub_repo log_multimodal log_unique_prompts logging_first_step
-    logging_nan_inf_filter logging_steps logging_strategy num_completions_to_print include_num_input_tokens_seen
-    skip_memory_metrics debug save_on_each_node save_only_model save_steps save_strategy save_total_limit
-    enable_jit_checkpoint load_best_model_at_end metric_for_best_model greater_is_better push_to_hub
-    hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy eval_accumulation_steps eval_delay
-    eval_do_concat_batches eval_on_start eval_steps eval_strategy eval_use_gather_object per_device_eval_batch_size
-    num_generations_eval batch_eval_metrics include_for_metrics prediction_loss_only bf16_full_eval fp16_full_eval
-    nonfinite sampling_drift_max strict_on_policy generation_batch_size use_cpu local_rank bf16 fp16 tf32
-    full_determinism attn_implementation trust_remote_code parallelism_config accelerator_config deepspeed
-    ds3_gather_for_generation fsdp fsdp_config ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
-    ddp_find_unused_parameters ddp_static_graph ddp_timeout dataloader_multiprocessing_context
-    dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor
-    gradient_checkpointing gradient_checkpointing_kwargs micro_batching torch_compile torch_compile_backend
-    torch_compile_mode torch_empty_cache_steps use_liger_kernel liger_kernel_config use_cache cache_implementation
-    auto_find_batch_size use_transformers_paged use_transformers_continuous_batching
-    transformers_continuous_batching_config use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode
-    vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size vllm_group_port
-    vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
-    """.split()  # noqa: SIM905
-)
+_MAY_DIFFER_BY_TOPIC = {
+    "length and resuming": """
+        max_steps num_train_epochs output_dir resume_from_checkpoint ignore_data_skip
+        restore_callback_states_from_checkpoint do_train do_eval do_predict
+    """,
+    "logging": """
+        entropy_curves disable_tqdm report_to run_name project trackio_bucket_id trackio_space_id
+        trackio_static_space_id log_level log_level_replica log_on_each_node log_completions
+        log_completions_hub_repo log_multimodal log_unique_prompts logging_first_step logging_nan_inf_filter
+        logging_steps logging_strategy num_completions_to_print include_num_input_tokens_seen
+        skip_memory_metrics debug
+    """,
+    "saving and publishing": """
+        save_on_each_node save_only_model save_steps save_strategy save_total_limit enable_jit_checkpoint
+        load_best_model_at_end metric_for_best_model greater_is_better push_to_hub hub_always_push hub_model_id
+        hub_private_repo hub_revision hub_strategy
+    """,
+    "evaluation": """
+        eval_accumulation_steps eval_delay eval_do_concat_batches eval_on_start eval_steps eval_strategy
+        eval_use_gather_object per_device_eval_batch_size num_generations_eval batch_eval_metrics
+        include_for_metrics prediction_loss_only bf16_full_eval fp16_full_eval
+    """,
+    "guards": "nonfinite sampling_drift_max strict_on_policy",
+    "machine, memory and speed": """
+        generation_batch_size use_cpu local_rank bf16 fp16 tf32 full_determinism attn_implementation
+        trust_remote_code parallelism_config accelerator_config deepspeed ds3_gather_for_generation fsdp
+        fsdp_config ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
+        ddp_static_graph ddp_timeout dataloader_multiprocessing_context dataloader_num_workers
+        dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor gradient_checkpointing
+        gradient_checkpointing_kwargs micro_batching torch_compile torch_compile_backend torch_compile_mode
+        torch_empty_cache_steps use_liger_kernel liger_kernel_config use_cache cache_implementation
+        auto_find_batch_size use_transformers_paged use_transformers_continuous_batching
+        transformers_continuous_batching_config use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode
+        vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size vllm_group_port
+        vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
+    """,
+}
+_MAY_DIFFER = frozenset(" ".join(_MAY_DIFFER_BY_TOPIC.values()).split())
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

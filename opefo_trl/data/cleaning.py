@@ -13,8 +13,8 @@ from datasets import Dataset
 
 from opefo_trl.data.templates import strip_dapo_template, text_of
 
-NGRAM = 8  # words
-SHARED_NGRAMS = 0.5  # a problem with this share of a benchmark problem's n-grams is taken for the same problem
+_NGRAM = 8  # words
+_SHARED_NGRAMS = 0.5  # a problem with this share of a benchmark problem's n-grams is taken for the same problem
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _each_once(problems: Iterable[Any], answers: Iterable[Any] | None) -> tuple[
 
 
 def overlapping(
-    problems: Iterable[str], benchmark: Sequence[str], gram: int = NGRAM, share: float = SHARED_NGRAMS
+    problems: Iterable[str], benchmark: Sequence[str], gram: int = _NGRAM, share: float = _SHARED_NGRAMS
 ) -> list[int]:
     """
     Return the indices of problems that hold at least `share` of the `gram`-word sequences of a benchmark's problem.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datasets import Dataset
 
-EVAL_PROMPTS = 64
+_DEFAULT_COUNT = 64
 
 
 def hold_out(
@@ -20,9 +20,9 @@ def hold_out(
         return dataset, None
     if test is not None:
         rows = test.shuffle(seed=seed)
-        return dataset, rows.select(range(min(EVAL_PROMPTS if count is None else count, len(rows))))
+        return dataset, rows.select(range(min(_DEFAULT_COUNT if count is None else count, len(rows))))
     if count is None:
-        count = min(EVAL_PROMPTS, max(1, len(dataset) // 10))
+        count = min(_DEFAULT_COUNT, max(1, len(dataset) // 10))
     if count >= len(dataset):
         raise ValueError(
             f"`eval_prompts={count}` leaves none of the {len(dataset)} rows of {name!r} to train on, as there is no "

@@ -58,7 +58,7 @@ def load_problems(name: str, source: str | None = None) -> list[dict[str, str]]:
     ]
 
 
-Batch = list[tuple[int, int]]  # index of the problem, number of the sample
+_Batch = list[tuple[int, int]]  # index of the problem, number of the sample
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Task:
         content = json.dumps([self.problems, self.prompts]).encode()
         return {"k": self.k, "problems": hashlib.blake2b(content, digest_size=8).hexdigest()}
 
-    def batches(self, size: int) -> list[Batch]:
+    def batches(self, size: int) -> list[_Batch]:
         """Divide the samples into batches of prompts of similar length, as a batch is padded to its longest prompt."""
         order = sorted(range(len(self.problems)), key=lambda problem: len(self.prompts[problem]))
         pairs = [(problem, sample) for problem in order for sample in range(self.k)]
@@ -93,7 +93,7 @@ class Evaluation:
     max_new_tokens: int
     seed: int  # that each sample's own seed is derived from
 
-    def remaining(self, rank: int = 0, ranks: int = 1) -> list[tuple[Task, int, Batch]]:
+    def remaining(self, rank: int = 0, ranks: int = 1) -> list[tuple[Task, int, _Batch]]:
         """Return this rank's share of the batches that are not written yet, each with its task and number."""
         return [
             (task, number, batch)
@@ -118,7 +118,7 @@ class Evaluation:
         longest_prompt = max((len(prompt) for task in self.tasks for prompt in task.prompts), default=1)
         return min(self.context, longest_prompt + self.max_new_tokens)
 
-    def sample(self, task: Task, number: int, batch: Batch, engine: Engine, grader: Grades) -> pd.DataFrame:
+    def sample(self, task: Task, number: int, batch: _Batch, engine: Engine, grader: Grades) -> pd.DataFrame:
         """Sample and grade a batch, and write it with one row for each sample."""
         problems = [task.problems[problem] for problem, _ in batch]
         seeds = [

@@ -66,7 +66,7 @@ class Grade(NamedTuple):
         return self.outcome is Outcome.CORRECT
 
 
-class Question(NamedTuple):
+class _Question(NamedTuple):
     """A comparison for a worker. `answer=None` asks whether the gold can be read."""
 
     gold: str
@@ -74,7 +74,7 @@ class Question(NamedTuple):
     boxed: bool  # False: the worker searches the text `answer` for an answer
 
 
-Verdict = tuple[str, str | None]  # outcome, and the answer that the worker found
+_Verdict = tuple[str, str | None]  # outcome, and the answer that the worker found
 
 
 class Grader:
@@ -110,7 +110,7 @@ class Grader:
         """Start from nothing in this process: no workers, no remembered verdicts."""
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._verdicts: OrderedDict[Question, Verdict] = OrderedDict()
+        self._verdicts: OrderedDict[_Question, _Verdict] = OrderedDict()
         self._workers: list[_Worker] = []
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         self._threads: ThreadPoolExecutor | None = None
@@ -139,9 +139,9 @@ class Grader:
 
     def unreadable(self, golds: Iterable[Any]) -> list[int]:
         """Return the indices of golds that are no answers: sentences, and what math-verify cannot read."""
-        indices: dict[Question, list[int]] = {}
+        indices: dict[_Question, list[int]] = {}
         for index, gold in enumerate(golds):
-            indices.setdefault(Question(bare(gold), None, True), []).append(index)
+            indices.setdefault(_Question(bare(gold), None, True), []).append(index)
         integers = {question for question in indices if re.fullmatch(r"-?\d{1,18}", question.gold)}
         verdicts = self._ask(question for question in indices if question not in integers)
         bad = [
@@ -151,13 +151,13 @@ class Grader:
         ]
         return sorted(index for question in bad for index in indices[question])
 
-    def _question(self, gold: str, completion: str) -> Question | None:
+    def _question(self, gold: str, completion: str) -> _Question | None:
         answer = answer_of(completion, self.policy)
         if answer is not None:
-            return Question(gold, answer, True)
-        return Question(gold, completion[-_TAIL:], False) if self.policy == "lenient" and completion.strip() else None
+            return _Question(gold, answer, True)
+        return _Question(gold, completion[-_TAIL:], False) if self.policy == "lenient" and completion.strip() else None
 
-    def _ask(self, questions: Iterable[Question]) -> dict[Question, Verdict]:
+    def _ask(self, questions: Iterable[_Question]) -> dict[_Question, _Verdict]:
         """Return the verdict on each question, remembered or from the workers."""
         if self._process != os.getpid():  # forked: the workers belong to the parent
             self._reset()
@@ -184,7 +184,7 @@ class Grader:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def _judge(self, question: Question) -> Verdict:
+    def _judge(self, question: _Question) -> _Verdict:
         if question.answer is not None and len(question.answer) > LONGEST:
             return "wrong", question.answer[:LONGEST]
         worker = self._idle.get()
@@ -216,7 +216,7 @@ class Grader:
         self.close()
 
 
-def _grade(question: Question, verdict: Verdict) -> Grade:
+def _grade(question: _Question, verdict: _Verdict) -> Grade:
     outcome, answer = verdict
     return Grade(Outcome(outcome), question.answer if question.boxed else answer)
 
@@ -245,7 +245,7 @@ class _Worker:
     def running(self) -> bool:
         return self.child is not None and self.child.poll() is None
 
-    def ask(self, question: str) -> Verdict:
+    def ask(self, question: str) -> _Verdict:
         """Return the verdict. A worker may end for a reason of its own, so a fresh one is asked a second time."""
         for _ in range(2):
             verdict, status = self._try(question)
@@ -255,7 +255,7 @@ class _Worker:
                 return "timeout", None
         return ("timeout" if status is None else "error"), None
 
-    def _try(self, question: str) -> tuple[Verdict | None, int | None]:
+    def _try(self, question: str) -> tuple[_Verdict | None, int | None]:
         """Return the verdict, or else the exit status of the child; (None, None) if the child had to be killed."""
         child = self.child or self._start()
         if not self.ready:

@@ -19,15 +19,15 @@ from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-LATEX, ANYTHING = (LatexExtractionConfig(),), (LatexExtractionConfig(), ExprExtractionConfig())
-OUT_OF_MEMORY = 3  # exit status
+_LATEX, _ANYTHING = (LatexExtractionConfig(),), (LatexExtractionConfig(), ExprExtractionConfig())
+_OUT_OF_MEMORY = 3  # exit status
 
 
 def read(answer: str, boxed: bool) -> list[Any]:
     """Parse an answer. Return math-verify's expression and the text it was found in, or an empty list."""
     text = f"\\boxed{{{answer}}}" if boxed else answer
     try:
-        return parse(text, LATEX if boxed else ANYTHING, parsing_timeout=None, raise_on_error=True)
+        return parse(text, _LATEX if boxed else _ANYTHING, parsing_timeout=None, raise_on_error=True)
     except MemoryError:
         raise
     except Exception:
@@ -35,7 +35,7 @@ def read(answer: str, boxed: bool) -> list[Any]:
 
 
 @functools.lru_cache(maxsize=4096)
-def read_gold(gold: str) -> list[Any]:
+def _read_gold(gold: str) -> list[Any]:
     return read(gold, boxed=True)
 
 
@@ -55,15 +55,15 @@ def judge(gold: str, answer: str, boxed: bool) -> tuple[str, str | None]:
     text = answer if boxed else next((part for part in reversed(parsed) if isinstance(part, str)), None)
     if not parsed and not boxed:
         return "no_answer", None
-    parsed_gold = read_gold(gold)
+    parsed_gold = _read_gold(gold)
     if not parsed_gold:
         return "error", text
     return {True: "correct", False: "wrong", None: "error"}[same(parsed_gold, parsed)], text
 
 
-def answer_to(question: dict[str, Any]) -> tuple[str, str | None]:
+def _answer_to(question: dict[str, Any]) -> tuple[str, str | None]:
     if question["answer"] is None:  # the question is whether the gold can be read
-        return ("correct" if read_gold(question["gold"]) else "error"), None
+        return ("correct" if _read_gold(question["gold"]) else "error"), None
     return judge(question["gold"], question["answer"], question["boxed"])
 
 
@@ -83,9 +83,9 @@ def main() -> None:
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            reply = answer_to(json.loads(line))
+            reply = _answer_to(json.loads(line))
         except MemoryError:
-            os._exit(OUT_OF_MEMORY)
+            os._exit(_OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), file=replies, flush=True)
 

@@ -12,7 +12,7 @@ from opefo_trl.data.columns import ANSWER_COLUMNS, PROBLEM_COLUMNS, find_column
 from opefo_trl.data.templates import strip_dapo_template
 from opefo_trl.grading.answers import boxes_of
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 _ID_COLUMNS = ("id", "unique_id", "problem_idx", "idx")
 _COPIES = 32  # times that a source made for avg@32 repeats every row
@@ -28,7 +28,7 @@ _BROKEN_ESCAPE = re.compile(
 _LETTERS = {"\f": "f", "\b": "b", "\t": "t", "\r": "r"}
 
 
-def normalise(rows: list[Row], name: str, benchmark: Benchmark, origin: str) -> list[dict[str, str]]:
+def normalise(rows: list[_Row], name: str, benchmark: Benchmark, origin: str) -> list[dict[str, str]]:
     """Return rows of `id`, `problem` and `answer`: each problem once, and as many as the benchmark has."""
     rows, origin = _rows_of_year(rows, benchmark, origin)
     if not {len(rows), len(rows) / _COPIES} & set(benchmark.counts):
@@ -48,7 +48,7 @@ def normalise(rows: list[Row], name: str, benchmark: Benchmark, origin: str) -> 
     return _with_ids(_without_copies(normalised, 1 if len(rows) in benchmark.counts else _COPIES, origin), name)
 
 
-def _rows_of_year(rows: list[Row], benchmark: Benchmark, origin: str) -> tuple[list[Row], str]:
+def _rows_of_year(rows: list[_Row], benchmark: Benchmark, origin: str) -> tuple[list[_Row], str]:
     """Keep the benchmark's year where a source has several: 40 of the 83 rows in AI-MO/aimo-validation-amc."""
     if not benchmark.year or len(rows) in benchmark.counts or not rows or "url" not in rows[0]:
         return rows, origin
@@ -56,7 +56,7 @@ def _rows_of_year(rows: list[Row], benchmark: Benchmark, origin: str) -> tuple[l
     return kept, f"{origin} ({len(kept)} of its {len(rows)} rows are from {benchmark.year} by their url)"
 
 
-def _from_dapo(row: Row, index: int, origin: str) -> Row:
+def _from_dapo(row: _Row, index: int, origin: str) -> _Row:
     """Take the problem out of DAPO's template, and the answer out of `reward_model`."""
     with_id = {"id": (row.get("extra_info") or {}).get("index")}
     prompt = row["prompt"] or ""
@@ -66,12 +66,12 @@ def _from_dapo(row: Row, index: int, origin: str) -> Row:
     return {**with_id, "problem": problem, "answer": (row["reward_model"] or {}).get("ground_truth")}
 
 
-def _location(row: Row, index: int, origin: str) -> str:
+def _location(row: _Row, index: int, origin: str) -> str:
     identifier = f" (id {_id(row)})" if _id(row) else ""
     return f"Row {index}{identifier} of {origin}, counted from 0,"
 
 
-def _required_column(names: tuple[str, ...], rows: list[Row], origin: str) -> str:
+def _required_column(names: tuple[str, ...], rows: list[_Row], origin: str) -> str:
     column = find_column(names, [name for name in rows[0] if all(name in row for row in rows)])
     if column is None:
         raise ValueError(
@@ -113,7 +113,7 @@ def _mend_escapes(text: str) -> str:
     return _BROKEN_ESCAPE.sub(lambda match: "\\" + _LETTERS[match[0]], text).strip()
 
 
-def _id(row: Row) -> str:
+def _id(row: _Row) -> str:
     """Return the source's own id of a row, or an empty text."""
     column = find_column(_ID_COLUMNS, [name for name, value in row.items() if value is not None])
     value = row[column] if column else ""

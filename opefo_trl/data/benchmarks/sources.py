@@ -14,7 +14,7 @@ from opefo_trl.data.benchmarks.table import BENCHMARKS, Source
 from opefo_trl.data.loading import FORMATS, load_splits
 
 
-class Loaded(NamedTuple):
+class _Loaded(NamedTuple):
     """A benchmark as its source has it: one `DatasetDict` for each configuration, the split to take, where from."""
 
     configs: list[DatasetDict]
@@ -29,7 +29,7 @@ def find_rows(name: str, source: str | os.PathLike[str] | None) -> tuple[list[di
     return rows, loaded.origin
 
 
-def _load(name: str, source: str | os.PathLike[str] | None) -> Loaded:
+def _load(name: str, source: str | os.PathLike[str] | None) -> _Loaded:
     if source is None:
         return _first_on_hub(name)
     path = Path(source).expanduser()
@@ -37,7 +37,7 @@ def _load(name: str, source: str | os.PathLike[str] | None) -> Loaded:
         return _folder(name, path)
     _refuse_other_benchmark(name, path)
     if path.is_file():
-        return Loaded([load_splits(str(path))], "test", str(path))
+        return _Loaded([load_splits(str(path))], "test", str(path))
     if path.suffix in FORMATS or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)):
         raise ValueError(
             f"There is no file or folder {str(source)!r}. The source of a benchmark is a folder, a file, or a name on "
@@ -47,12 +47,12 @@ def _load(name: str, source: str | os.PathLike[str] | None) -> Loaded:
     return _from_hub(listed.get(str(source), Source(str(source))))
 
 
-def _from_hub(source: Source) -> Loaded:
+def _from_hub(source: Source) -> _Loaded:
     configs = [load_splits(source.hub, config) for config in source.configs or (None,)]
-    return Loaded(configs, source.split, f"{source.hub} on the Hub")
+    return _Loaded(configs, source.split, f"{source.hub} on the Hub")
 
 
-def _first_on_hub(name: str) -> Loaded:
+def _first_on_hub(name: str) -> _Loaded:
     """Load the first source that can be loaded, with a warning if it is not the preferred one."""
     failures: list[str] = []
     for source in BENCHMARKS[name].sources:
@@ -70,12 +70,12 @@ def _first_on_hub(name: str) -> Loaded:
     )
 
 
-def _folder(name: str, folder: Path) -> Loaded:
+def _folder(name: str, folder: Path) -> _Loaded:
     """Load from a folder of many benchmarks (`aime24.jsonl`, `math-ai__aime24/`), or from a copy of one data set."""
     files = [folder / f"{name}{suffix}" for suffix in FORMATS]
     for path in files:
         if path.is_file():
-            return Loaded([load_splits(str(path))], "test", str(path))
+            return _Loaded([load_splits(str(path))], "test", str(path))
     copies = [folder / spelling for source in BENCHMARKS[name].sources for spelling in _spellings(source.hub)]
     for path in copies:
         if path.is_dir():
@@ -90,7 +90,7 @@ def _folder(name: str, folder: Path) -> Loaded:
     )
 
 
-def _hub_copy(name: str, folder: Path) -> Loaded:
+def _hub_copy(name: str, folder: Path) -> _Loaded:
     """Load a copy of a Hub data set, whose configurations are subfolders or named in its README."""
     readme = folder / "README.md"
     card = readme.read_text(encoding="utf-8") if readme.is_file() else ""
@@ -100,7 +100,7 @@ def _hub_copy(name: str, folder: Path) -> Loaded:
             configs.append(load_splits(str(folder / config)))
         elif re.search(rf"config_name:\W*{re.escape(config)}\W*$", card, re.MULTILINE):
             configs.append(load_splits(str(folder), config))
-    return Loaded(configs or [load_splits(str(folder))], "test", str(folder))
+    return _Loaded(configs or [load_splits(str(folder))], "test", str(folder))
 
 
 def _is_hub_copy(name: str, folder: Path) -> bool:
