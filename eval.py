@@ -1,4 +1,4 @@
-"""How good is a model at mathematics? Samples for each problem of six benchmarks, graded, and how sure that is.
+"""Evaluate a model on maths benchmarks: samples of six of them, graded, with intervals on the scores.
 
     python eval.py --model out/my-model --benchmarks aime24,math500
     python eval.py --model out/my-model --compare out/eval/base/results.json      # paired difference, with interval
@@ -9,8 +9,8 @@
     python eval.py --model out/my-run --push_to_hub                               # results to the card, and samples
 
 By default 32 samples for each problem of AIME 2024, AIME 2025 and AMC 2023, and one for each of MATH-500, Minerva and
-OlympiadBench, at temperature 0.6 and top-p 0.95. vLLM samples where it is installed, and otherwise transformers. A run
-that was cut off goes on when the same command is given again.
+OlympiadBench, at temperature 0.6 and top-p 0.95. vLLM samples if it is installed, else transformers. The same command
+resumes an interrupted evaluation.
 """
 
 import os
@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # looking for a GPU does not start CUDA here
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that looking for a GPU does not initialize CUDA
 
 import torch
 from accelerate import PartialState
@@ -32,19 +32,20 @@ from opefo_trl.cli.preflight import check_model, check_writable
 from opefo_trl.cli.run_folder import is_complete
 from opefo_trl.data import TEMPLATES
 from opefo_trl.data.benchmarks import BENCHMARKS, SIX, benchmark_name
-from opefo_trl.evaluation.engines import ENGINES, Decoding, ModelSource, engine_of, make_engine
-from opefo_trl.evaluation.results import check_common, read_results, report, score
+from opefo_trl.evaluation.engines import ENGINES, Decoding, make_engine, resolve_engine
+from opefo_trl.evaluation.model_source import DTYPES, ModelSource
+from opefo_trl.evaluation.results import check_comparable, read_results, report, score
 from opefo_trl.evaluation.samples import (
     Evaluation,
     PlaygroundGrader,
     Task,
-    check_same,
+    benchmark_of,
+    check_same_settings,
     load_problems,
-    prompts_of,
-    samples_of,
-    title_of,
+    tokenize_problems,
 )
 from opefo_trl.evaluation.watch import watch
+from opefo_trl.files import EVAL_FOLDER
 from opefo_trl.grading import POLICIES, Grader, Outcome, cores_of_rank, grader_version
 from opefo_trl.hub import NotPushedError, Target
 from opefo_trl.hub.results import check_target, push_results, results_target
@@ -54,57 +55,46 @@ from opefo_trl.validation import check_choice
 
 @dataclass
 class EvalArguments:
-    model: str | None = field(
-        default=None, metadata={"help": "A folder, a LoRA adapter's folder, or a name on the Hub."}
-    )
+    model: str | None = field(default=None, metadata={"help": "A folder, a LoRA adapter's folder, or a Hub name."})
     benchmarks: list[str] = field(
         default_factory=lambda: list(SIX),
-        metadata={"help": f"Of {', '.join(BENCHMARKS)}, {PLAYGROUND}; separated by commas or spaces."},
+        metadata={"help": f"Some of {', '.join(BENCHMARKS)}, {PLAYGROUND}, separated by commas or spaces."},
     )
-    benchmark_source: str | None = field(
-        default=None, metadata={"help": "Folder with the benchmarks; by default they come from the Hub."}
-    )
+    benchmark_source: str | None = field(default=None, metadata={"help": "Folder with the benchmarks, else the Hub."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "By default eval/ beside a local model, or out/eval/."}
+        default=None, metadata={"help": "Output folder. By default eval/ in a local model's folder, or out/eval/."}
     )
-    compare: str | None = field(default=None, metadata={"help": "Another results.json, to set this one beside."})
-    watch: str | None = field(
-        default=None,
-        metadata={"help": "A run's output folder: evaluate each checkpoint that it leaves, until it ends."},
-    )
+    compare: str | None = field(default=None, metadata={"help": "Another results.json to compare with."})
+    watch: str | None = field(default=None, metadata={"help": "A run's folder: evaluate each of its checkpoints."})
 
     push_to_hub: bool = field(
         default=False,
         metadata={"help": "Put the results into the model's card on the Hub, and upload them with their samples."},
     )
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repository; by default the model's, or the one that its run was pushed to."}
-    )
-    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make it private, if it is made."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository, else the model's or its run's."})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
 
     k: int | None = field(
-        default=None, metadata={"help": "Samples for each problem; by default 32 for AIME and AMC, 1 for the others."}
+        default=None, metadata={"help": "Samples for each problem. By default 32 for AIME and AMC, 1 for the others."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Only the first so many problems of each benchmark."})
+    limit: int | None = field(default=None, metadata={"help": "Take this many problems only, the first ones."})
     temperature: float = field(default=0.6, metadata={"help": "0 is greedy."})
-    top_p: float = field(default=0.95, metadata={"help": "Nucleus that is sampled from."})
-    max_new_tokens: int = field(default=16_384, metadata={"help": "At most, and what the model's context leaves."})
-    seed: int = field(default=0, metadata={"help": "Every sample has a seed of its own that follows from this one."})
-    prompt_template: str = field(
-        default="boxed", metadata={"help": f"Words around a problem: {', '.join(TEMPLATES)}."}
-    )
+    top_p: float = field(default=0.95, metadata={"help": "Probability mass of the nucleus that is sampled from."})
+    max_new_tokens: int = field(default=16_384, metadata={"help": "The model's context may allow less."})
+    seed: int = field(default=0, metadata={"help": "Seed that every sample's own seed is derived from."})
+    prompt_template: str = field(default="boxed", metadata={"help": f"Prompt template: {', '.join(TEMPLATES)}."})
     system_prompt: str | None = field(default=None, metadata={"help": "A system message before each problem."})
-    policy: str = field(default="lenient", metadata={"help": f"What counts as the answer: {', '.join(POLICIES)}."})
+    policy: str = field(default="lenient", metadata={"help": f"Grading policy: {', '.join(POLICIES)}."})
     grading_timeout: float = field(default=5.0, metadata={"help": "Seconds of processor time to grade an answer."})
 
-    engine: str = field(default="auto", metadata={"help": f"{', '.join(ENGINES)}. auto is vllm where there is one."})
+    engine: str = field(default="auto", metadata={"help": f"{', '.join(ENGINES)}. 'auto' is vllm if installed."})
     batch_size: int | None = field(
-        default=None, metadata={"help": "Samples at a time; by default 512 with vLLM, 32 with transformers."}
+        default=None, metadata={"help": "Samples in a batch. By default 512 with vLLM, else 32."}
     )
-    revision: str | None = field(default=None, metadata={"help": "Of a model on the Hub."})
-    dtype: str = field(default="auto", metadata={"help": "auto, bfloat16, float16 or float32."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
+    dtype: str = field(default="auto", metadata={"help": f"Data type of the weights: {', '.join(DTYPES)}."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model on the Hub brings."})
-    max_model_length: int | None = field(default=None, metadata={"help": "Context; by default the model's own."})
+    max_model_length: int | None = field(default=None, metadata={"help": "Context. By default the model's own."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that hold one model, with vLLM."})
     gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory that vLLM takes."})
 
@@ -117,39 +107,90 @@ class EvalArguments:
             if value is not None and value < 1:
                 raise ValueError(f"`{name}={value}` must be 1 or more.")
         if not self.benchmarks:
-            raise ValueError(f"There is no benchmark. Give --benchmarks, of {', '.join(BENCHMARKS)}, {PLAYGROUND}.")
+            raise ValueError(f"There is no benchmark. Give --benchmarks: {', '.join(BENCHMARKS)}, {PLAYGROUND}.")
+
+
+def main() -> None:
+    with plain_errors("eval.py"):
+        (options,) = Parser((EvalArguments,)).parse(sys.argv[1:])
+        check(options)
+        if options.watch is not None:
+            watch(options.watch, options.benchmarks, Path(__file__), sys.argv[1:])
+            return
+        other = None if options.compare is None else read_results(options.compare)
+        # Cores are counted before vLLM starts, because the engine deletes accelerate's variables (LOCAL_WORLD_SIZE)
+        grader = Grader(cores_of_rank(), options.grading_timeout, options.policy)
+        kind, version = resolve_engine(options.engine)
+        source, tasks = load(options)
+        folder, batch_size = folder_of(options), options.batch_size or (512 if kind == "vllm" else 32)
+        check_writable(str(folder))
+        run = Evaluation(folder, tasks, batch_size, source.context(), options.max_new_tokens, options.seed)
+        settings = settings_of(options, source, version, batch_size)
+        # The processes wait for each other twice, the second time until the slowest has sampled its share
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+        if state.is_main_process:
+            settings = check_same_settings(folder, settings, tasks)
+        state.wait_for_everyone()
+    if state.is_main_process and run.problems_without_room():
+        print(
+            f"{run.problems_without_room()} problems fill the context of {run.context} tokens and count as not right."
+        )
+
+    sample_all(run, options, source, kind, grader, state)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        results = {task.name: score(run.gather(task), benchmark_of(task.name).title) for task in tasks}
+        report(folder, settings, results, other)
+        if options.push_to_hub:
+            publish(options, folder)
+    state.destroy_process_group()
+
+
+def check(options: EvalArguments) -> None:
+    """Check what can be wrong before a model is looked at."""
+    if options.model is None and options.watch is None:
+        raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
+    kind, _ = resolve_engine(options.engine)
+    decoding_of(options)
+    Grader(policy=options.policy, timeout=options.grading_timeout)
+    if options.tensor_parallel_size > 1 and kind != "vllm":
+        raise ValueError(f"`tensor_parallel_size={options.tensor_parallel_size}` needs vLLM, but {kind} samples here.")
+    if options.compare is not None:
+        check_comparable(read_results(options.compare), options.benchmarks)
+    if options.push_to_hub:
+        if options.watch is not None:
+            raise ValueError("`--push_to_hub` is for one model, and `--watch` evaluates checkpoints: leave it out.")
+        if os.environ.get("RANK", "0") == "0":
+            check_target(target_of(options))
+    check_choice("prompt_template", options.prompt_template, TEMPLATES)
+    for name in options.benchmarks:
+        k = options.k or benchmark_of(name).k
+        if k > 1 and options.temperature == 0:
+            raise ValueError(f"`temperature=0` gives the same sample {k} times. Set `k=1`, or a temperature above 0.")
 
 
 def decoding_of(options: EvalArguments) -> Decoding:
     return Decoding(options.temperature, options.top_p, options.max_new_tokens)
 
 
-def check(options: EvalArguments) -> None:
-    """What can be wrong with any model is found out here."""
-    if options.model is None and options.watch is None:
-        raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
-    kind, _ = engine_of(options.engine)
-    decoding_of(options)
-    Grader(policy=options.policy, timeout=options.grading_timeout)
-    if options.tensor_parallel_size > 1 and kind != "vllm":
-        raise ValueError(f"`tensor_parallel_size={options.tensor_parallel_size}` is vLLM's, and {kind} samples here.")
-    if options.compare is not None:
-        check_common(read_results(options.compare), options.benchmarks)
-    if options.push_to_hub:
-        if options.watch is not None:
-            raise ValueError("`--watch` evaluates checkpoints: leave out --push_to_hub, which is for the last model.")
-        target = results_target(options.model, options.hub_model_id, options.hub_private_repo)
-        if os.environ.get("RANK", "0") == "0":
-            check_target(target)
-    check_choice("prompt_template", options.prompt_template, TEMPLATES)
-    for name in options.benchmarks:
-        k = options.k or samples_of(name)
-        if k > 1 and options.temperature == 0:
-            raise ValueError(f"`temperature=0` gives the same sample {k} times. Set `k=1`, or a temperature above 0.")
+def target_of(options: EvalArguments) -> Target:
+    return results_target(options.model, options.hub_model_id, options.hub_private_repo)
 
 
-def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
-    """The model's source, and each benchmark in its tokens."""
+def folder_of(options: EvalArguments) -> Path:
+    """Return the folder for the samples and results."""
+    if options.output_dir is not None:
+        return Path(options.output_dir)
+    model = Path(str(options.model))
+    if not model.is_dir():
+        return Path("out", EVAL_FOLDER, str(options.model).replace("/", "--"))
+    if is_complete(model):  # beside a checkpoint and not in it, because its run may delete it
+        return model.parent / EVAL_FOLDER / model.name
+    return model / EVAL_FOLDER
+
+
+def load(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
+    """Return the model's source, and each benchmark as token ids."""
     check_model(ModelConfig(options.model, model_revision=options.revision or "main"), options.trust_remote_code)
     source = ModelSource(
         options.model,
@@ -165,51 +206,38 @@ def prepare(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     for name in options.benchmarks:
         problems = load_problems(name, options.benchmark_source)[: options.limit]
         template = "none" if name == PLAYGROUND else options.prompt_template
-        prompts = prompts_of(problems, tokenizer, template, options.system_prompt)
-        tasks.append(Task(name, problems, prompts, options.k or samples_of(name)))
+        prompts = tokenize_problems(problems, tokenizer, template, options.system_prompt)
+        tasks.append(Task(name, problems, prompts, options.k or benchmark_of(name).k))
     return source, tasks
 
 
-def settings_of(options: EvalArguments, source: ModelSource, engine: str, size: int) -> dict:
-    """What makes samples themselves."""
+def settings_of(options: EvalArguments, source: ModelSource, engine: str, batch_size: int) -> dict:
+    """Return the settings that identify samples; resuming with others is refused."""
     names = "limit temperature top_p max_new_tokens seed prompt_template system_prompt policy grading_timeout dtype"
     return {
         "model": options.model,
         "revision": options.revision,
-        "weights": source.weights(),
+        "weights": source.fingerprint(),
         **{name: getattr(options, name) for name in names.split()},
         "context": source.context(),
         "engine": engine,
-        "batch_size": size,
+        "batch_size": batch_size,
         "grader": grader_version(),
     }
-
-
-def folder_of(options: EvalArguments) -> Path:
-    if options.output_dir is not None:
-        return Path(options.output_dir)
-    model = Path(str(options.model))
-    if not model.is_dir():
-        return Path("out", "eval", str(options.model).replace("/", "--"))
-    if is_complete(model):  # a checkpoint, which may be deleted by its run
-        return model.parent / "eval" / model.name
-    return model / "eval"
 
 
 def sample_all(
     run: Evaluation, options: EvalArguments, source: ModelSource, kind: str, grader: Grader, state: PartialState
 ) -> None:
-    """This process' share: every so many'th of the batches that are left."""
-    left = run.left(state.process_index, state.num_processes)
-    if not left:
+    """Sample this process's share: every `num_processes`-th remaining batch."""
+    remaining = run.remaining(state.process_index, state.num_processes)
+    if not remaining:
         return
     engine = make_engine(kind, source, decoding_of(options), source.tokenizer(), run.longest_sample())
     right = done = 0
-    with (
-        grader,
-        tqdm(total=sum(len(batch) for *_, batch in left), unit="sample", disable=not state.is_main_process) as bar,
-    ):
-        for task, number, batch in left:
+    samples = sum(len(batch) for *_, batch in remaining)
+    with grader, tqdm(total=samples, unit="sample", disable=not state.is_main_process) as bar:
+        for task, number, batch in remaining:
             bar.set_description(task.name)
             frame = run.sample(task, number, batch, engine, PlaygroundGrader() if task.name == PLAYGROUND else grader)
             right, done = right + int((frame["outcome"] == Outcome.CORRECT).sum()), done + len(frame)
@@ -217,46 +245,12 @@ def sample_all(
             bar.update(len(frame))
 
 
-def publish(target: Target, folder: Path, model: str) -> None:
+def publish(options: EvalArguments, folder: Path) -> None:
+    """Push the results to the Hub. If that fails, they are on disk, and the same command pushes them."""
     try:
-        print(push_results(target, folder, model))
+        print(push_results(target_of(options), folder, options.model))
     except NotPushedError as error:
         raise SystemExit(str(error)) from None
-
-
-def main() -> None:
-    with plain_errors("eval.py"):
-        (options,) = Parser((EvalArguments,)).parse(sys.argv[1:])
-        check(options)
-        if options.watch is not None:
-            watch(options.watch, options.benchmarks, Path(__file__), sys.argv[1:])
-            return
-        other = None if options.compare is None else read_results(options.compare)
-        # Its cores counted now: vLLM is not to see how many ranks there are
-        grader = Grader(cores_of_rank(), options.grading_timeout, options.policy)
-        kind, version = engine_of(options.engine)
-        source, tasks = prepare(options)
-        folder, size = folder_of(options), options.batch_size or (512 if kind == "vllm" else 32)
-        check_writable(str(folder))
-        run = Evaluation(folder, tasks, size, source.context(), options.max_new_tokens, options.seed)
-        settings = settings_of(options, source, version, size)
-        # Processes meet twice only, and the second time when the slowest has done its share
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-        if state.is_main_process:
-            settings = check_same(folder, settings, tasks)
-        state.wait_for_everyone()
-    if state.is_main_process and run.without_room():
-        print(f"{run.without_room()} problems fill the context of {run.context} tokens: they count as not right.")
-
-    sample_all(run, options, source, kind, grader, state)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        results = {task.name: score(run.gather(task), title_of(task.name)) for task in tasks}
-        report(folder, settings, results, other)
-        if options.push_to_hub:
-            target = results_target(options.model, options.hub_model_id, options.hub_private_repo)
-            publish(target, folder, options.model)
-    state.destroy_process_group()
 
 
 if __name__ == "__main__":

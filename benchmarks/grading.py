@@ -1,11 +1,11 @@
-"""Our grader beside TRL's `accuracy_reward`: who accepts what, how fast, and what an answer without end does.
+"""Compare our grader with TRL's `accuracy_reward`: verdicts, time, and answers that would never end.
 
     python benchmarks/grading.py                                     # benchmarks from the Hub
     python benchmarks/grading.py --benchmark_source DIR --json benchmarks/results/grading.json
 
-2,000 answers to the problems of the six benchmarks, each in a box: half of them the gold answer itself, half that of
-the next problem of the same set, where it is not the same. `accuracy_reward` is given the gold as it stands in the
-data set, and once more in a box, which repairs most of it. The sides start warm, take turns, and remember nothing.
+2,000 answers to the problems of the six benchmarks, each in a box: half of them the gold itself, half that of the next
+problem of the same set, if that is another one. `accuracy_reward` is given the gold as it is in the data set, and once
+more in a box, which repairs most of its errors. Both graders are warm, take turns, and remember no verdict.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from trl.rewards import accuracy_reward
 
 from opefo_trl.data.benchmarks import SIX, load_benchmark
+from opefo_trl.evaluation.results import markdown
 from opefo_trl.grading import Grader
 
 ANSWERS = 2000
@@ -29,7 +30,7 @@ HANGS = {
     "nested powers over 16": r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}}",
     "factorial of a factorial": r"\boxed{1000000!!}",
 }
-PATIENCE = 30  # seconds, before a call is said to hang
+PATIENCE = 30  # seconds until a call counts as hanging
 CALLS = {
     "TRL, main thread": "print(accuracy_reward([[{'content': answer}]], ['16']))",
     "TRL, other thread": (
@@ -45,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--benchmark_source", help="folder with the benchmarks; by default the Hub")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", type=Path, help="jsonl of gold, prediction, expected, tier: reported by tier")
+    parser.add_argument("--cases", type=Path, help="jsonl of gold, prediction, expected and tier, to report by tier")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     golds, answers, right = make_answers(options.benchmark_source)
@@ -59,9 +60,9 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     verdicts: dict[str, list] = {}
-    for turn in range(options.rounds + 1):  # the first is to warm up
+    for turn in range(options.rounds + 1):  # the first round warms up
         for name, grade in sides.items():
-            grader._known.clear()
+            grader._verdicts.clear()
             began = time.perf_counter()
             verdicts[name] = grade()
             if turn:
@@ -70,8 +71,10 @@ def main() -> None:
         "answers": len(golds),
         "right": sum(right),
         "workers": grader.workers,
-        "sides": {name: count(found, right, seconds[name]) for name, found in verdicts.items()},
-        "hangs": {what: {name: ends(call, answer) for name, call in CALLS.items()} for what, answer in HANGS.items()},
+        "sides": {name: count(given, right, seconds[name]) for name, given in verdicts.items()},
+        "hangs": {
+            label: {name: run_call(call, answer) for name, call in CALLS.items()} for label, answer in HANGS.items()
+        },
     }
     grader.close()
     if options.cases:
@@ -99,24 +102,21 @@ def make_answers(source: str | None) -> tuple[list[str], list[str], list[bool]]:
 
 
 def by_tier(cases: list[dict]) -> dict[str, dict[str, str]]:
-    """Of each tier how many verdicts are as expected, by policy."""
+    """Return how many verdicts of each tier are as expected, by policy."""
     tiers = sorted({case["tier"] for case in cases})
     report: dict[str, dict[str, str]] = {tier: {} for tier in tiers}
     for policy in ("boxed", "lenient"):
         with Grader(policy=policy) as grader:
             grades = grader.grade([case["gold"] for case in cases], [case["prediction"] for case in cases])
         for tier in tiers:
-            own = [
-                grade.correct == case["expected"]
-                for grade, case in zip(grades, cases, strict=True)
-                if case["tier"] == tier
-            ]
-            report[tier][policy] = f"{sum(own)} of {len(own)}"
+            graded = zip(grades, cases, strict=True)
+            expected = [grade.correct == case["expected"] for grade, case in graded if case["tier"] == tier]
+            report[tier][policy] = f"{sum(expected)} of {len(expected)}"
     return report
 
 
-def count(found: list, right: list[bool], seconds: list[float]) -> dict:
-    pairs = list(zip(found, right, strict=True))
+def count(verdicts: list, right: list[bool], seconds: list[float]) -> dict:
+    pairs = list(zip(verdicts, right, strict=True))
     return {
         "accepted": sum(bool(verdict) for verdict, good in pairs if good),
         "rejected": sum(verdict is not None and not verdict for verdict, good in pairs if good),
@@ -127,8 +127,8 @@ def count(found: list, right: list[bool], seconds: list[float]) -> dict:
     }
 
 
-def ends(call: str, answer: str) -> str:
-    """What a call in a process of its own comes to, and after how long."""
+def run_call(call: str, answer: str) -> str:
+    """Run a call in a process of its own, and return its result and time."""
     setup = "import warnings; warnings.simplefilter('ignore')\nfrom trl.rewards import accuracy_reward\n"
     setup += "from opefo_trl.grading import Grader\n"
     setup += f"import time; answer = {answer!r}; began = time.monotonic()\n"
@@ -137,30 +137,36 @@ def ends(call: str, answer: str) -> str:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         return f"hangs ({PATIENCE} s, killed)"
-    said = done.stdout.split("\n")
-    return f"{said[0]} after {said[1]}" if done.returncode == 0 else f"fails: {done.stderr.splitlines()[-1]}"
+    lines = done.stdout.split("\n")
+    return f"{lines[0]} after {lines[1]}" if done.returncode == 0 else f"fails: {done.stderr.splitlines()[-1]}"
 
 
 def show(result: dict) -> None:
     wrong = result["answers"] - result["right"]
     print(f"{result['answers']} answers, {result['right']} of them right; {result['workers']} workers\n")
-    print(f"| | right: accepted of {result['right']} | rejected | skipped | wrong: accepted of {wrong} | seconds |")
-    print("|---|---|---|---|---|---|")
-    for name, side in result["sides"].items():
-        low, high = side["spread"]
-        cells = (side["accepted"], side["rejected"], side["skipped"], side["wrong accepted"])
-        print(f"| {name} | {' | '.join(map(str, cells))} | {side['seconds']:.1f} ({low:.1f} to {high:.1f}) |")
-    times = {name: side["seconds"] / result["sides"]["ours"]["seconds"] for name, side in result["sides"].items()}
-    print(
-        "\nTime over ours: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in times.items() if ratio != 1) + "\n"
+    sides = result["sides"]
+    head = (
+        "",
+        f"right: accepted of {result['right']}",
+        "rejected",
+        "skipped",
+        f"wrong: accepted of {wrong}",
+        "seconds",
     )
-    print(f"| answer | {' | '.join(CALLS)} |\n|---|---|---|---|")
-    for what, outcomes in result["hangs"].items():
-        print(f"| {what} | {' | '.join(outcomes.values())} |")
+    print(markdown(head, [side_row(name, side) for name, side in sides.items()]))
+    ratios = {name: side["seconds"] / sides["ours"]["seconds"] for name, side in sides.items() if name != "ours"}
+    print(f"Time over ours: {', '.join(f'{name} {ratio:.2f}' for name, ratio in ratios.items())}\n")
+    print(markdown(("answer", *CALLS), [[label, *ends.values()] for label, ends in result["hangs"].items()]))
     if "tiers" in result:
-        print("\n| cases | boxed | lenient |\n|---|---|---|")
-        for tier, found in result["tiers"].items():
-            print(f"| {tier} | {found['boxed']} | {found['lenient']} |")
+        policies = ("boxed", "lenient")
+        rows = [[tier, *(counts[policy] for policy in policies)] for tier, counts in result["tiers"].items()]
+        print(markdown(("cases", *policies), rows))
+
+
+def side_row(name: str, side: dict) -> list[str]:
+    low, high = side["spread"]
+    counts = (side["accepted"], side["rejected"], side["skipped"], side["wrong accepted"])
+    return [name, *map(str, counts), f"{side['seconds']:.1f} ({low:.1f} to {high:.1f})"]
 
 
 if __name__ == "__main__":

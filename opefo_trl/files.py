@@ -25,10 +25,14 @@ CHECKPOINT_PREFIX = "checkpoint-"
 TRAINER_STATE_FILE = "trainer_state.json"  # the last file that transformers writes
 CONTROL_STATE_FILE = "control_state.json"
 
+# In a model's folder
+ADAPTER_FILE = "adapter_config.json"  # makes it a LoRA adapter's folder
+
 # In a folder of eval.py
 RESULTS_FILE = "results.json"
 RESULTS_TABLE_FILE = "results.md"
 SAMPLING_FILE = "settings.json"  # settings that identify samples
+SAMPLES_FOLDER = "samples"
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -34,7 +34,7 @@ def test_math(gold, completion, expected):
     assert math_reward([completion, chat], answer=[gold, gold]) == [expected, expected]
 
 
-def test_what_cannot_be_graded_is_no_reward_rather_than_a_wrong_one():
+def test_an_answer_that_cannot_be_graded_has_no_reward():
     assert math_reward([r"\boxed{1}"], answer=[""]) == [None]
     slow = MathReward(timeout=0.7, workers=1)
     assert slow([r"\boxed{9^{9^{9^{9^{9}}}}}", r"\boxed{3}"], answer=["3", "3"]) == [None, 1.0]

@@ -1,1 +1,1 @@
-"""Run folders, command lines and checks that the scripts share."""
+"""Command-line parts of train.py and eval.py: parser, preflight checks, progress bar, run folder."""

@@ -1,20 +1,25 @@
-"""What the scripts share: a parser that speaks in one line, and no traceback where a user can mend the mistake."""
+"""Parser of the scripts, and errors in one line for mistakes that a user can mend."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import trl
 import yaml
 from trl import TrlParser
 
 from opefo_trl.playground import PLAYGROUND
+from opefo_trl.validation import did_you_mean
+
+# Packages that check what a user has set, and raise a ValueError if it is wrong
+_CHECKING_PACKAGES = (Path(__file__).parents[1], Path(trl.__file__).parent)
 
 
 class UsageError(ValueError):
@@ -22,61 +27,61 @@ class UsageError(ValueError):
 
 
 class Parser(TrlParser):
-    """TRL's parser: dataclasses, `--config file.yaml`, overrides; with names checked before anything is built."""
+    """TRL's parser (dataclasses, `--config file.yaml`, overrides) that checks names before it builds anything."""
 
-    config_file: Path | None = None  # that was read
+    config_file: Path | None = None  # the file that was read
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
     def parse(self, arguments: Sequence[str], default_config: Path | None = None) -> tuple[Any, ...]:
-        """The dataclasses. Without `--config`, and without a model but the playground's, `default_config` is taken."""
+        """
+        Return the dataclasses. `default_config` is read if there is no `--config` and no model but the playground's.
+        """
         words = [part for word in arguments for part in _split_config(word)]
         if "--config" in words:
             self._check_config(_value_of("--config", words))
         elif default_config is not None and _is_playground(words):
             if words and os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"No --config: the rest is as in {default_config.name}.", file=sys.stderr)
+                print(f"Without --config, the other settings are those of {default_config.name}.", file=sys.stderr)
             words = ["--config", str(default_config), *words]
         self._check_options(words)
         self.config_file = Path(_value_of("--config", words)) if "--config" in words else None
         try:
-            *parts, _, rest = self.parse_args_and_config(
+            *dataclasses, _, rest = self.parse_args_and_config(
                 words, return_remaining_strings=True, separate_remaining_strings=True
             )
-        except ValueError as error:
-            if "bf16/gpu" not in str(error):
-                raise
-            raise UsageError(
-                "These settings are for a GPU, and there is none here. On the CPU: --use_cpu true --bf16 false."
-            ) from None
+        except ValueError as error:  # in a `__post_init__` of ours, TRL or transformers
+            if "bf16/gpu" in str(error):
+                raise UsageError(
+                    "These settings are for a GPU, and there is none here. On the CPU: --use_cpu true --bf16 false."
+                ) from None
+            raise UsageError(str(error)) from error
         if rest:
             raise UsageError(f"{rest[0]!r} belongs to no option. Options begin with --, as in --max_steps 100.")
-        return tuple(parts)
+        return tuple(dataclasses)
 
     def _check_config(self, path: str) -> None:
         try:
             content = yaml.safe_load(Path(path).read_text())
         except OSError as error:
             raise UsageError(f"The config file {path!r} cannot be read: {error.strerror}.") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"The config file {path!r} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise UsageError(f"The config file {path!r} must hold a map: lines of `name: value`.")
-        known = {action.dest for action in self._actions} | {"env"}
-        self._check_names([name for name in content if name not in known], known, f"in {path}")
+        _check_names(content, {action.dest for action in self._actions} | {"env"}, f"in {path}")
 
     def _check_options(self, words: Sequence[str]) -> None:
-        known = {option.lstrip("-") for option in self._option_string_actions} | {"config"}
-        names = [name.lstrip("-") for name in _names(words)]
-        self._check_names([name for name in names if name not in known], known, "on the command line")
+        options = {option.lstrip("-") for option in self._option_string_actions} | {"config"}
+        _check_names([name.lstrip("-") for name in _names(words)], options, "on the command line")
 
-    def _check_names(self, unknown: list[Any], known: set[str], where: str) -> None:
-        if unknown:
-            name = str(unknown[0])
-            near = difflib.get_close_matches(name, known, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else " --help lists what there is."
-            raise UsageError(f"There is no option {name!r} ({where}).{guess}")
+
+def _check_names(names: Iterable[Any], options: set[str], where: str) -> None:
+    for name in names:
+        if name not in options:
+            hint = did_you_mean(name, sorted(options)) or " --help lists the options."
+            raise UsageError(f"There is no option {str(name)!r} ({where}).{hint}")
 
 
 def _is_playground(words: Sequence[str]) -> bool:
@@ -85,7 +90,7 @@ def _is_playground(words: Sequence[str]) -> bool:
 
 
 def _split_config(word: str) -> list[str]:
-    """TRL knows `--config FILE`; `--config=FILE` is the same."""
+    """Split `--config=FILE` in two, because TrlParser knows `--config FILE` only."""
     return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
@@ -102,12 +107,28 @@ def _names(words: Sequence[str]) -> list[str]:
 
 @contextmanager
 def plain_errors(program: str) -> Iterator[None]:
-    """Turn what a user can mend into one line and exit status 2. OPEFO_TRACEBACK=1 shows where it came from."""
+    """
+    Turn a user's mistake into one line and exit status 2; any other error keeps its traceback.
+
+    With OPEFO_TRACEBACK=1 a user's mistake has its traceback too.
+    """
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        if os.environ.get("OPEFO_TRACEBACK") == "1":
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("OPEFO_TRACEBACK") == "1" or not _is_users_mistake(error, program):
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for each machine
             print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _is_users_mistake(error: Exception, program: str) -> bool:
+    """
+    Return whether a user can mend the error: a missing file or package anywhere, or a ValueError that was raised by a
+    check of ours or of TRL's. A ValueError from deeper down (torch, transformers) may be a bug.
+    """
+    if isinstance(error, OSError | ImportError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    file = Path(frame.f_code.co_filename)
+    return file.name == program or any(file.is_relative_to(package) for package in _CHECKING_PACKAGES)

@@ -1,4 +1,4 @@
-"""What can be known to go wrong before the first step, said before the first step."""
+"""Preflight checks: mistakes that can be found before the first step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,31 @@ from transformers import AutoConfig
 from trl import ModelConfig
 
 from opefo_trl.config import OPEFOConfig
-from opefo_trl.data.cleaning import DAPO_AFTER, text_of
+from opefo_trl.data.templates import DAPO_SUFFIX, text_of
+from opefo_trl.files import ADAPTER_FILE
 from opefo_trl.playground import resolve_model
 from opefo_trl.rewards import MathReward
 
+# Arguments that TRL passes to every reward function, besides the columns of the data
+_TRL_ARGUMENTS = {
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+}
+_KEPT_BY_TRL = {"prompt", "completion", "completion_ids"}  # columns that `_calculate_rewards` does not pass on
+
 
 def check_sizes(args: OPEFOConfig, rows: int, evaluates: bool) -> None:
+    """Check that the data fill a rollout, and that evaluation batches hold whole groups of samples."""
     prompts = args.generation_batch_size // args.num_generations
     if rows < prompts:
         raise ValueError(
-            f"There are {rows} prompts to train on, and a rollout takes {prompts} (`generation_batch_size="
-            f"{args.generation_batch_size}` / `num_generations={args.num_generations}`). Give more data, set aside "
+            f"There are {rows} prompts to train on, but a rollout takes {prompts} (`generation_batch_size="
+            f"{args.generation_batch_size}` / `num_generations={args.num_generations}`). Give more data, hold out "
             "fewer `eval_prompts`, or lower `per_device_train_batch_size`."
         )
     samples, batch = args.num_generations_eval or args.num_generations, args.per_device_eval_batch_size
@@ -36,10 +50,11 @@ def check_sizes(args: OPEFOConfig, rows: int, evaluates: bool) -> None:
 
 
 def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
+    """Check that the model's configuration can be loaded. (An adapter's folder has none.)"""
     name = model.model_name_or_path
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ValueError(f"The model {name!r} cannot be loaded: there is no such folder.")
-    if (Path(name) / "adapter_config.json").exists():  # which names its base model
+    if (Path(name) / ADAPTER_FILE).exists():
         return
     try:
         AutoConfig.from_pretrained(
@@ -50,31 +65,31 @@ def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
 
 
 def check_answers(rewards: Sequence[Callable[..., Any]], rows: Dataset, split: str) -> None:
-    """An answer that cannot be read would make a problem that is never right, or never graded."""
-    for reward in rewards:
-        if isinstance(reward, MathReward):
-            unreadable = reward.grader.unreadable(rows["answer"])
-            if unreadable:
-                first, answer = unreadable[0], rows[unreadable[0]]["answer"]
-                raise ValueError(
-                    f"{len(unreadable)} of {len(rows)} rows of the split {split!r} have answers that cannot be read, "
-                    f"first row {first}, counted from 0: {answer!r}. Mend or drop them, or name another column: "
-                    "--answer_column NAME."
-                )
-            return
+    """Check that math-verify reads every answer: a problem without a readable one is never right, or never graded."""
+    reward = next((reward for reward in rewards if isinstance(reward, MathReward)), None)
+    unreadable = reward.grader.unreadable(rows["answer"]) if reward is not None else []
+    if unreadable:
+        first = unreadable[0]
+        raise ValueError(
+            f"{len(unreadable)} of {len(rows)} rows of the split {split!r} have answers that cannot be read; the "
+            f"first is row {first}, counted from 0: {rows[first]['answer']!r}. Correct or remove them, or name "
+            "another column: --answer_column NAME."
+        )
 
 
 def check_prompts(names: Sequence[str], prompt: Any) -> None:
+    """Check that the prompts ask for the form of answer that the rewards read."""
     text = text_of(prompt)
-    if "math" in names and "boxed" not in text and not text.endswith(DAPO_AFTER):
+    asks_for_line = text.endswith(DAPO_SUFFIX)
+    if "math" in names and "boxed" not in text and not asks_for_line:
         warnings.warn(
             "The reward 'math' reads a \\boxed{}, which the first prompt does not ask for: a model that does not "
-            "write one by itself is never right. --prompt_template boxed asks.",
+            "write one by itself is never right. Set --prompt_template boxed to ask for it.",
             stacklevel=2,
         )
-    if "math" in names and text.endswith(DAPO_AFTER):
+    if "math" in names and asks_for_line:
         raise ValueError(
-            "The prompts ask for a line 'Answer:', and the reward 'math' reads a \\boxed{}. Set --prompt_template "
+            "The prompts ask for a line 'Answer:', but the reward 'math' reads a \\boxed{}. Set --prompt_template "
             "boxed, or --reward_funcs math_answer_line."
         )
     if "math_answer_line" in names and "Answer:" not in text:
@@ -85,33 +100,33 @@ def check_prompts(names: Sequence[str], prompt: Any) -> None:
 
 
 def check_writable(folder: str) -> None:
+    """Check that files can be written to the output folder."""
     probe = Path(folder) / f".writable-{os.getpid()}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"Nothing can be written to `output_dir={folder!r}`: {error.strerror}.") from error
+        raise ValueError(f"`output_dir={folder!r}` cannot be written to: {error.strerror}.") from error
 
 
 def check_columns(names: Sequence[str], functions: Sequence[Callable[..., Any]], columns: Sequence[str]) -> None:
+    """Check that the data have the columns that the reward functions take as arguments."""
     for name, function in zip(names, functions, strict=True):
         for column in missing_columns(function, columns):
             raise ValueError(
                 f"The reward {name!r} needs a column {column!r}; the data has {', '.join(columns)}."
-                + (" Name the one with the answers: --answer_column NAME." if column == "answer" else "")
+                + (" Name the column with the answers: --answer_column NAME." if column == "answer" else "")
             )
 
 
 def missing_columns(function: Callable, columns: Sequence[str]) -> list[str]:
-    """Parameters of a reward function that nothing will fill."""
-    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
-    passed = set(columns) - {"prompt", "completion", "completion_ids"}  # TRL keeps these to itself
-    parameters = inspect.signature(function).parameters.values()
+    """Return the required parameters of a reward function that neither TRL nor a column fills."""
+    filled = _TRL_ARGUMENTS | (set(columns) - _KEPT_BY_TRL)
     return [
         parameter.name
-        for parameter in parameters
+        for parameter in inspect.signature(function).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.name not in given | passed
+        and parameter.name not in filled
     ]

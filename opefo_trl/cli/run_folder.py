@@ -1,41 +1,71 @@
-"""A run's folder: which checkpoint to go on from, and whether it is the same run that would go on."""
+"""The folder of a run: the checkpoint to resume from, and the settings that the run was started with."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from opefo_trl.files import CHECKPOINT_PREFIX, RUN_FILE, TRAINER_STATE_FILE, write_whole
 
-# What makes two runs different runs. How long they are, and what they log, save or publish, does not.
-FACTS = tuple(
-    """
-    model_name_or_path model_revision dtype dataset_name dataset_config dataset_train_split dataset_test_split
-    eval_prompts prompt_column answer_column prompt_template unique_problems decontaminate benchmark_source
-    reward_funcs reward_weights scale_rewards
-    control control_kwargs flow_target flow_schedule flow_lambda_max flow_shape flow_estimator flow_scope
-    learning_rate lr_scheduler_type warmup_steps optim weight_decay max_grad_norm seed
-    per_device_train_batch_size gradient_accumulation_steps steps_per_generation num_iterations num_generations
-    max_completion_length mask_truncated_completions temperature top_p top_k epsilon epsilon_high beta loss_type
-    use_peft lora_r lora_alpha lora_target_modules load_in_4bit load_in_8bit
-    """.split()  # noqa: SIM905
-)
+# Settings that may differ when a run is resumed. run.json has all others, and resuming with other values is refused,
+# so a field that is unknown here is compared. `eval_prompts` is, too: it decides which rows are left to train on.
+_MAY_DIFFER_BY_TOPIC = {
+    "length and resuming": """
+        max_steps num_train_epochs output_dir resume_from_checkpoint ignore_data_skip
+        restore_callback_states_from_checkpoint do_train do_eval do_predict
+    """,
+    "logging": """
+        entropy_curves disable_tqdm report_to run_name project trackio_bucket_id trackio_space_id
+        trackio_static_space_id log_level log_level_replica log_on_each_node log_completions
+        log_completions_hub_repo log_multimodal log_unique_prompts logging_first_step logging_nan_inf_filter
+        logging_steps logging_strategy num_completions_to_print include_num_input_tokens_seen
+        skip_memory_metrics debug
+    """,
+    "saving and publishing": """
+        save_on_each_node save_only_model save_steps save_strategy save_total_limit enable_jit_checkpoint
+        load_best_model_at_end metric_for_best_model greater_is_better push_to_hub hub_always_push hub_model_id
+        hub_private_repo hub_revision hub_strategy
+    """,
+    "evaluation": """
+        eval_accumulation_steps eval_delay eval_do_concat_batches eval_on_start eval_steps eval_strategy
+        eval_use_gather_object per_device_eval_batch_size num_generations_eval batch_eval_metrics
+        include_for_metrics prediction_loss_only bf16_full_eval fp16_full_eval
+    """,
+    "guards": "nonfinite sampling_drift_max strict_on_policy",
+    "machine, memory and speed": """
+        generation_batch_size use_cpu local_rank bf16 fp16 tf32 full_determinism attn_implementation
+        trust_remote_code parallelism_config accelerator_config deepspeed ds3_gather_for_generation fsdp
+        fsdp_config ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
+        ddp_static_graph ddp_timeout dataloader_multiprocessing_context dataloader_num_workers
+        dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor gradient_checkpointing
+        gradient_checkpointing_kwargs micro_batching torch_compile torch_compile_backend torch_compile_mode
+        torch_empty_cache_steps use_liger_kernel liger_kernel_config use_cache cache_implementation
+        auto_find_batch_size use_transformers_paged use_transformers_continuous_batching
+        transformers_continuous_batching_config use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode
+        vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size vllm_group_port
+        vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
+    """,
+}
+_MAY_DIFFER = frozenset(" ".join(_MAY_DIFFER_BY_TOPIC.values()).split())
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint with the highest step among those that were written to their end; others are passed over."""
+    """Return the whole checkpoint with the highest step. One that was cut off while it was written is passed over."""
     return max(checkpoints(folder), key=step_of, default=None)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """Those that were written to their end, in their order."""
+    """Return the whole checkpoints of a run in the order of their steps."""
     return sorted(filter(is_complete, Path(folder).glob(f"{CHECKPOINT_PREFIX}*")), key=step_of)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """`trainer_state.json` is the last file that the Trainer writes: if it is whole, so is the rest."""
+    """Return whether a checkpoint is whole: `trainer_state.json` is the last file that `Trainer._save_checkpoint`
+    writes."""
     if not re.fullmatch(rf"{CHECKPOINT_PREFIX}\d+", checkpoint.name):
         return False
     try:
@@ -53,48 +83,81 @@ def step_of(checkpoint: Path) -> int:
 
 
 def check_newest(checkpoint: str | Path, folder: str | Path) -> None:
-    """Refuse to go back in a folder whose later checkpoints would then be taken for this run's."""
+    """Refuse an older checkpoint of `folder`: a later resume would continue from the newer ones left there."""
     newest = newest_checkpoint(folder)
     if newest is None or Path(checkpoint).resolve().parent != newest.resolve().parent:
         return
     if step_of(newest) > _recorded_step(Path(checkpoint)):
         raise ValueError(
-            f"{str(checkpoint)!r} is not the newest checkpoint: {newest.name} would be taken for one of this run. Set "
-            "another --output_dir, or delete the later ones."
+            f"`resume_from_checkpoint={str(checkpoint)!r}` is older than {newest.name} in the same folder, which a "
+            "later resume would continue from. Set another --output_dir, or delete the newer checkpoints."
         )
 
 
-def facts_of(*arguments: Any) -> dict[str, Any]:
-    """What makes this run itself, as plain data."""
-    known = {name: value for part in arguments for name, value in vars(part).items()}
-    return json.loads(json.dumps({name: known[name] for name in FACTS if name in known}, default=str))
+def settings_of(*dataclasses: Any) -> dict[str, Any]:
+    """Return the fields of the script's dataclasses that must match to resume, as JSON values and without tokens."""
+    settings = {
+        field.name: getattr(part, field.name)
+        for part in dataclasses
+        for field in fields(part)
+        if field.init and field.name not in _MAY_DIFFER
+    }
+    return json.loads(json.dumps(_without_tokens(settings), default=str))
 
 
-def check_same_run(folder: str | Path, facts: dict[str, Any]) -> None:
-    """Refuse to go on with another run than the one that the folder holds."""
+def _without_tokens(settings: dict[str, Any]) -> dict[str, Any]:
+    """Drop access tokens, also from fields that are maps (`model_init_kwargs`)."""
+    return {
+        name: _without_tokens(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name not in ("token", "use_auth_token", "hub_token", "push_to_hub_token")
+    }
+
+
+def check_same_run(folder: str | Path, settings: dict[str, Any]) -> None:
+    """Refuse to resume the run in `folder` with other settings. Fields that its run.json lacks are not compared."""
     path = Path(folder) / RUN_FILE
     if not path.exists():
         return
-    before = json.loads(path.read_text())
-    # As text: what is 0.4 in a config file is "0.4" on the command line
-    changed = [name for name in facts if name in before and str(facts[name]) != str(before[name])]
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON: {error}. Delete it to resume without a comparison.") from None
+    changed = [name for name in settings if name in saved and _comparable(settings[name]) != _comparable(saved[name])]
     if changed:
-        what = ", ".join(f"{name}={before[name]} (now {facts[name]})" for name in changed)
+        differences = ", ".join(f"{name}={saved[name]} (now {settings[name]})" for name in changed)
         raise ValueError(
-            f"{str(folder)!r} holds a run with {what}. Set another --output_dir, delete that folder, or go on with "
-            "changed settings by naming the checkpoint: --resume_from_checkpoint DIR."
+            f"{str(folder)!r} holds a run with {differences}. Set another --output_dir, delete that folder, or resume "
+            "with the changed settings by naming the checkpoint: --resume_from_checkpoint DIR."
         )
 
 
+def _comparable(value: Any) -> Any:
+    """Bring a value to one form: 20 of a config file is 20.0 or "20" on the command line."""
+    if isinstance(value, list):
+        return [_comparable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _comparable(item) for name, item in value.items()}
+    if value is None or isinstance(value, bool):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return str(value) if math.isnan(number) else number
+
+
 def has_ended(folder: str | Path) -> bool:
-    """Whether train.py has saved its last model: files of a model may be there before, from a push to the Hub."""
+    """Return whether train.py has saved its last model. (Files of a model may be there earlier, from a push.)"""
     try:
         return json.loads((Path(folder) / RUN_FILE).read_text()).get("ended") is True
     except (OSError, ValueError):
         return False
 
 
-def write_facts(folder: str | Path, facts: dict[str, Any]) -> None:
+def write_settings(folder: str | Path, settings: dict[str, Any], ended: bool = False) -> None:
+    """Write run.json: the settings, and whether the run has ended."""
     path = Path(folder) / RUN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda part: part.write_text(json.dumps(facts, indent=2) + "\n"))
+    content = {**settings, "ended": True} if ended else settings
+    write_whole(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n"))

@@ -1,16 +1,10 @@
-"""Training sets: load them, name their columns, clean them, and set rows aside to evaluate on."""
+"""Training sets: load them, find their columns, clean them, put templates on, and hold rows out for evaluation."""
 
-from opefo_trl.data.loading import (
-    TEMPLATES,
-    bare_problems,
-    chat,
-    clean,
-    hold_out,
-    load_splits,
-    pick_split,
-    whole_batches,
-    with_template,
-)
+from opefo_trl.data.cleaning import clean
+from opefo_trl.data.columns import bare_problems
+from opefo_trl.data.held_out import hold_out, whole_batches
+from opefo_trl.data.loading import load_splits, pick_split
+from opefo_trl.data.templates import TEMPLATES, chat, with_template
 
 __all__ = [
     "TEMPLATES",

@@ -1,1 +1,1 @@
-"""Samples of a model on benchmarks: engines, resumable samples, metrics, results."""
+"""Evaluation on benchmarks: engines, resumable samples, metrics, results, and the watching of a run."""

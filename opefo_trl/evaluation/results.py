@@ -1,4 +1,4 @@
-"""What samples of a benchmark come to, as data, as tables, and beside those of another model."""
+"""Results of an evaluation: scores of samples, as JSON, as tables, and compared with another model's."""
 
 from __future__ import annotations
 
@@ -23,63 +23,85 @@ from opefo_trl.evaluation.metrics import (
     standard_error,
 )
 from opefo_trl.files import RESULTS_FILE, RESULTS_TABLE_FILE, write_whole
-from opefo_trl.grading.grader import Outcome
+from opefo_trl.grading import Outcome
 
-SHOWN = ("", "problems", "k", "avg@k", "95 %", "pass@k", "no answer", "cut off")  # on a terminal; results.md has all
-HEAD = (*SHOWN, "maj@k", "tokens", "entropy", "calibration")
+_ON_TERMINAL = ("", "problems", "k", "avg@k", "95 %", "pass@k", "no answer", "cut off")
+HEAD = (*_ON_TERMINAL, "maj@k", "tokens", "entropy", "calibration")  # of results.md
+_COMPARISON_HEAD = ("", "problems", "before", "after", "difference", "95 %", "p")
 
 
 def score(frame: pd.DataFrame, title: str) -> dict[str, Any]:
-    """Of a benchmark's samples. What was cut off, was not graded in time or failed counts as not right."""
-    frame = frame.assign(right=frame["outcome"] == Outcome.CORRECT)
-    groups = [group for _, group in frame.groupby("id", sort=False)]
-    right = [group["right"].astype(int).tolist() for group in groups]
-    answers = [[None if pd.isna(answer) else plain(answer) for answer in group["answer"]] for group in groups]
+    """
+    Return the scores of one benchmark's samples, as results.json has them. A sample that was cut off, timed out in
+    grading or failed counts as not right.
+    """
+    frame = frame.assign(right=(frame["outcome"] == Outcome.CORRECT).astype(int))
+    problems = [rows for _, rows in frame.groupby("id", sort=False)]
+    right = [rows["right"].tolist() for rows in problems]
+    answers = [
+        [None if pd.isna(answer) else _without_spaces(answer) for answer in rows["answer"]] for rows in problems
+    ]
     k = len(right[0])
     values = averages(right)
     low, high = bootstrap_interval(values)
-    known = frame[frame["tokens"] > 0]
     outcomes = frame["outcome"].value_counts()
     return {
         "title": title,
-        "problems": len(groups),
+        "problems": len(problems),
         "k": k,
         "avg": float(np.mean(values)),
         "standard_error": standard_error(values) if len(values) > 1 else None,
         "interval": [low, high],
-        "pass": {str(draws): pass_at_k(right, draws) for draws in draws_of(k)},
+        "pass": {str(draws): pass_at_k(right, draws) for draws in pass_ks(k)},
         "majority": majority_at_k(answers, right),
         "outcomes": {str(outcome): int(outcomes.get(outcome, 0)) for outcome in Outcome},
         "truncated": float(frame["truncated"].mean()),
         "tokens": float(frame["tokens"].mean()),
-        "entropy": float(-known["logp"].sum() / known["tokens"].sum()) if len(known) else None,
-        "calibration": calibration_error(
-            np.exp(known["logp"] / known["tokens"]).clip(0, 1), known["right"].astype(int)
-        )
-        if len(known)
-        else None,
+        **_confidence_scores(frame[frame["tokens"] > 0]),
         "by_problem": dict(zip(frame["id"].unique().tolist(), values, strict=True)),
     }
 
 
-def draws_of(k: int) -> list[int]:
-    """1, 2, 4 ... and k itself."""
+def _confidence_scores(frame: pd.DataFrame) -> dict[str, float | None]:
+    """Return entropy per token, and the calibration of a completion's confidence: its mean token probability."""
+    if not len(frame):
+        return {"entropy": None, "calibration": None}
+    confidence = np.exp(frame["logp"] / frame["tokens"]).clip(0, 1)  # geometric mean
+    return {
+        "entropy": float(-frame["logp"].sum() / frame["tokens"].sum()),
+        "calibration": calibration_error(confidence, frame["right"]),
+    }
+
+
+def pass_ks(k: int) -> list[int]:
+    """Return the values of k that pass@k is reported for: powers of 2, and k itself."""
     return sorted({2**power for power in range(k.bit_length())} | {k})
 
 
-def plain(answer: str) -> str:
-    """An answer without its spaces, so that a vote counts them as one."""
+def _without_spaces(answer: str) -> str:
+    """Remove the white space of an answer, so that a vote does not depend on it."""
     return "".join(answer.split())
 
 
-def mean_of(results: dict[str, dict[str, Any]]) -> float:
+def _mean(results: dict[str, dict[str, Any]]) -> float:
     return float(np.mean([scores["avg"] for scores in results.values()]))
 
 
-def cells_of(scores: dict[str, Any]) -> list[str]:
+def rows_of(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Return table rows under `HEAD`: one for each benchmark, and their mean if there are several."""
+    rows = [_row(scores) for scores in results.values()]
+    if len(rows) > 1:
+        rows.append(["mean", "", "", f"{_mean(results):.1%}", *[""] * (len(HEAD) - 4)])
+    return rows
+
+
+def _row(scores: dict[str, Any]) -> list[str]:
     samples = scores["problems"] * scores["k"]
     low, high = scores["interval"]
     return [
+        scores["title"],
+        str(scores["problems"]),
+        str(scores["k"]),
         f"{scores['avg']:.1%}",
         f"{100 * low:.1f} to {100 * high:.1f}",
         f"{scores['pass'][str(scores['k'])]:.1%}" if scores["k"] > 1 else "",
@@ -92,31 +114,26 @@ def cells_of(scores: dict[str, Any]) -> list[str]:
     ]
 
 
-def rows_of(results: dict[str, dict[str, Any]]) -> list[list[str]]:
-    rows = [
-        [scores["title"], str(scores["problems"]), str(scores["k"]), *cells_of(scores)] for scores in results.values()
-    ]
-    return [*rows, ["mean", "", "", f"{mean_of(results):.1%}", *[""] * (len(HEAD) - 4)]] if len(rows) > 1 else rows
-
-
-def rich_table(head: tuple[str, ...], rows: list[list[str]], title: str) -> Table:
+def _terminal_table(head: tuple[str, ...], rows: list[list[str]], title: str) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", header_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    for number, name in enumerate(head[: len(SHOWN)]):
+    columns = len(_ON_TERMINAL)
+    for number, name in enumerate(head[:columns]):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row[: len(SHOWN)])
+        table.add_row(*row[:columns])
     return table
 
 
-def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n"
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """`results.json`, or the folder it is in."""
+    """Read a `results.json`, given itself or its folder."""
     file = Path(path) / RESULTS_FILE if Path(path).is_dir() else Path(path)
     try:
         content = json.loads(file.read_text())
@@ -129,73 +146,74 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return content
 
 
-COMPARE_HEAD = ("", "problems", "before", "after", "difference", "95 %", "p")
-
-
-def check_common(before: dict[str, Any], names: Sequence[str]) -> None:
-    """Known before hours of sampling: whether there will be anything to compare with."""
+def check_comparable(before: dict[str, Any], names: Sequence[str]) -> None:
+    """Raise if `before` has no scores of any of these benchmarks. To be called before hours of sampling."""
     if not any("by_problem" in before["benchmarks"].get(name, {}) for name in names):
         raise ValueError(
-            f"The other results have scores of {', '.join(before['benchmarks']) or 'no benchmark'}, and of none of "
-            f"these: {', '.join(names)}. There would be nothing to compare."
+            f"There is nothing to compare: the other results have scores of "
+            f"{', '.join(before['benchmarks']) or 'no benchmark'}, and none of {', '.join(names)}."
         )
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """A row for each benchmark, from the problems that both have; and what is not alike between them."""
-    check_common(before, list(after["benchmarks"]))
-    rows, unlike = [], []
-    for name in [name for name in after["benchmarks"] if name in before["benchmarks"]]:
-        first, second = (part["benchmarks"][name]["by_problem"] for part in (before, after))
-        common = [problem for problem in second if problem in first]
+    """
+    Compare two results on the problems that both have. Return table rows, one for each benchmark, and the settings in
+    which the two differ.
+    """
+    check_comparable(before, list(after["benchmarks"]))
+    rows, differences = [], []
+    for name, scores in after["benchmarks"].items():
+        old, new = before["benchmarks"].get(name, {}).get("by_problem", {}), scores["by_problem"]
+        common = [problem for problem in new if problem in old]
         if not common:
             continue
-        kinds = [part.get("settings", {}).get("tasks", {}).get(name, {}) for part in (before, after)]
-        unlike += [
-            f"{name} {key}: {kinds[0][key]!r} before, {kinds[1][key]!r} after"
-            for key in kinds[0].keys() & kinds[1].keys()
-            if kinds[0][key] != kinds[1][key]
-        ]
-        found = paired_difference([first[problem] for problem in common], [second[problem] for problem in common])
+        old_task, new_task = (part.get("settings", {}).get("tasks", {}).get(name, {}) for part in (before, after))
+        differences += _differences(old_task, new_task, old_task.keys() & new_task.keys(), prefix=f"{name} ")
+        old_values, new_values = [old[problem] for problem in common], [new[problem] for problem in common]
+        paired = paired_difference(old_values, new_values)
         rows.append(
             [
-                after["benchmarks"][name]["title"],
-                str(found.problems),
-                f"{np.mean([first[problem] for problem in common]):.1%}",
-                f"{np.mean([second[problem] for problem in common]):.1%}",
-                f"{100 * found.difference:+.1f}",
-                f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
-                f"{found.p_value:.3f}",
+                scores["title"],
+                str(paired.problems),
+                f"{np.mean(old_values):.1%}",
+                f"{np.mean(new_values):.1%}",
+                f"{100 * paired.difference:+.1f}",
+                f"{100 * paired.low:+.1f} to {100 * paired.high:+.1f}",
+                f"{paired.p_value:.3f}",
             ]
         )
-    settings = before.get("settings", {}), after.get("settings", {})
-    unlike += [
-        f"{key}: {settings[0].get(key)!r} before, {settings[1].get(key)!r} after"
-        for key in sorted({*settings[0], *settings[1]} - {"model", "revision", "weights", "tasks"})
-        if settings[0].get(key) != settings[1].get(key)
+    old_settings, new_settings = before.get("settings", {}), after.get("settings", {})
+    names = (old_settings.keys() | new_settings.keys()) - {"model", "revision", "weights", "tasks"}
+    return rows, differences + _differences(old_settings, new_settings, names)
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any], names: set[str], prefix: str = "") -> list[str]:
+    return [
+        f"{prefix}{name}: {before.get(name)!r} before, {after.get(name)!r} after"
+        for name in sorted(names)
+        if before.get(name) != after.get(name)
     ]
-    return rows, unlike
 
 
 def report(
     folder: Path, settings: dict[str, Any], results: dict[str, dict[str, Any]], other: dict[str, Any] | None
 ) -> None:
     """
-    Write `results.json` and its table, and print it; beside another one's if there is one. Benchmarks that the folder
-    has results of already stay in it.
+    Write `results.json` and `results.md`, and print the table, with a comparison if there are other results. Earlier
+    results of other benchmarks in the folder stay.
     """
     if (folder / RESULTS_FILE).exists():
         results = {**read_results(folder)["benchmarks"], **results}
-    content = {"model": settings["model"], "settings": settings, "mean": mean_of(results), "benchmarks": results}
+    content = {"model": settings["model"], "settings": settings, "mean": _mean(results), "benchmarks": results}
     write_whole(folder / RESULTS_FILE, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
     text, console = markdown(HEAD, rows_of(results)), Console()
-    console.print(rich_table(HEAD, rows_of(results), str(settings["model"])))
+    console.print(_terminal_table(HEAD, rows_of(results), str(settings["model"])))
     if other is not None:
-        rows, unlike = compare(other, content)
-        text += f"\nBeside {other.get('model')}, in percentage points:\n\n{markdown(COMPARE_HEAD, rows)}"
-        console.print(rich_table(COMPARE_HEAD, rows, f"beside {other.get('model')}"))
-        if unlike:
-            note = "Not alike: " + "; ".join(unlike) + "."
+        rows, differences = compare(other, content)
+        text += f"\nCompared with {other.get('model')}, in percentage points:\n\n{markdown(_COMPARISON_HEAD, rows)}"
+        console.print(_terminal_table(_COMPARISON_HEAD, rows, f"compared with {other.get('model')}"))
+        if differences:
+            note = "Different settings: " + "; ".join(differences) + "."
             text += f"\n{note}\n"
             console.print(note, markup=False)
     write_whole(folder / RESULTS_TABLE_FILE, lambda part: part.write_text(text))

@@ -1,8 +1,8 @@
-"""k samples for each problem of a benchmark, graded, in a folder that a run which was cut off goes on in.
+"""Sampling of benchmarks: k graded samples for each problem, in a folder where an interrupted run resumes.
 
-out/eval/MODEL/settings.json            what makes these samples themselves; other settings are refused here
-out/eval/MODEL/samples/aime24/00003.parquet     a batch, whole; the same batches with any number of processes
-out/eval/MODEL/samples/aime24.parquet           all of them, once the last one is there
+out/eval/MODEL/settings.json                    settings that identify the samples; resuming with others is refused
+out/eval/MODEL/samples/aime24/00003.parquet     one batch; the batches are the same for any number of processes
+out/eval/MODEL/samples/aime24.parquet           all samples, once the last batch is done
 """
 
 from __future__ import annotations
@@ -18,70 +18,65 @@ from typing import Any, Protocol
 import pandas as pd
 from jinja2 import TemplateError
 
-from opefo_trl.data.benchmarks import BENCHMARKS, load_benchmark
-from opefo_trl.data.loading import chat
+from opefo_trl.data.benchmarks import BENCHMARKS, Benchmark, load_benchmark
+from opefo_trl.data.templates import chat
 from opefo_trl.evaluation.engines import Engine, Sample, seed_of
-from opefo_trl.files import SAMPLING_FILE, write_whole
-from opefo_trl.grading.grader import Grade, Outcome
-from opefo_trl.playground import PLAYGROUND, is_right, playground_dataset
+from opefo_trl.files import SAMPLES_FOLDER, SAMPLING_FILE, write_whole
+from opefo_trl.grading import Grade, Outcome
+from opefo_trl.playground import PLAYGROUND, SPLITS, is_right, playground_dataset
 
 
 class Grades(Protocol):
+    """A grader: `Grader`, or the playground's."""
+
     def grade(self, golds: Sequence[Any], completions: Sequence[str]) -> list[Grade]: ...
 
 
 class PlaygroundGrader:
-    """Of the playground's task, where the whole completion is the answer."""
+    """Grades the playground's task, where the whole completion is the answer."""
 
     def grade(self, golds: Sequence[Any], completions: Sequence[str]) -> list[Grade]:
-        outcomes = {True: Outcome.CORRECT, False: Outcome.WRONG}
+        answers = [text.strip() for text in completions]
         return [
-            Grade(outcomes[is_right(text.strip(), int(gold))], text.strip())
-            for gold, text in zip(golds, completions, strict=True)
+            Grade(Outcome.CORRECT if is_right(answer, int(gold)) else Outcome.WRONG, answer)
+            for gold, answer in zip(golds, answers, strict=True)
         ]
 
 
-def playground_problems() -> list[dict[str, str]]:
-    """The playground's held-out questions, as a benchmark."""
+def benchmark_of(name: str) -> Benchmark:
+    """Return the title and the protocol of a benchmark or of the playground's held-out questions."""
+    return Benchmark("Playground", (), (len(SPLITS["test"]),), k=16) if name == PLAYGROUND else BENCHMARKS[name]
+
+
+def load_problems(name: str, source: str | None = None) -> list[dict[str, str]]:
+    """Load `id`, `problem` and `answer` of each problem of a benchmark or of the playground."""
+    if name != PLAYGROUND:
+        return load_benchmark(name, source).to_list()
     return [
         {"id": f"{PLAYGROUND}-{row['target']}", "problem": row["prompt"][0]["content"], "answer": str(row["target"])}
         for row in playground_dataset("test")
     ]
 
 
-def load_problems(name: str, source: str | None = None) -> list[dict[str, str]]:
-    """Problems of a benchmark, or of the playground."""
-    return playground_problems() if name == PLAYGROUND else load_benchmark(name, source).to_list()
-
-
-def samples_of(name: str) -> int:
-    """How many samples of each problem the protocol takes."""
-    return 16 if name == PLAYGROUND else BENCHMARKS[name].k
-
-
-def title_of(name: str) -> str:
-    return "Playground" if name == PLAYGROUND else BENCHMARKS[name].title
-
-
-Batch = list[tuple[int, int]]  # numbers of problem and sample
+_Batch = list[tuple[int, int]]  # index of the problem, number of the sample
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark to be sampled: its problems, the same as tokens, and how many samples of each."""
+    """A benchmark to be sampled, k times each problem."""
 
     name: str
-    problems: list[dict[str, str]]
-    prompts: list[list[int]]
+    problems: list[dict[str, str]]  # rows of `id`, `problem`, `answer`
+    prompts: list[list[int]]  # token ids of each problem's prompt
     k: int
 
-    def facts(self) -> dict[str, Any]:
-        """What its samples depend on: how many there are, the problems, and what the model is shown of them."""
+    def identity(self) -> dict[str, Any]:
+        """Return what samples of this task depend on: k, and a hash of the problems and prompts."""
         content = json.dumps([self.problems, self.prompts]).encode()
         return {"k": self.k, "problems": hashlib.blake2b(content, digest_size=8).hexdigest()}
 
-    def batches(self, size: int) -> list[Batch]:
-        """Prompts of like length side by side: a batch is padded to its longest."""
+    def batches(self, size: int) -> list[_Batch]:
+        """Divide the samples into batches of prompts of similar length, as a batch is padded to its longest prompt."""
         order = sorted(range(len(self.problems)), key=lambda problem: len(self.prompts[problem]))
         pairs = [(problem, sample) for problem in order for sample in range(self.k)]
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
@@ -89,59 +84,52 @@ class Task:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Tasks, and the folder that their samples are gathered in."""
+    """Tasks, and the folder that their samples are written to."""
 
     folder: Path
     tasks: list[Task]
-    size: int  # of a batch
-    context: int  # tokens of a prompt and its completion together
-    longest: int  # tokens of a completion
-    seed: int
+    batch_size: int  # samples
+    context: int  # tokens that a prompt and its completion may have together
+    max_new_tokens: int
+    seed: int  # that each sample's own seed is derived from
 
-    def left(self, rank: int = 0, ranks: int = 1) -> list[tuple[Task, int, Batch]]:
-        """This process' share of the batches that are not written yet."""
+    def remaining(self, rank: int = 0, ranks: int = 1) -> list[tuple[Task, int, _Batch]]:
+        """Return this rank's share of the batches that are not written yet, each with its task and number."""
         return [
             (task, number, batch)
             for task in self.tasks
-            if not self.whole(task).exists()
-            for number, batch in enumerate(task.batches(self.size))
-            if number % ranks == rank and not self.part(task, number).exists()
+            if not self._task_file(task).exists()
+            for number, batch in enumerate(task.batches(self.batch_size))
+            if number % ranks == rank and not self._batch_file(task, number).exists()
         ]
 
-    def whole(self, task: Task) -> Path:
-        return self.folder / "samples" / f"{task.name}.parquet"
+    def _task_file(self, task: Task) -> Path:
+        return self.folder / SAMPLES_FOLDER / f"{task.name}.parquet"
 
-    def part(self, task: Task, number: int) -> Path:
-        return self.folder / "samples" / task.name / f"{number:05}.parquet"
+    def _batch_file(self, task: Task, number: int) -> Path:
+        return self.folder / SAMPLES_FOLDER / task.name / f"{number:05}.parquet"
 
-    def without_room(self) -> int:
-        """Problems that fill the context by themselves."""
+    def problems_without_room(self) -> int:
+        """Return the number of problems whose prompt leaves no room for a completion in the context."""
         return sum(len(prompt) >= self.context for task in self.tasks for prompt in task.prompts)
 
     def longest_sample(self) -> int:
-        """Tokens of the longest prompt and completion together, as far as there is room."""
-        longest = max((len(prompt) for task in self.tasks for prompt in task.prompts), default=1)
-        return min(self.context, longest + self.longest)
+        """Return the most tokens that a prompt and its completion can have together."""
+        longest_prompt = max((len(prompt) for task in self.tasks for prompt in task.prompts), default=1)
+        return min(self.context, longest_prompt + self.max_new_tokens)
 
-    def sample(self, task: Task, number: int, batch: Batch, engine: Engine, grader: Grades) -> pd.DataFrame:
-        """A row for each sample, written. A problem without room for a token gets an empty sample, cut off."""
+    def sample(self, task: Task, number: int, batch: _Batch, engine: Engine, grader: Grades) -> pd.DataFrame:
+        """Sample and grade a batch, and write it with one row for each sample."""
         problems = [task.problems[problem] for problem, _ in batch]
         seeds = [
             seed_of(self.seed, task.name, row["id"], sample) for row, (_, sample) in zip(problems, batch, strict=True)
         ]
-        limits = [min(self.longest, self.context - len(task.prompts[problem])) for problem, _ in batch]
-        places = [place for place, limit in enumerate(limits) if limit > 0]
-        samples = [Sample("", 0, True, 0.0)] * len(batch)
-        if places:
-            prompts = [task.prompts[batch[place][0]] for place in places]
-            found = engine.sample(prompts, [seeds[place] for place in places], [limits[place] for place in places])
-            for place, sample in zip(places, found, strict=True):
-                samples[place] = sample
+        samples = self._complete([task.prompts[problem] for problem, _ in batch], seeds, engine)
         grades = grader.grade([row["answer"] for row in problems], [sample.text for sample in samples])
         frame = pd.DataFrame(
             {
                 "id": row["id"],
-                "sample": which,
+                "sample": sample_id,
                 "seed": seed,
                 "gold": row["answer"],
                 "completion": sample.text.encode("utf-8", "replace").decode(),
@@ -151,34 +139,49 @@ class Evaluation:
                 "truncated": sample.truncated,
                 "logp": sample.logp,
             }
-            for row, (_, which), seed, sample, grade in zip(problems, batch, seeds, samples, grades, strict=True)
+            for row, (_, sample_id), seed, sample, grade in zip(problems, batch, seeds, samples, grades, strict=True)
         )
-        path = self.part(task, number)
+        path = self._batch_file(task, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, frame.to_parquet)
         return frame
 
+    def _complete(self, prompts: list[list[int]], seeds: list[int], engine: Engine) -> list[Sample]:
+        """Sample a completion of each prompt. A prompt that fills the context gets an empty, truncated one."""
+        limits = [min(self.max_new_tokens, self.context - len(prompt)) for prompt in prompts]
+        with_room = [index for index, limit in enumerate(limits) if limit > 0]
+        samples = [Sample("", 0, True, 0.0)] * len(prompts)
+        if with_room:
+            completions = engine.sample(
+                [prompts[index] for index in with_room],
+                [seeds[index] for index in with_room],
+                [limits[index] for index in with_room],
+            )
+            for index, sample in zip(with_room, completions, strict=True):
+                samples[index] = sample
+        return samples
+
     def gather(self, task: Task) -> pd.DataFrame:
-        """All samples of a task in the order of its problems, in one file from now on."""
-        path = self.whole(task)
+        """Return all samples of a task in the order of its problems, and join the batches into one file."""
+        path = self._task_file(task)
         if not path.exists():
-            parts = [pd.read_parquet(self.part(task, number)) for number in range(len(task.batches(self.size)))]
-            places = {row["id"]: place for place, row in enumerate(task.problems)}
-            frame = pd.concat(parts)
+            count = len(task.batches(self.batch_size))
+            frame = pd.concat(pd.read_parquet(self._batch_file(task, number)) for number in range(count))
             if len(frame) != len(task.problems) * task.k or frame.duplicated(["id", "sample"]).any():
-                raise RuntimeError(f"{self.folder} holds other samples of {task.name} than these: delete them.")
+                raise RuntimeError(f"{self.folder} holds other samples of {task.name} than expected. Delete them.")
+            order = {row["id"]: index for index, row in enumerate(task.problems)}
             frame = frame.sort_values(
-                ["id", "sample"], key=lambda column: column.map(places) if column.name == "id" else column
+                ["id", "sample"], key=lambda column: column.map(order) if column.name == "id" else column
             )
             write_whole(path, frame.reset_index(drop=True).to_parquet)
-            shutil.rmtree(self.part(task, 0).parent)
+            shutil.rmtree(self._batch_file(task, 0).parent)
         return pd.read_parquet(path)
 
 
-def prompts_of(
+def tokenize_problems(
     problems: Sequence[dict[str, str]], tokenizer: Any, template: str, system: str | None
 ) -> list[list[int]]:
-    """Each problem as the model's tokens; without a chat template as plain text."""
+    """Return the token ids of each problem's prompt, as plain text if the tokenizer has no chat template."""
     prompts = []
     for row in problems:
         messages = chat(row["problem"], template)
@@ -196,27 +199,26 @@ def prompts_of(
     return prompts
 
 
-def check_same(folder: Path, settings: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
-    """Samples of two settings do not mix; those of other benchmarks stay beside. The settings of all of them."""
+def check_same_settings(folder: Path, settings: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """
+    Refuse to mix samples of different settings in a folder, then write and return the settings of all its samples.
+    Samples of other benchmarks stay.
+    """
     path = folder / SAMPLING_FILE
-    before = json.loads(path.read_text()) if path.exists() else {}
-    if not any((folder / "samples").rglob("*.parquet")):
-        before = {}  # a start that came to nothing
-    known = before.get("tasks", {})
-    now = {task.name: task.facts() for task in tasks}
-    changed = {name: (before.get(name), settings.get(name)) for name in {**before, **settings} if name != "tasks"}
-    changed |= {
-        f"{task} {name}": (known[task][name], facts[name])
-        for task, facts in now.items()
-        if task in known
-        for name in facts
-    }
-    different = [f"{name}={old!r} (now {new!r})" for name, (old, new) in changed.items() if old != new]
-    if before and different:
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    if not any((folder / SAMPLES_FOLDER).rglob("*.parquet")):
+        saved = {}  # an earlier run ended before its first batch
+    saved_tasks = saved.pop("tasks", {})
+    new_tasks = {task.name: task.identity() for task in tasks}
+    pairs = {name: (saved.get(name), settings.get(name)) for name in {**saved, **settings}} if saved else {}
+    for task, identity in new_tasks.items():
+        pairs |= {f"{task} {name}": (saved_tasks.get(task, identity)[name], identity[name]) for name in identity}
+    different = [f"{name}={old!r} (now {new!r})" for name, (old, new) in pairs.items() if old != new]
+    if different:
         raise ValueError(
             f"{str(folder)!r} holds samples with {', '.join(different)}. Set another --output_dir, or delete that one."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**settings, "tasks": {**known, **now}}
+    content = {**settings, "tasks": {**saved_tasks, **new_tasks}}
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n"))
     return content

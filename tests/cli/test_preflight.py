@@ -1,10 +1,20 @@
-"""What is refused before the first step. (Most of it: test_train_script.py.)"""
+"""Mistakes that are refused before the first step. (More of them: test_train_script.py.)"""
+
+import re
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 
-from opefo_trl.cli.preflight import check_answers, check_columns, check_prompts, missing_columns
-from opefo_trl.data.cleaning import DAPO_AFTER, DAPO_BEFORE
+from opefo_trl.cli.preflight import (
+    check_answers,
+    check_columns,
+    check_prompts,
+    check_sizes,
+    check_writable,
+    missing_columns,
+)
+from opefo_trl.data.templates import DAPO_PREFIX, DAPO_SUFFIX
 from opefo_trl.rewards import format_reward, math_reward
 
 BOXED = "{} Put the answer into \\boxed{{}}."
@@ -18,12 +28,12 @@ def test_columns_that_a_reward_needs():
     assert missing_columns(reward, ["prompt", "answer"]) == []
 
 
-def test_what_trl_does_not_pass_on_is_missing():
+def test_a_column_that_trl_does_not_pass_on_is_missing():
     def reward(prompt, completions, trainer_state):
         return []
 
     assert missing_columns(reward, ["prompt"]) == ["prompt"]
-    with pytest.raises(ValueError, match="The reward 'mine' needs a column 'prompt'; the data has prompt, answer"):
+    with pytest.raises(ValueError, match="'mine' .*'prompt'.* prompt, answer"):
         check_columns(["mine"], [reward], ["prompt", "answer"])
 
 
@@ -31,24 +41,47 @@ def test_answers_that_nothing_can_be_compared_with_are_named():
     rows = Dataset.from_list(
         [{"prompt": "p", "answer": "1"}, {"prompt": "q", "answer": "left to the reader, it is easy"}]
     )
-    with pytest.raises(
-        ValueError, match=r"1 of 2 rows of the split 'train' have answers that cannot be read, first row 1"
-    ):
-        check_answers([math_reward], rows, "train")
-    check_answers([format_reward], rows, "train")  # which does not look at them
+    with pytest.raises(ValueError, match="1 of 2 rows .*'train'.* row 1,.*'left to.*--answer_column"):
+        check_answers([format_reward, math_reward], rows, "train")
+    check_answers([format_reward], rows, "train")  # which does not read them
     check_answers([math_reward], rows.select([0]), "train")
 
 
 def test_prompts_and_rewards_have_to_agree(recwarn):
-    asks = {"math": BOXED.format("1+1?"), "math_answer_line": DAPO_BEFORE + "1+1?" + DAPO_AFTER}
+    asks = {"math": BOXED.format("1+1?"), "math_answer_line": DAPO_PREFIX + "1+1?" + DAPO_SUFFIX}
     for name, prompt in asks.items():
         check_prompts([name], prompt)
         check_prompts([name], [{"role": "user", "content": prompt}])
-    assert not recwarn.list
-    with pytest.raises(ValueError, match=r"prompts ask for a line 'Answer:'.*--prompt_template boxed"):
-        check_prompts(["math"], asks["math_answer_line"])
-    with pytest.raises(ValueError, match=r"which the prompts do not ask for.*--prompt_template dapo"):
-        check_prompts(["math_answer_line"], asks["math"])
-    with pytest.warns(UserWarning, match="which the first prompt does not ask for"):
-        check_prompts(["math"], "1+1?")
     check_prompts(["playground"], "Make 24")
+    assert not recwarn.list
+    with pytest.raises(ValueError, match="'math'.*--prompt_template boxed"):
+        check_prompts(["math"], asks["math_answer_line"])
+    with pytest.raises(ValueError, match="'math_answer_line'.*--prompt_template dapo"):
+        check_prompts(["math_answer_line"], asks["math"])
+    with pytest.warns(UserWarning, match="'math'.*--prompt_template boxed"):
+        check_prompts(["math"], "1+1?")
+
+
+def test_rollouts_and_evaluation_batches_must_be_filled():
+    args = SimpleNamespace(
+        generation_batch_size=32,
+        num_generations=4,
+        num_generations_eval=None,
+        per_device_eval_batch_size=6,
+        world_size=2,
+    )
+    check_sizes(args, 8, True)
+    with pytest.raises(ValueError, match="7 prompts.* 8 .*`generation_batch_size=32`"):
+        check_sizes(args, 7, True)
+    args.num_generations_eval = 5
+    check_sizes(args, 8, False)
+    with pytest.raises(ValueError, match="`per_device_eval_batch_size=6` on 2 .* 5 samples"):
+        check_sizes(args, 8, True)
+
+
+def test_an_output_folder_that_cannot_be_written_to(tmp_path):
+    check_writable(str(tmp_path / "new" / "folder"))
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "out")
+    with pytest.raises(ValueError, match=re.escape(f"`output_dir={folder!r}`")):
+        check_writable(folder)

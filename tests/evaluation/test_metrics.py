@@ -1,9 +1,8 @@
-"""Measures against exact values, brute force over what they stand for, and arithmetic by hand."""
+"""Metrics against exact values, brute force over their definition, and arithmetic by hand."""
 
 import itertools
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -16,9 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from material import MATERIAL
 
 from opefo_trl.evaluation.metrics import (
-    EXACT,
+    MAX_EXACT,
     PairedDifference,
     averages,
     avg_at_k,
@@ -34,38 +34,30 @@ from opefo_trl.evaluation.metrics import (
     standard_error,
 )
 
-SHARED = Path(os.environ.get("OPEFO_SHARED", Path(__file__).parents[3] / "shared")) / "eval" / "passk_cases.json"
+CASES = json.loads((MATERIAL / "passk_cases.json").read_text())
 ROWS = st.lists(st.lists(st.integers(0, 1), min_size=3, max_size=9), min_size=1, max_size=5)
 
 
-@pytest.fixture(scope="module")
-def cases():
-    if not SHARED.is_file():
-        pytest.skip(f"{SHARED} is not there; OPEFO_SHARED names another folder with eval/passk_cases.json")
-    return json.loads(SHARED.read_text())
+def test_public_cases_of_the_estimator_are_met_exactly():
+    assert len(CASES["estimator_cases"]) >= 27
+    for case in CASES["estimator_cases"]:
+        value = pass_of(case["n"], case["c"], case["k"])
+        assert value == float(Fraction(case["exact"]))
+        assert value == pytest.approx(case["pass_at_k"], abs=1e-12)
 
 
-def test_public_cases_of_the_estimator_are_met_exactly(cases):
-    assert len(cases["estimator_cases"]) >= 27
-    for case in cases["estimator_cases"]:
-        found = pass_of(case["n"], case["c"], case["k"])
-        assert found == float(Fraction(case["exact"]))
-        assert found == pytest.approx(case["pass_at_k"], abs=1e-12)
-
-
-def test_public_cases_of_the_mean_over_problems_are_met(cases):
-    assert len(cases["aggregate_cases"]) >= 7
-    for case in cases["aggregate_cases"]:
+def test_public_cases_of_the_mean_over_problems_are_met():
+    assert len(CASES["aggregate_cases"]) >= 7
+    for case in CASES["aggregate_cases"]:
         assert pass_at_k(case["samples"], case["k"]) == pytest.approx(case["expected"], abs=1e-12), case["name"]
         if "avg_at_n" in case:
             assert avg_at_k(case["samples"]) == pytest.approx(case["avg_at_n"], abs=1e-12), case["name"]
 
 
-def test_public_cases_without_an_estimate_are_refused(cases):
-    assert cases["must_not_silently_score"]
-    for case in cases["must_not_silently_score"]:
-        with pytest.raises(ValueError, match="cannot be told from fewer"):
-            pass_of(case["n"], case["c"], case["k"])
+def test_public_cases_without_an_estimate_are_refused():
+    (case,) = CASES["must_not_silently_score"]
+    with pytest.raises(ValueError, match=f"`k={case['k']}`.*`n={case['n']}`"):
+        pass_of(case["n"], case["c"], case["k"])
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -113,46 +105,42 @@ def test_verdicts_may_be_booleans_numbers_or_an_array():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "There are no problems"),
-        ([[1], []], "Problem 1 has no samples"),
-        ([1, 0], "row of samples for each problem; problem 0 is 1"),
-        ([[1, 0], [0, 0.5]], "A verdict is 0 or 1; problem 1 has 0.5. Make verdicts of rewards first"),
+        ([], "no problems"),
+        ([[1], []], "Problem 1 "),
+        ([1, 0], "`right`.*problem 0 is 1"),
+        ([[1, 0], [0, 0.5]], "problem 1 has 0.5.*rewards"),
         ([[math.nan]], "problem 0 has nan"),
-        ([[None]], "problem 0 has None.*count a sample without one .* as 0"),
+        ([[None]], "problem 0 has None.* 0"),
         (["10"], "problem 0 has '1'"),
         ([[2]], "problem 0 has 2"),
     ],
 )
-def test_what_is_no_verdict_is_refused(measure, rows, message):
+def test_a_value_that_is_no_verdict_is_refused(measure, rows, message):
     with pytest.raises(ValueError, match=message):
         measure(rows)
 
 
 def test_more_draws_than_samples_are_refused_with_the_problem_that_has_too_few():
-    message = (
-        "`k=4` takes 4 samples or more, and problem 1 has 3: .* cannot be told from fewer.*Draw 4 or more .*lower k"
-    )
+    message = "`k=4`.*problem 1 has 3.*lower k"
     with pytest.raises(ValueError, match=message):
         pass_at_k([[1, 0, 0, 0], [1, 1, 1]], 4)
     with pytest.raises(ValueError, match=message):
         majority_at_k([["a"] * 4, ["a"] * 3], [[1, 0, 0, 0], [1, 1, 1]], 4)
-    with pytest.raises(ValueError, match="`k=8` takes 8 samples or more, and `n=4` is fewer"):
-        pass_of(4, 4, 8)
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.0, True, "1", None])
 def test_draws_are_a_whole_number(k):
-    with pytest.raises(ValueError, match=re.escape(f"`k={k!r}` must be a whole number, 1 or more")):
+    with pytest.raises(ValueError, match=re.escape(f"`k={k!r}`")):
         pass_at_k([[1, 0]], k)
     if k is not None:
-        with pytest.raises(ValueError, match="must be a whole number"):
+        with pytest.raises(ValueError, match=re.escape(f"`k={k!r}`")):
             majority_at_k([["a", "b"]], [[1, 0]], k)
 
 
 def test_counts_that_cannot_be_are_refused():
     assert pass_of(4, np.int64(1), np.int64(2)) == 0.5
     for c in (-1, 5):
-        with pytest.raises(ValueError, match=f"`c={c}` right samples of `n=4`: there can be 0 to 4"):
+        with pytest.raises(ValueError, match=rf"`c={c}`.*\[0, 4\].*`n=4`"):
             pass_of(4, c, 1)
 
 
@@ -209,21 +197,19 @@ def test_majority_is_the_expected_verdict_of_ties_broken_at_random(samples, data
 
 
 def test_answers_that_do_not_fit_their_verdicts_are_refused():
-    with pytest.raises(ValueError, match="`answers` has 1 problems and `right` has 2; give both"):
+    with pytest.raises(ValueError, match="`answers` has 1 .*`right` has 2"):
         majority_at_k([["a"]], [[1], [0]])
-    with pytest.raises(ValueError, match="Problem 1 has 1 answers and 2 verdicts"):
+    with pytest.raises(ValueError, match="Problem 1 has 1 .* 2"):
         majority_at_k([["a"], ["a"]], [[1], [0, 1]])
     for answer in (math.nan, 12):  # 12 and "12" would be two answers, and NaN one that is never the same
-        with pytest.raises(
-            ValueError, match=f"Answers are texts, or None where there is none; problem 0 has {answer}"
-        ):
+        with pytest.raises(ValueError, match=f"problem 0 has {answer}"):
             majority_at_k([["12", answer]], [[1, 1]])
 
 
 def test_standard_error_by_hand():
     # deviations of 1, 0, 0, 1 from 1/2: variance 4 (1/4) / 3 = 1/3, over 4 problems 1/12
     assert standard_error([1, 0, 0, 1]) == pytest.approx(math.sqrt(1 / 12))
-    with pytest.raises(ValueError, match="One problem says nothing of how problems differ"):
+    with pytest.raises(ValueError, match="two or more problems"):
         standard_error([0.5])
 
 
@@ -268,26 +254,26 @@ def test_bootstrap_repeats_itself_and_follows_its_seed():
     ("values", "message"),
     [
         ([], "is empty"),
-        ([0.5, math.nan], "must be finite numbers; number 1, counted from 0, is nan"),
-        ([math.inf, 0.5], "must be finite numbers; number 0, counted from 0, is inf"),
-        ([[1, 0], [1]], "must be numbers, one per problem; `averages` and `passes` make them of samples"),
-        ([[1, 0], [1, 1]], "must be numbers, one per problem"),
-        (["x"], "must be numbers, one per problem"),
+        ([0.5, math.nan], "number 1, counted from 0, is nan"),
+        ([math.inf, 0.5], "number 0, counted from 0, is inf"),
+        ([[1, 0], [1]], "one per problem; `averages` and `passes`"),
+        ([[1, 0], [1, 1]], "one per problem"),
+        (["x"], "one per problem"),
     ],
 )
-def test_what_is_no_value_of_a_problem_is_refused(measure, values, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_value_that_is_none_of_a_problem_is_refused(measure, values, message):
+    with pytest.raises(ValueError, match=f"`(values|after)` .*{message}"):
         measure(values)
 
 
 @pytest.mark.parametrize("measure", [bootstrap_interval, partial(paired_difference, [0])])
-def test_resampling_that_cannot_be_is_refused(measure):
-    for level in (0, 1, 95, -0.1, math.nan):
-        with pytest.raises(ValueError, match=f"`level={level}` must lie between 0 and 1, such as 0.95"):
-            measure([0.5], level=level)
-    for resamples in (0, -1, 10.0, True):
-        with pytest.raises(ValueError, match=f"`resamples={resamples}` must be a whole number, 1 or more"):
-            measure([0.5], resamples=resamples)
+@pytest.mark.parametrize(
+    ("name", "values"), [("level", (0, 1, 95, -0.1, math.nan)), ("resamples", (0, -1, 10.0, True))]
+)
+def test_resampling_that_cannot_be_is_refused(measure, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"`{name}={value}`"):
+            measure([0.5], **{name: value})
 
 
 def sign_flip(before, after):
@@ -321,7 +307,7 @@ def test_p_value_is_that_of_all_signs_and_ties_survive_rounding(pairs):
 
 def test_p_value_of_many_changes_is_drawn_near_that_of_all_signs():
     rng = np.random.default_rng(3)
-    before, after = rng.random(EXACT + 2), rng.random(EXACT + 2) + 0.12
+    before, after = rng.random(MAX_EXACT + 2), rng.random(MAX_EXACT + 2) + 0.12
     changes = after - before
     signs = 1 - 2 * (np.arange(2 ** len(changes))[:, None] >> np.arange(len(changes)) & 1)
     exact = (np.abs(signs @ changes) >= abs(changes.sum()) - 1e-9).mean()
@@ -362,9 +348,7 @@ def test_pairs_say_more_than_two_settings_by_themselves():
 
 
 def test_settings_on_other_problems_are_no_pair():
-    with pytest.raises(
-        ValueError, match="`before` has 2 problems and `after` has 1; a paired difference takes the same"
-    ):
+    with pytest.raises(ValueError, match="`before` has 2 .*`after` has 1"):
         paired_difference([0, 1], [1])
 
 
@@ -404,23 +388,23 @@ def test_calibration_error_is_that_of_a_loop_over_bins(samples, bins):
 @pytest.mark.parametrize(
     ("confidence", "right", "message"),
     [
-        ([0.5, 1.1], [1, 0], r"A confidence is a probability, in \[0, 1\]; 1.1 is not"),
+        ([0.5, 1.1], [1, 0], "1.1 is not"),
         ([-0.2], [1], "-0.2 is not"),
-        ([math.nan], [1], "`confidence` must be finite numbers; number 0, counted from 0, is nan"),
-        ([0.5], [0.5], "A verdict is 0 or 1; 0.5 is not"),
-        ([0.5], [1, 0], "`confidence` has 1 values and `right` has 2; give both"),
+        ([math.nan], [1], "`confidence` .*number 0, counted from 0, is nan"),
+        ([0.5], [0.5], "0.5 is not"),
+        ([0.5], [1, 0], "`confidence` has 1 .*`right` has 2"),
         ([], [], "`confidence` is empty"),
-        ([0.5], [[1]], "`right` must be numbers, one per sample; flatten rows first"),
+        ([0.5], [[1]], "`right` .*one per sample"),
     ],
 )
-def test_what_is_no_confidence_or_verdict_is_refused(confidence, right, message):
+def test_a_value_that_is_no_confidence_or_verdict_is_refused(confidence, right, message):
     with pytest.raises(ValueError, match=message):
         calibration_error(confidence, right)
 
 
 @pytest.mark.parametrize("bins", [0, -3, 2.5, True])
 def test_bins_are_a_whole_number(bins):
-    with pytest.raises(ValueError, match=f"`bins={bins}` must be a whole number, 1 or more"):
+    with pytest.raises(ValueError, match=f"`bins={bins}`"):
         calibration_error([0.5], [1], bins)
 
 
@@ -428,7 +412,7 @@ def test_metrics_have_a_script_for_evaluate_and_unknown_ones_are_named():
     for measure in (pass_at_k, avg_at_k, majority_at_k, bootstrap_interval, paired_difference, calibration_error):
         path = Path(metric_path(measure.__name__))
         assert path.is_file() and path.stem == measure.__name__
-    with pytest.raises(ValueError, match="'pass@k'.*'avg_at_k', .*'pass_at_k'"):
+    with pytest.raises(ValueError, match="`metric='pass@k'`.*'avg_at_k', .*'pass_at_k'"):
         metric_path("pass@k")
     with pytest.raises(ValueError, match="`metric='__init__'`"):
         metric_path("__init__")

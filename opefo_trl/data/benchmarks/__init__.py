@@ -1,7 +1,7 @@
-"""Maths benchmarks to measure a model on: the six of the paper, and GSM8K, from the Hub, a folder or a file.
+"""Maths benchmarks to evaluate on: the six of the paper and GSM8K, from the Hub, a folder or a file.
 
-Every source has its own columns and its own way to write an answer. What cannot be read, a row that is missing and one
-that is too many are errors here: later they would only be a wrong score.
+Each source has its own columns and its own way to write an answer. An answer that cannot be read, a missing row and a
+row too many raise here, because later they would only show as a wrong score.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ __all__ = ["BENCHMARKS", "SIX", "Benchmark", "Source", "benchmark_name", "load_b
 
 
 def load_benchmark(name: str, source: str | os.PathLike[str] | None = None) -> Dataset:
-    """The problems of a benchmark in the order of their source: `id`, `problem`, `answer`, all of them texts.
+    """Load the problems of a benchmark in the order of their source, as text columns `id`, `problem`, `answer`.
 
-    `source` is a folder that holds `aime24.jsonl` or copies of Hub data sets (`math-ai__aime24`), such a copy, a file,
-    or a name on the Hub; None is the benchmark's own place there. `info.description` says where the rows are from.
+    Args:
+        name (`str`): a name of `BENCHMARKS`, in any case, with or without dashes.
+        source (`str` or `Path`, *optional*): a file, a folder that holds `aime24.jsonl` or copies of Hub data sets
+            (`math-ai__aime24`), such a copy itself, or a name on the Hub. By default the benchmark's own place on the
+            Hub. `info.description` of the result says where the rows come from.
     """
     name = benchmark_name(name)
     benchmark = BENCHMARKS[name]

@@ -1,7 +1,7 @@
-"""The measures of `evaluation.metrics` for Hugging Face's evaluate: `evaluate.load(metric_path("pass_at_k"))`.
+"""Metrics of `evaluation.metrics` for Hugging Face's evaluate: `evaluate.load(metric_path("pass_at_k"))`.
 
 Each script here becomes a metric. `evaluate.load` copies the script into `HF_MODULES_CACHE`; the copy imports from the
-installed package, so it does not grow old. In one process the samples stay in memory: no files, no locks.
+installed package, so it stays up to date. In one process the samples stay in memory, without files and locks.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from datasets import Features, List, Value
 
 from opefo_trl.evaluation import metrics
 
-# float64 for verdicts too: an integer feature would make 0 of a reward of 0.5, and nobody would know
+# float64 for verdicts too: an integer feature would silently turn a reward of 0.5 into 0
 NUMBER = Value("float64")
 SAMPLES = List(NUMBER)
-# large_string: of a plain string evaluate asks that the first problem has an answer, and None is none
+# large_string, because with a plain string evaluate refuses a None in the first problem
 ANSWERS = List(Value("large_string"))
 
 
 class Measure(evaluate.Metric):
-    """A metric whose description is its docstring, and its usage the docstring of `_compute`."""
+    """Base class: a metric described by its docstring, with the docstring of `_compute` as usage."""
 
     inputs: dict[str, Any] = {"predictions": SAMPLES}
 
@@ -42,10 +42,10 @@ class Measure(evaluate.Metric):
         )
 
     def _build_data_dir(self) -> str:
-        """Without a folder where there is nothing to put into it: the home may be read-only."""
+        """Make no folder if all samples stay in memory, because the home may be read-only."""
         return self._data_dir_root if self.keep_in_memory else super()._build_data_dir()
 
 
 def per_problem(samples: Iterable[Sequence[float]], k: int | None) -> list[float]:
-    """The value of each problem: its share of right samples, or its pass@k."""
+    """Return the share of right samples of each problem, or its pass@k."""
     return metrics.averages(samples) if k is None else metrics.passes(samples, k)

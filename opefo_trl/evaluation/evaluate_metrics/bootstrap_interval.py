@@ -11,8 +11,8 @@ class BootstrapInterval(evaluate_metrics.Measure):
 
     def _compute(self, predictions: list[list[float]], k: int | None = None, **options: Any) -> dict[str, float]:
         """
-        `predictions`: of each problem its samples, 1 (right) or 0. `k`: of pass@k; the share of right samples if None.
-        Options: `level`, `resamples`, `seed`.
+        `predictions`: for each problem its samples, 1 (right) or 0. `k`: for pass@k; the share of right samples if
+        None. Options: `level`, `resamples`, `seed`.
         """
         values = evaluate_metrics.per_problem(predictions, k)
         low, high = metrics.bootstrap_interval(values, **options)

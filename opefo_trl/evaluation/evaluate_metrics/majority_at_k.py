@@ -4,7 +4,7 @@ from opefo_trl.evaluation import evaluate_metrics, metrics
 
 
 class MajorityAtK(evaluate_metrics.Measure):
-    """Whether the most frequent answer of k samples is right, mean over problems."""
+    """majority@k: 1 if the most frequent answer of k samples is right, else 0, averaged over problems."""
 
     inputs = {"predictions": evaluate_metrics.ANSWERS, "references": evaluate_metrics.SAMPLES}
 
@@ -12,7 +12,7 @@ class MajorityAtK(evaluate_metrics.Measure):
         self, predictions: list[list[str | None]], references: list[list[float]], k: int | None = None
     ) -> dict[str, float]:
         """
-        `predictions`: of each problem its answers, None where a sample has none. `references`: whether each is right,
+        `predictions`: for each problem its answers, None where a sample has none. `references`: for each its verdict,
         1 or 0. `k`: how many samples vote together, all of them if None.
         """
         return {"majority_at_k": metrics.majority_at_k(predictions, references, k)}

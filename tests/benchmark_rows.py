@@ -1,0 +1,39 @@
+"""Rows of invented benchmarks, and files of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opefo_trl.data.benchmarks import load_benchmark
+
+COUNTS = {
+    "aime24": 30,
+    "aime25": 30,
+    "amc23": 40,
+    "math500": 500,
+    "minerva": 272,
+    "olympiadbench": 675,
+    "gsm8k": 1319,
+}
+
+
+def rows_of(name: str, **first: object) -> list[dict]:
+    """As many rows as the benchmark has; fields of the first one may be given."""
+    rows = [{"id": str(n), "problem": f"Problem {n}?", "answer": str(n)} for n in range(COUNTS[name])]
+    rows[0].update(first)
+    return rows
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def refusal(name: str, source: object) -> str:
+    """The error of `load_benchmark`, which must be one line."""
+    with pytest.raises(ValueError) as caught:
+        load_benchmark(name, source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -1,0 +1,46 @@
+"""eval.py on the playground, in this process (which spares its imports) or as a command."""
+
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from scripts import ROOT, load_script
+
+SMALL = "--benchmarks playground --temperature 1 --top_p 1 --max_new_tokens 12 --batch_size 16 --k 4".split()  # noqa: SIM905
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "eval.py"), "--model", "playground", *SMALL, "--output_dir", str(out), *more]
+
+
+class Done(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+def run(out: Path, *more: str, refused: bool = False) -> Done:
+    """Run the script to its end, or to the refusal that is expected."""
+    stdout, stderr, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
+    sys.argv = command(out, *more)[1:]
+    try:
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            load_script("eval.py").main()
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = argv
+    assert code == (2 if refused else 0), stderr.getvalue()
+    return Done(stdout.getvalue(), stderr.getvalue())
+
+
+def refusal(out: Path, *more: str) -> str:
+    """The one line that the script ends with."""
+    (line,) = [line for line in run(out, *more, refused=True).stderr.splitlines() if "eval.py: error: " in line]
+    return line
+
+
+def samples(out: Path, name: str = "playground") -> pd.DataFrame:
+    return pd.read_parquet(out / "samples" / f"{name}.parquet")

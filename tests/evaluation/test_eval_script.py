@@ -1,0 +1,139 @@
+"""eval.py as a person runs it: killed and resumed, in two processes, on all six benchmarks, given nonsense."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from eval_script import command, refusal, run, samples
+from material import BENCH
+from scripts import load_script
+
+from opefo_trl.data.benchmarks import BENCHMARKS, SIX
+from opefo_trl.evaluation.results import read_results
+
+
+def kill_after(batches, words, folder):
+    """Start the script, and kill it once so many batches are there."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(folder.glob("*.parquet"))) < batches:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return len(list(folder.glob("*.parquet")))
+
+
+@pytest.mark.slow
+def test_killed_the_same_command_resumes_to_the_same_results(whole, tmp_path):
+    out = tmp_path / "killed"
+    done = kill_after(2, command(out), out / "samples" / "playground")
+    assert 2 <= done < 5, "it was done before it could be killed"
+    again = run(out)
+    assert f"{72 - 16 * done}/{72 - 16 * done}" in again.stderr  # only what was left
+    assert samples(out).equals(samples(whole))
+    assert read_results(out)["benchmarks"] == read_results(whole)["benchmarks"]
+    again = run(out)
+    assert "sample" not in again.stderr and "Playground" in again.stdout  # nothing left to sample
+
+
+@pytest.mark.slow
+def test_killed_in_a_benchmark_that_is_graded_by_workers(long_context, tmp_path):
+    words = ["--benchmarks", "amc23", "--benchmark_source", str(BENCH), "--model", str(long_context)]
+    words += ["--k", "2", "--batch_size", "8"]
+    kill_after(3, command(tmp_path / "killed", *words), tmp_path / "killed" / "samples" / "amc23")
+    for out in ("killed", "whole"):
+        run(tmp_path / out, *words)
+    assert samples(tmp_path / "killed", "amc23").equals(samples(tmp_path / "whole", "amc23"))
+    assert read_results(tmp_path / "killed") == read_results(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches(whole, tmp_path):
+    launch = (
+        "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
+        "--dynamo_backend no --main_process_port 0"
+    )
+    words = [sys.executable, "-m", *launch.split(), *command(tmp_path / "two")[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert samples(tmp_path / "two").equals(samples(whole)) and done.stdout.count("Playground") == 1
+
+
+@pytest.mark.slow
+def test_all_six_benchmarks_go_through(long_context, tmp_path):
+    words = ["--model", str(long_context), "--benchmarks", *SIX, "--benchmark_source", str(BENCH)]
+    done = run(tmp_path, *words, "--max_new_tokens", "6", "--k", "1", "--batch_size", "16")
+    results = read_results(tmp_path)["benchmarks"]
+    assert list(results) == list(SIX)
+    for name, scores in results.items():
+        assert scores["problems"] in BENCHMARKS[name].counts and scores["avg"] < 0.1
+        assert sum(scores["outcomes"].values()) == scores["problems"] == len(samples(tmp_path, name))
+    assert sum(scores["problems"] for scores in results.values()) == 1547
+    assert (samples(tmp_path, "aime24")["tokens"] > 0).all()
+    assert "OlympiadBench" in done.stdout and "mean" in done.stdout
+
+
+def test_folders(tmp_path, monkeypatch):
+    script = load_script("eval.py")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / "run" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 7}')
+    for model, folder in {
+        "Qwen/Qwen2.5-0.5B": "out/eval/Qwen--Qwen2.5-0.5B",
+        "run": "run/eval",
+        "run/checkpoint-7": "run/eval/checkpoint-7",
+    }.items():
+        assert script.folder_of(script.EvalArguments(model=model)) == Path(folder)
+    assert script.folder_of(script.EvalArguments(model="run", output_dir="there")) == Path("there")
+    names = script.EvalArguments(benchmarks=["aime24,amc23", "math500", "aime24"]).benchmarks
+    assert names == ["aime24", "amc23", "math500"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--benchmarks aime23", "`benchmark='aime23'`"),
+        ("--benchmarks ,", "--benchmarks"),
+        ("--benchmark aime24", "'benchmark'"),
+        ("--benchmark_source nowhere --benchmarks aime24", "'nowhere'"),
+        ("--k 0", "`k=0`"),
+        ("--limit 0", "`limit=0`"),
+        ("--temperature 0", "`temperature=0`"),
+        ("--temperature -1", "`temperature=-1.0`"),
+        ("--top_p 0", "`top_p=0.0`"),
+        ("--max_new_tokens 0", "`max_new_tokens=0`"),
+        ("--policy strict", "`policy='strict'`"),
+        ("--prompt_template box", "`prompt_template='box'`"),
+        ("--engine tgi", "`engine='tgi'`"),
+        ("--dtype float61", "`dtype='float61'`"),
+        ("--grading_timeout 0", "`timeout=0.0`"),
+        ("--tensor_parallel_size 2 --engine transformers", "`tensor_parallel_size=2`"),
+        ("--model ./nowhere", "'./nowhere'"),
+        ("--compare nowhere.json", "'nowhere.json'"),
+        ("--watch . --benchmarks AIM", "`benchmark='AIM'`"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(tmp_path / "out", *words.split())
+
+
+def test_without_a_model(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+    with pytest.raises(SystemExit):
+        load_script("eval.py").main()
+    assert "--model" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused(whole):
+    assert "temperature=1.0 (now 0.5)" in refusal(whole, "--temperature", "0.5")
+    assert "limit=None (now 3)" in refusal(whole, "--limit", "3")
+
+
+def test_a_start_that_came_to_nothing_does_not_hold_the_folder(tmp_path):
+    (tmp_path / "settings.json").write_text('{"dtype": "float61", "tasks": {}}')
+    run(tmp_path, "--limit", "1")

@@ -1,0 +1,78 @@
+"""Checkpoints of a run are evaluated as they come."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from eval_script import SMALL, refusal
+from scripts import ROOT
+
+from opefo_trl.curves import EntropyCurves
+from opefo_trl.evaluation.results import read_results
+from opefo_trl.evaluation.watch import collect, has_results, watch
+
+
+def test_scores_of_checkpoints_are_collected_from_whatever_lies_there(whole, tmp_path):
+    collect(tmp_path)  # nothing yet
+    for name in ("checkpoint-5", "final", "greedy"):
+        shutil.copytree(whole, tmp_path / "eval" / name)
+    collect(tmp_path)  # without curves, nobody knows the step of the final model
+    scores = pd.read_parquet(tmp_path / "eval_scores.parquet")
+    assert scores["step"].tolist() == [5]
+    assert list(scores) == ["step", "eval/playground", "eval/playground/low", "eval/playground/high"]
+    assert has_results(tmp_path / "eval" / "final", ["playground"])
+    assert not has_results(tmp_path / "eval" / "final", ["playground", "aime24"])
+
+
+def test_watching_needs_a_folder_and_finds_models_by_itself(tmp_path, monkeypatch):
+    assert "nowhere" in refusal(tmp_path / "out", "--watch", "nowhere")
+    for option in ("--model", "--output_dir=x"):
+        with pytest.raises(ValueError, match=option.split("=")[0]):
+            watch(str(tmp_path), ["playground"], ROOT / "eval.py", ["--watch", str(tmp_path), option])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="accelerate launch"):
+        watch(str(tmp_path), ["playground"], ROOT / "eval.py", [])
+
+
+def test_a_failed_evaluation_ends_the_watch_unless_its_checkpoint_is_gone(tmp_path):
+    (tmp_path / "run.json").write_text('{"ended": true}')
+    checkpoint = tmp_path / "checkpoint-7"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 7}')
+    script = tmp_path / "failing.py"
+    script.write_text(
+        "import shutil, sys\nif 'checkpoint-' in sys.argv[2]:\n    shutil.rmtree(sys.argv[2])\nraise SystemExit(3)"
+    )
+    with pytest.raises(ChildProcessError, match=f"{tmp_path} .*3"):  # of the last model, after the checkpoint
+        watch(str(tmp_path), ["playground"], script, [])
+    assert not checkpoint.exists()
+
+
+@pytest.mark.slow
+def test_a_watched_run_has_its_scores_beside_its_curves(tmp_path):
+    out = tmp_path / "run"
+    words = (
+        "--max_steps 4 --save_steps 2 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0".split()  # noqa: SIM905
+    )
+    train = [sys.executable, str(ROOT / "train.py"), *words, "--output_dir", str(out), "--disable_tqdm", "true"]
+    out.mkdir()
+    watching = [sys.executable, str(ROOT / "eval.py"), "--watch", str(out), *SMALL]
+    watcher = subprocess.Popen(watching, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    subprocess.run(train, check=True, capture_output=True, cwd=tmp_path)
+    output, _ = watcher.communicate(timeout=240)
+    assert watcher.returncode == 0, output
+    frame = EntropyCurves.load(out).to_pandas()
+    scored = frame[frame["eval/playground"].notna()]
+    assert frame["step"].tolist() == [1, 2, 3, 4] and scored["step"].tolist() == [2, 4]
+    for step in (2, 4):
+        scores = read_results(out / "eval" / f"checkpoint-{step}")["benchmarks"]["playground"]
+        assert scored.set_index("step").loc[step, "eval/playground"] == scores["avg"]
+    assert (out / "eval_curves.png").stat().st_size > 10_000
+    again = subprocess.run(watching, capture_output=True, text=True, cwd=tmp_path)  # nothing is done twice
+    assert again.returncode == 0 and "Playground" not in again.stdout
+    assert json.loads((out / "run.json").read_text())["ended"] is True
+    mistaken = subprocess.run([*watching, "--model", "playground"], capture_output=True, text=True, cwd=tmp_path)
+    assert mistaken.returncode == 2 and "--model" in mistaken.stderr
