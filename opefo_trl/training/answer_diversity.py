@@ -1,4 +1,4 @@
-"""How many different right answers a policy still finds: the diversity that entropy stands for."""
+"""Counts of different right answers: the diversity that entropy stands for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-RIGHT = 0.5  # the first reward function judges the answer: above this it is right
+_RIGHT = 0.5  # the first reward function judges the answer: above this it is right
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RolloutAnswers:
             completions (`list`): of this rank.
             generations (`int`): completions in a group.
         """
-        right = (rewards[:, :1] > RIGHT).any(1)  # there may be no reward function at all
+        right = (rewards[:, :1] > _RIGHT).any(1)  # there may be no reward function at all
         total = (rewards * weights.to(rewards.device)).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
         share = right.float().view(-1, generations).mean(1).repeat_interleave(generations)
         digests = accelerator.gather(digests_of(completions, rewards.device))

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from opefo_trl.controls import Tokens
 
-SKIPS_IN_A_ROW = 10
-DRIFTS_IN_A_ROW = 5
-COLLAPSED = 0.005  # nats; near 0.0004 vLLM's log-probabilities become NaN
+_SKIPS_IN_A_ROW = 10
+_DRIFTS_IN_A_ROW = 5
+_COLLAPSED = 0.005  # nats; near 0.0004 vLLM's log-probabilities become NaN
 
 
 class NonFiniteError(RuntimeError):
@@ -80,7 +80,7 @@ class MicroBatchRecord:
 
 
 @dataclass
-class Mean:
+class _Mean:
     """A running mean; NaN while it is empty."""
 
     total: float = 0.0
@@ -123,8 +123,8 @@ class StepGuard:
     window: list[MicroBatchRecord] = field(default_factory=list)  # micro-batches of the step under way
     skipped: int = 0
     in_a_row: int = 0
-    taken: Mean = field(default_factory=Mean)  # loss of the steps taken in this run
-    taken_since_log: Mean = field(default_factory=Mean)
+    taken: _Mean = field(default_factory=_Mean)  # loss of the steps taken in this run
+    taken_since_log: _Mean = field(default_factory=_Mean)
     skipped_since_log: int = 0
 
     def check(
@@ -166,7 +166,7 @@ class StepGuard:
             culprits = describe(self.window) or f"gradient norm {ranks[rank][1]}"
             path = self.folder / f"step-{step}-rank-{rank}.json"
             try:
-                dump_rows(path, self.window, self.decode, step=step, rank=rank, what=culprits)
+                _dump_rows(path, self.window, self.decode, step=step, rank=rank, what=culprits)
                 message += f" On rank {rank}: {culprits}; the rows are in {path}."
             except OSError as error:  # a full disk must not keep this rank from reaching the verdict of all
                 message += f" On rank {rank}: {culprits}; {path} could not be written ({error})."
@@ -187,14 +187,14 @@ class StepGuard:
         self.skipped += 1
         self.skipped_since_log += 1
         self.in_a_row += 1
-        if self.in_a_row >= SKIPS_IN_A_ROW:
+        if self.in_a_row >= _SKIPS_IN_A_ROW:
             raise NonFiniteError(f"{message} It is the {self.in_a_row}th step in a row that had to be skipped.")
 
     def logged_loss(self, loss: float) -> float:
         """Return `loss`, or the mean over the steps taken since the last log if one was skipped (NaN without any)."""
         if self.skipped_since_log:
             loss = self.taken_since_log.value
-        self.taken_since_log = Mean()
+        self.taken_since_log = _Mean()
         self.skipped_since_log = 0
         return loss
 
@@ -207,7 +207,7 @@ class StepGuard:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "taken": taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.skipped, self.in_a_row, self.taken = state["skipped"], state["in_a_row"], Mean(**state["taken"])
+        self.skipped, self.in_a_row, self.taken = state["skipped"], state["in_a_row"], _Mean(**state["taken"])
 
 
 def describe(window: list[MicroBatchRecord]) -> str:
@@ -221,7 +221,7 @@ def describe(window: list[MicroBatchRecord]) -> str:
     return "; ".join(faults)
 
 
-def dump_rows(path: Path, window: list[MicroBatchRecord], decode: Callable[[Tensor], str], **context: Any) -> None:
+def _dump_rows(path: Path, window: list[MicroBatchRecord], decode: Callable[[Tensor], str], **context: Any) -> None:
     """Write the rows with a non-finite value as JSON for a person; all rows if no single one is to blame."""
     bad_rows = [{row for rows in record.bad_rows().values() for row in rows.tolist()} for record in window]
     if not any(bad_rows):
@@ -282,7 +282,7 @@ class DriftGuard:
             f"Step {step}: vLLM's log-probabilities are {drift:.3g} nats from the policy's on average, more than "
             f"`sampling_drift_max={self.limit:g}`."
         )
-        if self.in_a_row < DRIFTS_IN_A_ROW:
+        if self.in_a_row < _DRIFTS_IN_A_ROW:
             return message
         raise StaleWeightsError(
             f"{message} It is the {self.in_a_row}th rollout in a row. Likely causes: the weights do not reach vLLM "
@@ -300,8 +300,8 @@ class CollapseGuard:
 
     def check(self, entropy: float, step: int) -> str | None:
         """Check the entropy of one step; return a warning, if any."""
-        if self.warned or not entropy < COLLAPSED:
-            self.warned = self.warned and not entropy > 2 * COLLAPSED
+        if self.warned or not entropy < _COLLAPSED:
+            self.warned = self.warned and not entropy > 2 * _COLLAPSED
             return None
         self.warned = True
         return (

@@ -97,7 +97,7 @@ class Rebatcher:
 
     @property
     def uneven(self) -> bool:
-        """Whether micro-batches differ in their number of rows."""
+        """Return whether micro-batches differ in their number of rows."""
         return self.transforms.regroup or self.transforms.drop
 
     def divide(self, micro_batches: list[dict[str, Any]], means: MetricMeans, may_have_images: bool) -> list[dict]:

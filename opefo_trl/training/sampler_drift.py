@@ -1,4 +1,4 @@
-"""How far vLLM, which sampled a rollout, is from the policy that trains: importance ratio, and metrics to watch.
+"""The distance of vLLM, which sampled a rollout, from the policy that trains: importance ratio and metrics.
 
 Strictly on-policy, the forward that trains a row gives the log-probabilities that TRL's scoring pass would have given,
 so TRL's correction for vLLM's rounding can be computed there, and the pass saved.
