@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import Tokens
+from opefo_trl.controls.opefo import PAPER
 from opefo_trl.curves import EntropyCurves
-from opefo_trl.files import NONFINITE_FOLDER
+from opefo_trl.files import CHECKPOINT_PREFIX, NONFINITE_FOLDER
 from opefo_trl.flow import FlowTotals
 from opefo_trl.hub.mixin import HubMixin
 from opefo_trl.playground import resolve_model
@@ -78,6 +78,10 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
     ```
     """
 
+    _tag_names = ["trl", "grpo", "opefo"]
+    _name = "OPEFO"
+    _paper = PAPER
+
     args: OPEFOConfig
     reward_funcs: list[Any]
     accelerator: Any
@@ -85,12 +89,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
     epsilon_high: Any
 
     def __init__(
-        self,
-        model: Any,
-        reward_funcs: Any = None,
-        args: OPEFOConfig | None = None,
-        *positional: Any,
-        **keywords: Any,
+        self, model: Any, reward_funcs: Any = None, args: OPEFOConfig | None = None, *positional: Any, **keywords: Any
     ):
         model = resolve_model(model)
         if args is None:
@@ -103,6 +102,9 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
             )
         if args.use_vllm and args.use_cpu and args.vllm_mode == "colocate":
             adapt_cpu_build("bfloat16" if args.bf16 else "float32")
+        if args.control != "opefo":  # the model card names the method that was used
+            self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
+            self._tag_names = [*GRPOTrainer._tag_names, *([args.control] if args.control != "none" else [])]
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
         self._loss_trains = False  # whether that loss is for its gradient, or only for its metrics
@@ -161,8 +163,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._begin_run()
         if self.args.micro_batching == "exact":
-            log = logger.warning if self.rebatcher.transforms.reasons else logger.info
-            log(str(self.rebatcher.transforms))
+            self.rebatcher.log_transforms()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -405,17 +406,13 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         return rewards
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs["loss"] = self.guard.logged_loss(logs["loss"])
-        if "train_loss" in logs:
-            logs["train_loss"] = self.guard.final_loss(logs["train_loss"])
-        super().log(logs, start_time)
+        super().log(self.guard.correct_losses(logs), start_time)
         if self.model.training:
             self.recorder.metrics_cleared()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder = Path(self._get_output_dir(trial=trial)) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
             save_control_state(folder, self.args.control, self.entropy_control, self.flow_step.last, self.guard)
             self.recorder.save(folder)
         super()._save_checkpoint(model, trial)
@@ -424,10 +421,9 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         # The Trainer restores a saved state of the random numbers after this
         seed_sampling(self.args, self.accelerator, self.state.global_step)
-        folder, control = Path(checkpoint), self.entropy_control
-        self.recorder.restore(folder, self.state.global_step)
+        self.recorder.restore(Path(checkpoint), self.state.global_step)
         self.flow_step.last, warning = load_control_state(
-            folder, self.args.control, control, self.guard, self.accelerator.device
+            Path(checkpoint), self.args.control, self.entropy_control, self.guard, self.accelerator.device
         )
         self._warn(warning)
 

@@ -40,6 +40,15 @@ from opefo_trl.controls.target import SCHEDULES, EntropyTarget, FirstEntropy
 from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights, minimal_weights
 from opefo_trl.validation import check_choice, check_number
 
+PAPER = {
+    "title": "On-Policy Entropy Flow Optimization",
+    "id": "2605.11491",
+    "citation": """@article{opefo2026,
+    title  = {{On-Policy Entropy Flow Optimization}},
+    year   = 2026,
+    eprint = {arXiv:2605.11491},
+}""",
+}
 _SHAPES = ("sign", "minimal")
 _GAIN, _RATE, _SHARE_MAX = 3.0, 0.2, 1.5  # of the rule that holds a target
 

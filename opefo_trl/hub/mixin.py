@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,25 +22,7 @@ logger = get_logger(__name__)
 class HubMixin(GRPOTrainer):
     publisher: Publisher | None = None
 
-    _tag_names = ["trl", "grpo", "opefo"]
-    _name = "OPEFO"
-    _paper = {
-        "title": "On-Policy Entropy Flow Optimization",
-        "id": "2605.11491",
-        "citation": textwrap.dedent("""\
-            @article{opefo2026,
-                title  = {{On-Policy Entropy Flow Optimization}},
-                year   = 2026,
-                eprint = {arXiv:2605.11491},
-            }"""),
-    }
-
-    def __init__(self, model: Any, reward_funcs: Any, args: Any, *positional: Any, **keywords: Any):
-        self.run_facts = RunFacts()
-        if args.control != "opefo":  # the model card gives the credit where it is due
-            self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
-            self._tag_names = [*GRPOTrainer._tag_names, *([args.control] if args.control != "none" else [])]
-        super().__init__(model, reward_funcs, args, *positional, **keywords)
+    run_facts = RunFacts()
 
     @property
     def base_model(self) -> str:

@@ -202,6 +202,14 @@ class StepGuard:
         """Return `loss`, or the mean over the steps taken if a step of this run was skipped."""
         return self.taken.value if self.skipped else loss
 
+    def correct_losses(self, logs: dict[str, float]) -> dict[str, float]:
+        """Correct the losses that the Trainer is about to log: it counts a skipped step as a loss of 0."""
+        if "loss" in logs:
+            logs["loss"] = self.logged_loss(logs["loss"])
+        if "train_loss" in logs:
+            logs["train_loss"] = self.final_loss(logs["train_loss"])
+        return logs
+
     def state_dict(self) -> dict[str, Any]:
         taken = {"total": self.taken.total, "count": self.taken.count}
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "taken": taken}

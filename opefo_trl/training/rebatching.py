@@ -100,6 +100,11 @@ class Rebatcher:
         """Return whether micro-batches differ in their number of rows."""
         return self.transforms.regroup or self.transforms.drop
 
+    def log_transforms(self) -> None:
+        """Log what is done to a rollout, and why the rest is not."""
+        log = logger.warning if self.transforms.reasons else logger.info
+        log(str(self.transforms))
+
     def divide(self, micro_batches: list[dict[str, Any]], means: MetricMeans, may_have_images: bool) -> list[dict]:
         """Divide a rollout, as TRL split it, into our micro-batches; with images it stays as it is, from then on."""
         has_images = bool(MULTIMODAL & set(micro_batches[0]))
@@ -108,7 +113,7 @@ class Rebatcher:
             has_images = bool(self.accelerator.gather(flag).any())
         if has_images:
             self.transforms = BatchTransforms.none("images have rows of their own")
-            logger.warning(str(self.transforms))
+            self.log_transforms()
             return micro_batches
         return self.regroup(micro_batches, means)
 
