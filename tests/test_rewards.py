@@ -34,6 +34,7 @@ def test_math(gold, completion, expected):
     assert math_reward([completion, chat], answer=[gold, gold]) == [expected, expected]
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_graded_has_no_reward():
     assert math_reward([r"\boxed{1}"], answer=[""]) == [None]
     slow = MathReward(timeout=0.7, workers=1)

@@ -57,6 +57,7 @@ def test_the_newest_whole_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path) == good
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_trainer_is_whole(out):
     train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2)
     assert newest_checkpoint(out) == out / "checkpoint-2"
