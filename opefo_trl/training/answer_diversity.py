@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from opefo_trl.data.templates import text_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,10 +58,7 @@ class RolloutAnswers:
 
 def digest(completion: Any) -> int:
     """Return a 63-bit hash of a completion (text or messages), equal on every rank; outer white space is ignored."""
-    if not isinstance(completion, str):
-        messages = [message.get("content") for message in completion]
-        completion = messages[0] if len(messages) == 1 else json.dumps(messages, default=str)
-    text = str(completion).strip().encode("utf-8", "surrogatepass")
+    text = text_of(completion).strip().encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
