@@ -46,7 +46,8 @@ from opefo_trl.evaluation.samples import (
 )
 from opefo_trl.evaluation.watch import watch
 from opefo_trl.files import EVAL_FOLDER
-from opefo_trl.grading import POLICIES, Grader, Outcome, cores_of_rank, grader_version
+from opefo_trl.grading import POLICIES, Grader, Outcome
+from opefo_trl.grading.grader import cores_of_rank, grader_version
 from opefo_trl.hub import NotPushedError, Target
 from opefo_trl.hub.results import check_target, push_results, results_target
 from opefo_trl.playground import PLAYGROUND

@@ -12,7 +12,8 @@ from typing import Any
 from trl.rewards import get_soft_overlong_punishment
 
 from opefo_trl.data.templates import text_of
-from opefo_trl.grading import Grader, Outcome, boxes_of
+from opefo_trl.grading import Grader, Outcome
+from opefo_trl.grading.answers import boxes_of
 from opefo_trl.playground import playground_reward
 from opefo_trl.validation import check_choice
 

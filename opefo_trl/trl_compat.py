@@ -14,24 +14,6 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx
 
-__all__ = [
-    "ATTRIBUTES",
-    "BATCH_KEYS",
-    "COUNTERS",
-    "HOOKS",
-    "LOSS_EXTREMES",
-    "LOSS_MEANS",
-    "MULTIMODAL",
-    "OPTIONAL_BATCH_KEYS",
-    "SAMPLING_DRIFT",
-    "SAMPLING_RATIO",
-    "disable_gradient_checkpointing",
-    "get_config_model_id",
-    "is_async_callable",
-    "maybe_gather_lm_head_ctx",
-    "vllm_generation",
-]
-
 # Methods that we override, with the parameters that we count on
 HOOKS: dict[type, dict[str, list[str]]] = {
     GRPOTrainer: {

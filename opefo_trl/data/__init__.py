@@ -4,12 +4,11 @@ from opefo_trl.data.cleaning import clean
 from opefo_trl.data.columns import bare_problems
 from opefo_trl.data.held_out import hold_out, whole_batches
 from opefo_trl.data.loading import load_splits, pick_split
-from opefo_trl.data.templates import TEMPLATES, chat, with_template
+from opefo_trl.data.templates import TEMPLATES, with_template
 
 __all__ = [
     "TEMPLATES",
     "bare_problems",
-    "chat",
     "clean",
     "hold_out",
     "load_splits",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opefo_trl.grading import answer_of, bare, boxes_of
+from opefo_trl.grading.answers import answer_of, bare, boxes_of
 
 
 @pytest.mark.parametrize(

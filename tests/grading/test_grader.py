@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from material import MATERIAL, read_lines
 
-from opefo_trl.grading import LONGEST, Grade, Grader, Outcome, cores_of_rank
+from opefo_trl.grading import Grade, Grader, Outcome
+from opefo_trl.grading.grader import LONGEST, cores_of_rank
 
 
 @pytest.fixture(scope="module")
