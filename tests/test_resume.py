@@ -85,7 +85,7 @@ def test_another_control_starts_afresh_and_says_so(checkpoint, out, caplog):
 def test_a_checkpoint_without_state_starts_afresh_and_says_so(checkpoint, out, caplog):
     (Path(checkpoint) / "control_state.json").unlink()
     trainer = resume(checkpoint, out, flow_target="0.9x")
-    assert "control_state.json" in caplog.text and "step 2" in caplog.text
+    assert "control_state.json does not exist" in caplog.text
     assert metrics(trainer)[2]["flow/target"] != metrics(trainer)[1]["flow/target"]
 
 
