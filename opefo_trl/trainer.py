@@ -8,8 +8,7 @@ hooks, each held in place by a test in tests/test_trl_contract.py:
     _get_per_token_logps_and_entropies       called by TRL's loss before it reads the advantages: shape them here
     compute_loss, training_step              open and close the window of micro-batches of one optimizer step
     _calculate_rewards, _get_grad_norm       the last places where a NaN can be caught
-    _save, _save_checkpoint, _load_optimizer_and_scheduler, _run_epoch
-    init_hf_repo, _push_from_checkpoint, _finish_current_push    what the Trainer sends to the Hub, sent by `Publisher`
+    _save_checkpoint, _load_optimizer_and_scheduler, _run_epoch
     _metrics                                 what TRL and the controls measured, a list for each name, cleared by `log`
 """
 
@@ -20,7 +19,6 @@ import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable
@@ -38,9 +36,7 @@ from opefo_trl.controls import Tokens
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.files import write_whole
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, FlowTotals, token_flow
-from opefo_trl.hub import Publisher, Target
-from opefo_trl.hub.model_card import RunFacts, write_card
-from opefo_trl.hub.publisher import in_background
+from opefo_trl.hub.mixin import HubMixin
 from opefo_trl.playground import resolve_model
 from opefo_trl.training.answer_diversity import RIGHT, distinct_right, names_of
 from opefo_trl.training.guards import CollapseGuard, DriftGuard, MicroBatch, NonFiniteError, StepGuard, watch_reward
@@ -62,7 +58,7 @@ MULTIMODAL = set(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropie
 }
 
 
-class OPEFOTrainer(GRPOTrainer):
+class OPEFOTrainer(HubMixin, GRPOTrainer):
     """
     Trainer for GRPO with entropy-flow control: On-Policy Entropy Flow Optimization (OPEFO) and its kin.
 
@@ -72,9 +68,7 @@ class OPEFOTrainer(GRPOTrainer):
     Attributes:
         curves ([`~opefo_trl.curves.EntropyCurves`]): the steps so far; `trainer.curves.plot()` draws them. None with
             `entropy_curves=False`, and on all ranks but the first.
-        publisher ([`~opefo_trl.hub.Publisher`]): what pushes to the Hub; `trainer.publisher.report()` lists every save
-            and what came of it. None without `push_to_hub`, and on all ranks but the first.
-        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): what the model card says beyond what a trainer knows.
+        publisher, run_facts: see [`~opefo_trl.hub.mixin.HubMixin`].
 
     Example:
 
@@ -105,7 +99,6 @@ class OPEFOTrainer(GRPOTrainer):
     }
 
     args: OPEFOConfig
-    publisher: Publisher | None = None  # on the first rank, with `push_to_hub`
     reward_funcs: list[Any]
     accelerator: Any
     epsilon_low: Any
@@ -120,7 +113,6 @@ class OPEFOTrainer(GRPOTrainer):
         **keywords: Any,
     ):
         model = resolve_model(model)
-        self.run_facts = RunFacts()
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = OPEFOConfig(f"{name.split('/')[-1]}-OPEFO")
@@ -685,36 +677,7 @@ class OPEFOTrainer(GRPOTrainer):
         if self.model.training:
             self.recording.logged()
 
-    # ---- state and card
-
-    @property
-    def base_model(self) -> str:
-        """The model that the run began with: a name on the Hub, a folder, or nothing that is known."""
-        return get_config_model_id(self.model.config)
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-    ) -> None:
-        if self.is_world_process_zero():
-            if self.publisher is not None:
-                self.hub_model_id = self.publisher.repo
-            try:
-                write_card(self, model_name, dataset_name, tags)
-            except Exception as error:  # of the file that is there, say: it may not cost the run
-                logger.warning(f"The model card could not be written: {type(error).__name__}: {error}")
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """PEFT would write a card of its own over the one that is there, with the path of a local base model in it."""
-        card = Path(output_dir or self.args.output_dir) / "README.md"
-        before = card.read_bytes() if card.is_file() else None
-        super()._save(output_dir, state_dict)
-        if before is not None:
-            write_whole(card, lambda part: part.write_bytes(before))
-        else:
-            card.unlink(missing_ok=True)
+    # ---- state
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
@@ -724,61 +687,6 @@ class OPEFOTrainer(GRPOTrainer):
             write_whole(folder / STATE_FILE, lambda part: part.write_text(state))
             self.recording.save(folder)
         super()._save_checkpoint(model, trial)
-
-    # ---- the Hub: the training puts what it saves into an outbox, and never waits for it
-
-    def init_hf_repo(self, token: str | None = None) -> None:
-        if self.publisher is not None or not self.is_world_process_zero():
-            return
-        args = self.args
-        self.hub_model_id = args.hub_model_id or Path(args.output_dir).absolute().name
-        strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
-        target = Target(self.hub_model_id, args.hub_private_repo, args.hub_revision, strategy, args.hub_always_push)
-        self.publisher = Publisher(Path(args.output_dir), target, token or args.hub_token)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.args.hub_strategy == HubStrategy.END:
-            return
-        self.accelerator.wait_for_everyone()  # each rank writes a file or more of the checkpoint
-        if self.publisher is None:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        steps = self.args.save_strategy != SaveStrategy.EPOCH
-        when = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch or 0)}"
-        self.publisher.save(Path(checkpoint_folder), f"Training in progress, {when}")
-
-    def _finish_current_push(self) -> None:
-        """At the end of `train`: other ranks would wait here, and time out. `push_to_hub` waits, or the exit does."""
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """
-        Push the model, its card and its curves, and whatever is not on the Hub yet.
-
-        Takes the arguments of [`~transformers.Trainer.push_to_hub`]. Returns a `CommitInfo` when all of it is there,
-        or with `blocking=False` a `Future` of it; what is not there raises [`~opefo_trl.hub.NotPushedError`], is kept,
-        and can be pushed later: `python -m opefo_trl.hub push OUT`.
-        """
-        self.init_hf_repo(token)
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        assert self.publisher is not None
-        self.publisher.token = token or self.publisher.token
-        self.create_model_card(**kwargs)
-        self.publisher.save(None, commit_message or "End of training", revision)
-        if self.is_in_train:  # a callback's: the training does not wait
-            return None
-        if blocking:
-            return self.publisher.finish()
-        return in_background(partial(self.publisher.finish, told=False))
 
     def _control_state(self) -> str:
         state = {

@@ -1,0 +1,121 @@
+"""How a trainer publishes: saves go into the outbox, and the training never waits for the Hub."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+
+from opefo_trl.cli.run_folder import checkpoints
+from opefo_trl.files import CARD_FILE, write_whole
+from opefo_trl.hub.model_card import RunFacts, RunSummary, write_card
+from opefo_trl.hub.outbox import Target
+from opefo_trl.hub.publisher import Publisher
+from opefo_trl.trl_compat import get_config_model_id
+
+logger = get_logger(__name__)
+
+
+class HubMixin:
+    """
+    Overrides what transformers' `Trainer` and TRL's trainers publish: `init_hf_repo`, `_push_from_checkpoint`,
+    `_finish_current_push`, `push_to_hub`, `create_model_card` and `_save`. Reads TRL's `_tag_names` and `_paper`.
+
+    Attributes:
+        publisher ([`~opefo_trl.hub.Publisher`]): `trainer.publisher.report()` lists every save and what became of it.
+            None without `push_to_hub`, and on all ranks but the first.
+        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): what the model card says beyond what a trainer knows.
+    """
+
+    publisher: Publisher | None = None
+    run_facts = RunFacts()
+
+    def init_hf_repo(self: Any, token: str | None = None) -> None:
+        if self.publisher is not None or not self.is_world_process_zero():
+            return
+        args, out = self.args, Path(self.args.output_dir)
+        self.hub_model_id = args.hub_model_id or out.absolute().name
+        strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
+        target = Target(self.hub_model_id, args.hub_private_repo, args.hub_revision, strategy, args.hub_always_push)
+        self.publisher = Publisher(out, target, token or args.hub_token)
+        self.publisher.outbox.sweep()
+
+    def _push_from_checkpoint(self: Any, checkpoint_folder: str) -> None:
+        if self.args.hub_strategy == "end":
+            return
+        self.accelerator.wait_for_everyone()  # each rank writes files of the checkpoint
+        if self.publisher is not None:
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            epoch = self.args.save_strategy == "epoch"
+            when = f"epoch {int(self.state.epoch or 0)}" if epoch else f"step {self.state.global_step}"
+            self.publisher.stage([Path(checkpoint_folder)], f"Training in progress, {when}")
+
+    def _finish_current_push(self) -> None:
+        """Do nothing: the Trainer would wait here, at the end of `train`, until the other ranks time out."""
+
+    def push_to_hub(
+        self: Any,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Push the model, its card and its curves, and whatever is not on the Hub yet.
+
+        Takes the arguments of [`~transformers.Trainer.push_to_hub`]. Returns a `CommitInfo` when all of it is there,
+        or with `blocking=False` a `Future` of it; what is not there raises [`~opefo_trl.hub.NotPushedError`], is kept,
+        and can be pushed later: `python -m opefo_trl.hub push OUT`.
+        """
+        self.init_hf_repo(token)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.publisher.token = token or self.publisher.token
+        self.create_model_card(**kwargs)
+        self.publisher.stage(checkpoints(self.args.output_dir), commit_message or "End of training", revision)
+        if self.is_in_train:  # called by a callback, which does not wait
+            return None
+        return self.publisher.finish() if blocking else ThreadPoolExecutor(1).submit(self.publisher.finish)
+
+    def create_model_card(
+        self: Any, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        if not self.is_world_process_zero():
+            return
+        self.hub_model_id = self.publisher.repo if self.publisher else self.hub_model_id
+        facts = self.run_facts
+        try:
+            summary = RunSummary(
+                args=self.args,
+                facts=replace(facts, data=dataset_name, on_hub=True) if dataset_name else facts,
+                name=model_name,
+                repo=self.hub_model_id if "/" in str(self.hub_model_id) else None,
+                base_model=get_config_model_id(self.model.config),
+                adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+                step=self.state.global_step,
+                max_steps=self.state.max_steps,
+                rewards=self.reward_func_names,
+                curves=None if self.curves is None else self.curves.frame,
+                paper=self._paper,
+                tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or ())],
+                dataset=self.train_dataset,
+            )
+            write_card(summary)
+        except Exception as error:  # the card that is there cannot be read, say: it may not cost the run
+            logger.warning(f"The model card could not be written: {type(error).__name__}: {error}")
+
+    def _save(self: Any, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Keep the card, over which PEFT writes one of its own, with the path of a local base model."""
+        card = Path(output_dir or self.args.output_dir) / CARD_FILE
+        content = card.read_bytes() if card.is_file() else None
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if content is None:
+            card.unlink(missing_ok=True)
+        else:
+            write_whole(card, lambda part: part.write_bytes(content))
