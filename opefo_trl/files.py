@@ -22,6 +22,10 @@ NONFINITE_FOLDER = "nonfinite"  # rows of a step that was NaN or infinite
 EVAL_FOLDER = "eval"  # results of eval.py
 HUB_FOLDER = ".hub"  # saves on their way to the Hub
 LAST_CHECKPOINT_FOLDER = "last-checkpoint"  # on the Hub, and where it was downloaded from there
+# Not for the run's repository, or published by eval.py
+PRIVATE_FILES = (*("_*", ".*", "*.part", "checkpoint-*"), LAST_CHECKPOINT_FOLDER, NONFINITE_FOLDER, EVAL_FOLDER)
+# Written once and never in place, so that a link is as good as a copy; other files are small and may still grow
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".distcp")
 
 # In a checkpoint
 CHECKPOINT_PREFIX = "checkpoint-"

@@ -68,7 +68,9 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
     Attributes:
         curves ([`~opefo_trl.curves.EntropyCurves`]): the steps so far; `trainer.curves.plot()` draws them. None with
             `entropy_curves=False`, and on all ranks but the first.
-        publisher, run_facts: see [`~opefo_trl.hub.mixin.HubMixin`].
+        publisher ([`~opefo_trl.hub.Publisher`]): what pushes to the Hub; `trainer.publisher.report()` lists every save
+            and what became of it. None without `push_to_hub`, and on all ranks but the first.
+        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): what the model card says beyond what a trainer knows.
 
     Example:
 

@@ -5,8 +5,6 @@ generated, and replaced as a whole by the next push
 <!-- /opefo_trl: training -->
 """
 
-from __future__ import annotations
-
 import re
 from contextlib import suppress
 from typing import Any
@@ -68,11 +66,9 @@ def _merge_results(new: list[Any], old: list[Any]) -> list[Any]:
         return [[*data, metric.get("type"), metric.get("name")] for metric in result["metrics"]]
 
     replaced = [measure for model in new for result in model["results"] for measure in measures(result)]
-    for result in [result for model in old for result in model["results"]]:
-        metrics = zip(result["metrics"], measures(result), strict=True)
-        result["metrics"] = [metric for metric, measure in metrics if measure not in replaced]
     for model in old:
-        model["results"] = [result for result in model["results"] if result["metrics"]]
+        kept = [result for result in model["results"] if any(measure not in replaced for measure in measures(result))]
+        model["results"] = kept
     return [*(model for model in old if model["results"]), *new]
 
 
@@ -83,6 +79,8 @@ def card_to_push(local: str, repo: str, hub_card: str | None) -> str:
     metadata, body = split(text)
     if isinstance(metadata.get("base_model"), str) and "license" not in metadata:
         with suppress(Exception):  # the base model's card cannot be had or read: ours names no licence
-            base = ModelCard.load(metadata["base_model"], token=get_token(), ignore_metadata_errors=True).data.to_dict()
+            base = ModelCard.load(
+                metadata["base_model"], token=get_token(), ignore_metadata_errors=True
+            ).data.to_dict()
             metadata |= {key: base[key] for key in LICENCE if key in base}
     return join(metadata, body)

@@ -1,46 +1,34 @@
 """How a trainer publishes: saves go into the outbox, and the training never waits for the Hub."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.logging import get_logger
-
 from opefo_trl.cli.run_folder import checkpoints
 from opefo_trl.files import CARD_FILE, write_whole
 from opefo_trl.hub.model_card import RunFacts, RunSummary, write_card
 from opefo_trl.hub.outbox import Target
-from opefo_trl.hub.publisher import Publisher
+from opefo_trl.hub.publisher import Publisher, logger
 from opefo_trl.trl_compat import get_config_model_id
-
-logger = get_logger(__name__)
 
 
 class HubMixin:
     """
-    Overrides what transformers' `Trainer` and TRL's trainers publish: `init_hf_repo`, `_push_from_checkpoint`,
+    Overrides how transformers' `Trainer` and TRL's trainers publish: `init_hf_repo`, `_push_from_checkpoint`,
     `_finish_current_push`, `push_to_hub`, `create_model_card` and `_save`. Reads TRL's `_tag_names` and `_paper`.
-
-    Attributes:
-        publisher ([`~opefo_trl.hub.Publisher`]): `trainer.publisher.report()` lists every save and what became of it.
-            None without `push_to_hub`, and on all ranks but the first.
-        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): what the model card says beyond what a trainer knows.
     """
 
-    publisher: Publisher | None = None
-    run_facts = RunFacts()
+    publisher: Publisher | None = None  # on the first rank, with `push_to_hub`
+    run_facts = RunFacts()  # what the model card says beyond what a trainer knows
 
     def init_hf_repo(self: Any, token: str | None = None) -> None:
         if self.publisher is not None or not self.is_world_process_zero():
             return
         args, out = self.args, Path(self.args.output_dir)
         self.hub_model_id = args.hub_model_id or out.absolute().name
-        strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
-        target = Target(self.hub_model_id, args.hub_private_repo, args.hub_revision, strategy, args.hub_always_push)
-        self.publisher = Publisher(out, target, token or args.hub_token)
+        options = args.hub_private_repo, args.hub_revision, args.hub_strategy.value, args.hub_always_push
+        self.publisher = Publisher(out, Target(self.hub_model_id, *options), token or args.hub_token)
         self.publisher.outbox.sweep()
 
     def _push_from_checkpoint(self: Any, checkpoint_folder: str) -> None:
@@ -49,8 +37,8 @@ class HubMixin:
         self.accelerator.wait_for_everyone()  # each rank writes files of the checkpoint
         if self.publisher is not None:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            epoch = self.args.save_strategy == "epoch"
-            when = f"epoch {int(self.state.epoch or 0)}" if epoch else f"step {self.state.global_step}"
+            by_epoch, epoch = self.args.save_strategy == "epoch", int(self.state.epoch or 0)
+            when = f"epoch {epoch}" if by_epoch else f"step {self.state.global_step}"
             self.publisher.stage([Path(checkpoint_folder)], f"Training in progress, {when}")
 
     def _finish_current_push(self) -> None:
@@ -65,11 +53,9 @@ class HubMixin:
         **kwargs: Any,
     ) -> Any:
         """
-        Push the model, its card and its curves, and whatever is not on the Hub yet.
-
-        Takes the arguments of [`~transformers.Trainer.push_to_hub`]. Returns a `CommitInfo` when all of it is there,
-        or with `blocking=False` a `Future` of it; what is not there raises [`~opefo_trl.hub.NotPushedError`], is kept,
-        and can be pushed later: `python -m opefo_trl.hub push OUT`.
+        Push the model, its card and its curves, and whatever is not on the Hub yet. Returns a `CommitInfo` when all is
+        there, or with `blocking=False` a `Future` of it. What is not there raises `NotPushedError` and is kept:
+        `python -m opefo_trl.hub push OUT` pushes it later.
         """
         self.init_hf_repo(token)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -89,17 +75,15 @@ class HubMixin:
         if not self.is_world_process_zero():
             return
         self.hub_model_id = self.publisher.repo if self.publisher else self.hub_model_id
-        facts = self.run_facts
         try:
             summary = RunSummary(
                 args=self.args,
-                facts=replace(facts, data=dataset_name, on_hub=True) if dataset_name else facts,
-                name=model_name,
+                facts=replace(self.run_facts, data=dataset_name, on_hub=True) if dataset_name else self.run_facts,
+                name=(model_name or self.hub_model_id or Path(self.args.output_dir).absolute().name).split("/")[-1],
                 repo=self.hub_model_id if "/" in str(self.hub_model_id) else None,
                 base_model=get_config_model_id(self.model.config),
                 adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
-                step=self.state.global_step,
-                max_steps=self.state.max_steps,
+                steps=(self.state.global_step, self.state.max_steps),
                 rewards=self.reward_func_names,
                 curves=None if self.curves is None else self.curves.frame,
                 paper=self._paper,

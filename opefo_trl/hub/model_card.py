@@ -1,7 +1,5 @@
 """The model card of a run: what was trained, how its entropy moved, what it scores, and how to reproduce it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +21,6 @@ from opefo_trl.hub.upload import without_secrets
 from opefo_trl.playground import MODEL, question
 from opefo_trl.repositories import is_repository
 
-_TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _PACKAGES = ("opefo_trl", "trl", "transformers", "torch", "datasets", "accelerate", "peft", "vllm", "deepspeed")
 _NOT_GIVEN = ("_token", "generation_batch_size", "accelerator_config")  # tokens, and what follows from the rest
 
@@ -39,16 +36,15 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run as its card describes it. `name`, `repo` and `curves` (a data frame) are None where there is none."""
+    """A run as its card describes it. `repo` and `curves` (a data frame) are None where there is none."""
 
     args: OPEFOConfig
     facts: RunFacts
-    name: str | None
+    name: str
     repo: str | None
     base_model: str
     adapter: bool
-    step: int
-    max_steps: int
+    steps: tuple[int, int]  # taken, and planned or 0
     rewards: Sequence[str]
     curves: Any
     paper: Mapping[str, str]
@@ -59,17 +55,16 @@ class RunSummary:
 def write_card(run: RunSummary) -> None:
     """Write the card of a run into its output folder; what its author wrote there stays."""
     out = Path(run.args.output_dir)
-    name = run.name or (run.args.hub_model_id or out.absolute().name).split("/")[-1]
-    text = _card_of(run, out, name)
+    text = _card_of(run, out)
     if (out / names.EVAL_FOLDER / names.RESULTS_FILE).exists():
-        text = with_results(text, read_results(out / names.EVAL_FOLDER), name)
+        text = with_results(text, read_results(out / names.EVAL_FOLDER), run.name)
     if (out / names.CARD_FILE).exists():
         text = merge(text, (out / names.CARD_FILE).read_text())
     out.mkdir(parents=True, exist_ok=True)
     names.write_whole(out / names.CARD_FILE, lambda part: part.write_text(text))
 
 
-def _card_of(run: RunSummary, out: Path, name: str) -> str:
+def _card_of(run: RunSummary, out: Path) -> str:
     base, facts = describe_base(run.base_model), run.facts
     downloads = " ".join(getattr(getattr(run.dataset, "info", None), "download_checksums", None) or {})
     sources = sorted(set(re.findall(r"hf://datasets/([^@\s]+)@", downloads)))  # as the `Dataset` remembers
@@ -79,14 +74,14 @@ def _card_of(run: RunSummary, out: Path, name: str) -> str:
         "datasets": [facts.data] if facts.on_hub else sources,
         "library_name": "peft" if run.adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "model_name": name,
+        "model_name": run.name,
         "tags": sorted({"generated_from_trainer", *run.tags}),
     }
     defaults = {field.name: None if field.default is MISSING else field.default for field in fields(run.args)}
     given = {key: value for key, value in run.args.to_dict().items() if not key.endswith(_NOT_GIVEN)}
     changed = [item for item in given.items() if item[1] != defaults[item[0]] and any((item[1], defaults[item[0]]))]
     recipe = "" if facts.config_file is None else facts.config_file.read_text()
-    body = Template(_TEMPLATE.read_text()).render(
+    body = Template(Path(__file__).with_name("model_card_template.md").read_text()).render(
         **{"run": run, "args": run.args, "facts": facts, "names": names, "out": out, "table": TABLE, "edge": EDGE},
         **metadata,
         control_paper="".join(re.findall(r"\d{4}\.\d{4,5}", CONTROLS[run.args.control].__doc__ or "")[:1]),
@@ -109,4 +104,4 @@ def describe_base(model: str) -> dict[str, Any]:
     repo = metadata.get("base_model")
     repo = repo[0] if isinstance(repo, list) and len(repo) == 1 else repo
     licence = {key: metadata[key] for key in LICENCE if key in metadata}
-    return {**licence, **({"base_model": repo} if is_repository(repo) else {})}
+    return licence | ({"base_model": repo} if is_repository(repo) else {})

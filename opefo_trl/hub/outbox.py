@@ -7,8 +7,6 @@
 Large files are hard links: a snapshot costs no copy and survives when the run deletes or replaces the file.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -18,23 +16,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from opefo_trl import files as names
-
-STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
-# Written once and never in place, so a link is as good as a copy; other files are small and may still grow
-_LINKED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".distcp")
-# In an output folder, but not for its repository, or published by eval.py
-_PRIVATE = (
-    "_*",
-    ".*",
-    "*.part",
-    "checkpoint-*",
-    names.LAST_CHECKPOINT_FOLDER,
-    names.NONFINITE_FOLDER,
-    names.EVAL_FOLDER,
-)
 
 
 @dataclass(frozen=True)
@@ -53,7 +37,7 @@ class Target:
         names.write_whole(path, lambda part: part.write_text(json.dumps(asdict(self))))
 
     @classmethod
-    def read(cls, run: Path) -> Target | None:
+    def read(cls, run: Path) -> Self | None:
         """Return the target of a run, or None if it was never published."""
         with suppress(OSError, ValueError, TypeError):
             return cls(**json.loads((run / names.HUB_FOLDER / "target.json").read_text()))
@@ -74,26 +58,21 @@ class Outbox:
     def __init__(self, run: Path, every: bool = False):
         self.folder, self.every = run / names.HUB_FOLDER / "waiting", every
         self.superseded: list[str] = []  # messages
-        self._sending: Path | None = None  # being uploaded, so newer snapshots leave it alone
+        self._sending: Save | None = None  # being uploaded, so newer snapshots leave it alone
         self._moves = threading.Lock()
 
     def stage(self, files: Mapping[str, Path], message: str, revision: str | None = None) -> None:
         """Add a snapshot of `files`, by their paths in the repository."""
         folder = self.folder / f"{time.time_ns():020d}"
-        try:
-            for path, source in files.items():
-                target = folder / "files" / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(OSError):  # another file system, or one without hard links
-                    if source.suffix in _LINKED:
-                        os.link(source, target)
-                if not target.exists():
-                    shutil.copyfile(source, target)
-            content = json.dumps({"message": message, "revision": revision})
-            names.write_whole(folder / "save.json", lambda part: part.write_text(content))
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)  # or its links would keep the disk full
-            raise
+        for path, source in files.items():
+            target = folder / "files" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # another file system, or one without hard links
+                if source.suffix in names.WEIGHT_SUFFIXES:
+                    os.link(source, target)
+            if not target.exists():
+                shutil.copyfile(source, target)
+        (folder / "save.json").write_text(json.dumps({"message": message, "revision": revision}))
         with self._moves:
             self._supersede()
 
@@ -110,23 +89,22 @@ class Outbox:
         with self._moves:
             self._sending = None
             self._supersede()
-            save = next(iter(self.waiting()), None)
-            self._sending = save.folder if save else None
-            return save
+            self._sending = next(iter(self.waiting()), None)
+            return self._sending
 
     def discard(self, folder: Path) -> None:
         (folder / "save.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Delete what a killed process left half built or half deleted."""
+        """Delete snapshots that are half built or half deleted: their links would keep the disk full."""
         for folder in set(self.folder.glob("*")) - {save.folder for save in self.waiting()}:
             self.discard(folder)
 
     def _supersede(self) -> None:
         newer: set[str | None] = set()
         for save in [] if self.every else reversed(self.waiting()):
-            if save.revision in newer and save.folder != self._sending:
+            if save.revision in newer and save != self._sending:
                 self.discard(save.folder)
                 self.superseded.append(save.message)
             newer.add(save.revision)
@@ -137,10 +115,14 @@ def files_to_publish(run: Path, checkpoints: Sequence[Path], strategy: str) -> d
     Return the files of a save by their paths in the repository: the output folder with the newest model, and, as the
     strategy wants it, the last of the `checkpoints` or all of them.
     """
-    files = names.list_files(run, _PRIVATE)
+    files = names.list_files(run, names.PRIVATE_FILES)
     for checkpoint in checkpoints if strategy == "all_checkpoints" else checkpoints[-1:]:
         saved = (checkpoint / names.TRAINER_STATE_FILE).stat().st_mtime
-        models = [file for path, file in files.items() if file.suffix in _LINKED and path != "training_args.bin"]
+        models = [
+            file
+            for path, file in files.items()
+            if file.suffix in names.WEIGHT_SUFFIXES and path != "training_args.bin"
+        ]
         newer = files if any(file.stat().st_mtime >= saved for file in models) else {}
         model = {
             path: file

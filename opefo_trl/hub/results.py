@@ -1,17 +1,17 @@
 """Results of eval.py in the repository of their model: files, and scores in the card's body and metadata."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+
 from opefo_trl.data.benchmarks import BENCHMARKS
 from opefo_trl.evaluation.results import HEAD, markdown, read_results, rows_of
-from opefo_trl.files import CARD_FILE, EVAL_FOLDER, RESULTS_FILE, RESULTS_TABLE_FILE, write_whole
+from opefo_trl.files import CARD_FILE, EVAL_FOLDER, RESULTS_TABLE_FILE, write_whole
 from opefo_trl.hub.card_blocks import join, merge
 from opefo_trl.hub.outbox import Target
 from opefo_trl.hub.publisher import NotPushedError
-from opefo_trl.hub.upload import LONGEST_WAIT, UploadError, push, set_timeouts
+from opefo_trl.hub.upload import LONGEST_WAIT, UploadError, push
 from opefo_trl.repositories import check_repo_id, is_repository
 
 _DECODING = ("temperature", "top_p", "max_new_tokens", "seed", "prompt_template", "limit")
@@ -29,7 +29,6 @@ def results_target(model: str, repo: str | None, private: bool | None) -> Target
 def check_target(target: Target) -> None:
     """Check before hours of sampling that results can be pushed; the repository is created if need be."""
     check_repo_id(target.repo)
-    set_timeouts()
     try:
         push(target, {}, "")
     except UploadError as error:
@@ -39,7 +38,6 @@ def check_target(target: Target) -> None:
 
 def push_results(target: Target, folder: Path, model: str) -> str:
     """Push the results, samples and scores in `folder`; those of a checkpoint leave the card alone."""
-    set_timeouts()
     results, run = read_results(folder), Path(model)
     of_run = Target.read(run) is not None
     of_checkpoint = not of_run and Target.read(run.parent) is not None
@@ -52,41 +50,31 @@ def push_results(target: Target, folder: Path, model: str) -> str:
         write_whole(card, lambda part: part.write_text(text))
     titles = ", ".join(scores["title"] for scores in results["benchmarks"].values())
     try:
-        _, commit, size = push(target, files, f"Evaluation: {titles}")
+        _, commit = push(target, files, f"Evaluation: {titles}")
     except UploadError as error:
         raise NotPushedError(
             f"NOT on the Hub: the results of {titles}. The reason: {error}. They are in {folder}; the same command "
             "pushes them without sampling again."
         ) from None
-    return f"On the Hub: {size}, {commit.commit_url if commit else target.repo}"
+    return f"On the Hub: {len(files)} files, {commit.commit_url if commit else target.repo}"
 
 
 def with_results(card: str, results: dict[str, Any], model: str) -> str:
     """Return a card with the results of eval.py in its body and its metadata."""
     settings = results["settings"]
     decoding = ", ".join(f"{key} {settings[key]}" for key in _DECODING if settings.get(key) is not None)
-    text = f"""<!-- opefo_trl: evaluation -->
-## Evaluation
-
-{markdown(HEAD, rows_of(results["benchmarks"]))}
-avg@k with its 95 % interval over the problems; a completion that was cut off or not graded in time counts as wrong.
-Sampled by {settings["engine"]} with {decoding}; graded by {settings["grader"]}, policy {settings["policy"]}.
-Everything else is in `{EVAL_FOLDER}/{RESULTS_FILE}`, every sample in `{EVAL_FOLDER}/samples/`.
-<!-- /opefo_trl: evaluation -->"""
+    template = Template(Path(__file__).with_name("evaluation_template.md").read_text())
+    text = template.render(table=markdown(HEAD, rows_of(results["benchmarks"])), settings=settings, decoding=decoding)
     measured = [_result(name, scores, settings) for name, scores in results["benchmarks"].items()]
     return merge(join({"model-index": [{"name": model, "results": measured}]}, text), card)
 
 
 def _result(name: str, scores: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return an entry of a `model-index`: avg@k in per cent and, with several samples, pass@k."""
-    k, data = scores["k"], {"name": scores["title"], "type": name}
-    if name in BENCHMARKS:
-        source = BENCHMARKS[name].sources[0]
-        data |= {
-            "type": source.hub,
-            "split": source.split,
-            **({"config": source.configs[0]} if source.configs else {}),
-        }
+    k, source = scores["k"], BENCHMARKS[name].sources[0] if name in BENCHMARKS else None
+    data = {"name": scores["title"], "type": source.hub if source else name}
+    if source is not None:
+        data |= {"split": source.split} | ({"config": source.configs[0]} if source.configs else {})
     shown = (*_DECODING, "engine", "grader", "policy")
     args = {"k": k, **{key: settings[key] for key in shown if settings.get(key) is not None}}
     interval = {"interval_95": [round(100 * side, 2) for side in scores["interval"]], "problems": scores["problems"]}

@@ -1,13 +1,12 @@
 """Upload files to a repository on the Hub, and check that they are there."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,7 @@ from typing import Any
 
 import huggingface_hub as hub
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import chunk_iterable, disable_progress_bars
 
 from opefo_trl.files import CARD_FILE, LAST_CHECKPOINT_FOLDER
 from opefo_trl.hub.card_blocks import card_to_push
@@ -49,70 +49,62 @@ def set_timeouts() -> None:
     warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
 
 
-def push(
-    to: Target, files: Mapping[str, Path], message: str, token: str | None = None
-) -> tuple[str, hub.CommitInfo | None, str]:
+def push(to: Target, files: Mapping[str, Path], message: str, token: str | None = None) -> tuple[str, Any]:
     """
-    Commit `files`, by their paths in the repository, and check their hashes on the Hub; raise `UploadError` otherwise.
-
-    Creates the repository and the branch if need be. Returns the repository with its owner, the commit and its size.
-    A card keeps what somebody wrote on the Hub; one that is broken or refused keeps no other file back.
+    Commit `files`, by their paths in the repository, which is created if need be, and check their hashes on the Hub.
+    Returns the repository with its owner, and the `CommitInfo`. A card that is broken keeps no other file back.
     """
-    token, repo, card = token or hub.get_token(), to.repo, files.get(CARD_FILE)
-    hub.utils.disable_progress_bars()  # there would be one for each file
+    set_timeouts()
+    disable_progress_bars()  # there would be one for each file
     try:
+        token = token or hub.get_token()
         if token is None or hub.is_offline_mode():
             reason = "there is no token: log in with `hf auth login`, or set HF_TOKEN"
             raise UploadError("HF_HUB_OFFLINE is set" if token else reason, _REFUSED)
         api = hub.HfApi(token=token, library_name="opefo_trl", library_version=version("opefo_trl"))
-        repo = api.create_repo(repo, private=to.private, exist_ok=True).repo_id
+        to = replace(to, repo=api.create_repo(to.repo, private=to.private, exist_ok=True).repo_id)
         if to.revision is not None and not to.revision.startswith("refs/"):
-            api.create_branch(repo, branch=to.revision, exist_ok=True)
-        if not files:
-            return repo, None, ""
+            api.create_branch(to.repo, branch=to.revision, exist_ok=True)
         additions = [hub.CommitOperationAdd(path, source) for path, source in files.items() if path != CARD_FILE]
         for addition in additions:
             # One by one: for several, huggingface_hub starts threads, which the end of the process would wait for
-            api.preupload_lfs_files(repo, [addition], revision=to.revision, free_memory=False)
+            api.preupload_lfs_files(to.repo, [addition], revision=to.revision, free_memory=False)
         try:
-            commit = _commit(api, repo, to.revision, message, additions, card)
+            return to.repo, _commit(api, to, message, additions, files.get(CARD_FILE)) if files else None
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            if card is None:
+            if CARD_FILE not in files:
                 raise
-            _commit(api, repo, to.revision, message, additions, None)
+            _commit(api, to, message, additions, None)
             raise UploadError(f"all is there except the card, {CARD_FILE}: {error}", _REFUSED) from None
-        return repo, commit, f"{len(files)} files, {sum(file.stat().st_size for file in files.values()) / 1e6:.1f} MB"
     except Exception as error:
         raise explain(error, token) from None
 
 
-def _commit(
-    api: Any, repo: str, revision: str | None, message: str, files: Sequence[Any], card: Path | None
-) -> hub.CommitInfo:
+def _commit(api: Any, to: Target, message: str, files: Sequence[Any], card: Path | None) -> hub.CommitInfo:
     """Commit and verify. If somebody else commits meanwhile, the Hub refuses (412) and the upload is retried."""
-    info, additions, hub_card = api.model_info(repo, revision=revision), [*files], None
+    info, additions, hub_card = api.model_info(to.repo, revision=to.revision), [*files], None
     existing, new = {entry.rfilename for entry in info.siblings}, {addition.path_in_repo for addition in files}
     if card is not None:
         if CARD_FILE in existing:
             with TemporaryDirectory() as cache:  # the user's cache may be read-only
-                file = api.hf_hub_download(repo, CARD_FILE, revision=info.sha, cache_dir=cache)
+                file = api.hf_hub_download(to.repo, CARD_FILE, revision=info.sha, cache_dir=cache)
                 hub_card = Path(file).read_text()
-        additions.append(hub.CommitOperationAdd(CARD_FILE, card_to_push(card.read_text(), repo, hub_card).encode()))
+        text = card_to_push(card.read_text(), to.repo, hub_card)
+        additions.append(hub.CommitOperationAdd(CARD_FILE, text.encode()))
     # Files of an older `last-checkpoint` that the new one does not have
     replaced = {path.split("/")[0] for path in new} & {LAST_CHECKPOINT_FOLDER}
     stale = sorted(path for path in existing - new if path.split("/")[0] in replaced)
     operations = [*additions, *map(hub.CommitOperationDelete, stale)]
-    commit = api.create_commit(repo, operations, commit_message=message, revision=revision, parent_commit=info.sha)
-    _verify(api, repo, commit.oid, additions)
+    branch = {"revision": to.revision, "parent_commit": info.sha}
+    commit = api.create_commit(to.repo, operations, commit_message=message, **branch)
+    _verify(api, to.repo, commit.oid, {addition.path_in_repo: addition for addition in additions})
     return commit
 
 
-def _verify(api: Any, repo: str, commit: str, additions: Sequence[Any]) -> None:
+def _verify(api: Any, repo: str, commit: str, missing: dict[str, Any]) -> None:
     """Compare each file's hash with the Hub's, which takes a commit even if .gitignore excludes some of the files."""
-    missing = {addition.path_in_repo: addition for addition in additions}
-    paths = [*missing]
-    for begin in range(0, len(paths), 500):
-        for entry in api.get_paths_info(repo, paths[begin : begin + 500], revision=commit):
+    for paths in chunk_iterable([*missing], 500):
+        for entry in api.get_paths_info(repo, list(paths), revision=commit):
             with missing[entry.path].as_file() as file:
                 content = b"" if entry.lfs else file.read()
             git_hash = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -121,10 +113,7 @@ def _verify(api: Any, repo: str, commit: str, additions: Sequence[Any]) -> None:
                 del missing[entry.path]
     if missing:
         some = ", ".join([*missing][:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise UploadError(
-            f"the Hub took the commit, but does not have {some} as sent (does the repository's .gitignore exclude "
-            "them?)"
-        )
+        raise UploadError(f"the Hub took the commit, but does not have {some} as sent: does .gitignore exclude them?")
 
 
 def explain(error: BaseException, token: str | None = None) -> UploadError:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
-from huggingface_hub import constants
+from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
 from opefo_trl.hub import publisher
@@ -35,6 +35,7 @@ def hub(tmp_path, monkeypatch):
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setattr(publisher, "PAUSES", (0.05,))
         monkeypatch.setattr(_http, "time", ShortSleeps())
+        set_client_factory(_http.default_client_factory)  # without time-outs, as a process begins
         publishers, make = [], publisher.Publisher.__init__
         monkeypatch.setattr(
             publisher.Publisher, "__init__", lambda self, *args: publishers.append(self) or make(self, *args)
