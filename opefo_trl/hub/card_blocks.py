@@ -46,8 +46,9 @@ def merge(new: str, old: str) -> str:
             body = body.replace(existing[0], match[0])
         elif previous:  # after the block that it follows in `new`
             body = body.replace(previous, f"{previous}\n\n{match[0]}")
-        else:
-            body = f"{body.rstrip()}\n\n{match[0]}"
+        else:  # before the training, where the card tells of one
+            begin, mark, end = body.partition("<!-- opefo_trl: training -->")
+            body = f"{begin.rstrip()}\n\n{match[0]}\n\n{mark}{end}"
         previous = match[0]
     for own in _BLOCK.sub("\0", text).split("\0"):
         body += "" if own.strip() in body else f"\n\n{own.strip()}"

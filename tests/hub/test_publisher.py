@@ -1,4 +1,4 @@
-"""Pushing a run to a Hub that works, and to one that fails in every way that a Hub can fail. The client is the real one."""
+"""Pushing a run, with the real client, to a Hub that works and to one that fails in every way that a Hub can fail."""
 
 import os
 import shutil
@@ -271,7 +271,7 @@ def test_a_process_that_ends_pushes_what_waits_and_does_not_hang(hub, run, hangs
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert ("NOT on the Hub" in done.stderr) == hangs and ("Pushed: http" in done.stderr) == (not hangs)
-    assert ("model.safetensors" in hub.files("alice/model") if not hangs else True)
+    assert "model.safetensors" in hub.files("alice/model") if not hangs else True
 
 
 def test_a_process_killed_in_the_middle_of_an_upload_loses_no_save(hub, run):

@@ -149,7 +149,9 @@ def test_offline_nothing_is_tried(hub, run, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("card", ["---\nlicense: [\n---\n# By hand\n", "---\n- not a map\n---\n", "---\ntags: 7\n---\n"])
+@pytest.mark.parametrize(
+    "card", ["---\nlicense: [\n---\n# By hand\n", "---\n- not a map\n---\n", "---\ntags: 7\n---\n"]
+)
 def test_a_card_that_cannot_be_read_keeps_no_weights_back(hub, run, card):
     hub.make("alice/model")
     hub.write("alice/model", "README.md", card)
