@@ -53,9 +53,8 @@ class HubMixin:
         **kwargs: Any,
     ) -> Any:
         """
-        Push the model, its card and its curves, and whatever is not on the Hub yet. Returns a `CommitInfo` when all is
-        there, or with `blocking=False` a `Future` of it. What is not there raises `NotPushedError` and is kept:
-        `python -m opefo_trl.hub push OUT` pushes it later.
+        Push what is not on the Hub yet. Returns a `CommitInfo`, or with `blocking=False` a `Future` of it; what is not
+        there raises `NotPushedError` and is kept: `python -m opefo_trl.hub push OUT` pushes it later.
         """
         self.init_hf_repo(token)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)

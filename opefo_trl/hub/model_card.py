@@ -80,7 +80,7 @@ def _card_of(run: RunSummary, out: Path) -> str:
     defaults = {field.name: None if field.default is MISSING else field.default for field in fields(run.args)}
     given = {key: value for key, value in run.args.to_dict().items() if not key.endswith(_NOT_GIVEN)}
     changed = [item for item in given.items() if item[1] != defaults[item[0]] and any((item[1], defaults[item[0]]))]
-    recipe = "" if facts.config_file is None else facts.config_file.read_text()
+    recipe = facts.config_file.read_text() if facts.config_file else ""
     body = Template(Path(__file__).with_name("model_card_template.md").read_text()).render(
         **{"run": run, "args": run.args, "facts": facts, "names": names, "out": out, "table": TABLE, "edge": EDGE},
         **metadata,

@@ -4,7 +4,7 @@
     OUT/.hub/waiting/ID/files/...      the files of a snapshot, as they will lie in the repository
     OUT/.hub/waiting/ID/save.json      its commit message and branch; written last and deleted first
 
-Large files are hard links: a snapshot costs no copy and survives when the run deletes or replaces the file.
+Large files are hard links, so a snapshot costs no copy and survives when the run deletes or replaces the file.
 """
 
 import json

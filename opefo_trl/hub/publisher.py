@@ -75,10 +75,9 @@ class Publisher:
             time.sleep(0.1)
         if self._commit is None or self.missing():
             *others, last = [repr(message) for message in self.missing()] or ["the repository"]
-            raise NotPushedError(
-                f"NOT on the Hub, in {self.repo}: {last}{f' and {len(others)} more' if others else ''}. The reason: "
-                f"{self._error}. To push it later: python -m opefo_trl.hub push {self.run}"
-            )
+            what = f"{self.repo}: {last} and {len(others)} more" if others else f"{self.repo}: {last}"
+            later = f"To push it later: python -m opefo_trl.hub push {self.run}"
+            raise NotPushedError(f"NOT on the Hub, in {what}. The reason: {self._error}. {later}")
         return self._commit
 
     def stop(self) -> list[str]:
@@ -96,7 +95,6 @@ class Publisher:
         return "\n  ".join([f"On the Hub, in {self.repo}:", *self._lines, *lines])
 
     def missing(self) -> list[str]:
-        """Return the messages of the saves that are not on the Hub."""
         return [save.message for save in self.outbox.waiting()] + self._unstaged
 
     def _work(self) -> None:

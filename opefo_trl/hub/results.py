@@ -52,10 +52,8 @@ def push_results(target: Target, folder: Path, model: str) -> str:
     try:
         _, commit = push(target, files, f"Evaluation: {titles}")
     except UploadError as error:
-        raise NotPushedError(
-            f"NOT on the Hub: the results of {titles}. The reason: {error}. They are in {folder}; the same command "
-            "pushes them without sampling again."
-        ) from None
+        later = f"They are in {folder}; the same command pushes them without sampling again."
+        raise NotPushedError(f"NOT on the Hub: the results of {titles}. The reason: {error}. {later}") from None
     return f"On the Hub: {len(files)} files, {commit.commit_url if commit else target.repo}"
 
 

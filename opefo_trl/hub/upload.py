@@ -93,10 +93,9 @@ def _commit(api: Any, to: Target, message: str, files: Sequence[Any], card: Path
         additions.append(hub.CommitOperationAdd(CARD_FILE, text.encode()))
     # Files of an older `last-checkpoint` that the new one does not have
     replaced = {path.split("/")[0] for path in new} & {LAST_CHECKPOINT_FOLDER}
-    stale = sorted(path for path in existing - new if path.split("/")[0] in replaced)
-    operations = [*additions, *map(hub.CommitOperationDelete, stale)]
+    stale = [hub.CommitOperationDelete(path) for path in sorted(existing - new) if path.split("/")[0] in replaced]
     branch = {"revision": to.revision, "parent_commit": info.sha}
-    commit = api.create_commit(to.repo, operations, commit_message=message, **branch)
+    commit = api.create_commit(to.repo, [*additions, *stale], commit_message=message, **branch)
     _verify(api, to.repo, commit.oid, {addition.path_in_repo: addition for addition in additions})
     return commit
 
