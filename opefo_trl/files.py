@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,21 @@ DECONTAMINATED_FILE = "decontaminated.json"  # problems left out because a bench
 NONFINITE_FOLDER = "nonfinite"  # rows of a step that was NaN or infinite
 EVAL_FOLDER = "eval"  # results of eval.py
 HUB_FOLDER = ".hub"  # saves on their way to the Hub
+LAST_CHECKPOINT_FOLDER = "last-checkpoint"  # on the Hub, and where it was downloaded from there
+# Not for the run's repository, or published by eval.py
+PRIVATE_FILES = (*("_*", ".*", "*.part", "checkpoint-*"), LAST_CHECKPOINT_FOLDER, NONFINITE_FOLDER, EVAL_FOLDER)
+# Written once and never in place, so that a link is as good as a copy; other files are small and may still grow
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".distcp")
 
 # In a checkpoint
 CHECKPOINT_PREFIX = "checkpoint-"
 TRAINER_STATE_FILE = "trainer_state.json"  # the last file that transformers writes
 CONTROL_STATE_FILE = "control_state.json"
+# Not of the model: what resuming needs, and older copies of files of the output folder
+TRAINING_STATE_FILES = (
+    *("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "latest", "zero_to_fp32.py", "pytorch_model_fsdp*"),
+    *(TRAINER_STATE_FILE, CONTROL_STATE_FILE, CURVES_FILE, TOKEN_SAMPLES_FILE, CARD_FILE, "*.part"),
+)
 
 # In a model's folder
 ADAPTER_FILE = "adapter_config.json"  # makes it a LoRA adapter's folder
@@ -40,3 +52,13 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(f"{path.name}.part")
     write(part)
     part.replace(path)
+
+
+def list_files(folder: Path, unwanted: Sequence[str] = ()) -> dict[str, Path]:
+    """Return files by their paths in `folder`. Skip `unwanted` folders: their files may vanish meanwhile."""
+    files = {}
+    for parent, folders, found in os.walk(folder):
+        for entries in (folders, found):
+            entries[:] = [name for name in sorted(entries) if not any(fnmatch(name, glob) for glob in unwanted)]
+        files.update({Path(parent, name).relative_to(folder).as_posix(): Path(parent, name) for name in found})
+    return files

@@ -20,11 +20,12 @@ import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -33,6 +34,25 @@ LFS_NAMES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet", "*.zip", "*
 LFS_SIZE = 10 << 20
 LICENCES = ("apache-2.0", "mit", "other", "llama3.1", "cc-by-4.0", "gemma")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+REPO, SHA = rf"({NAME}/{NAME})", "([0-9a-f]{64})"
+# Kind of a request, as faults name it; method, path, and the method of `HubServer` that answers
+RULES = (
+    ("create", "POST", "/api/repos/create", "_create"),
+    ("create", "POST", rf"/api/models/{REPO}/branch/([^/]+)", "_branch"),
+    ("card", "POST", "/api/validate-yaml", "_validate"),
+    ("preupload", "POST", rf"/api/models/{REPO}/preupload/([^/]+)", "_preupload"),
+    ("batch", "POST", rf"/{REPO}\.git/info/lfs/objects/batch", "_batch"),
+    ("lfs", "PUT", f"/lfs/{SHA}", "_put"),
+    ("lfs", "POST", f"/lfs/{SHA}/complete", "_complete"),
+    ("lfs", "POST", f"/lfs/{SHA}/verify", "_verify"),
+    ("commit", "POST", rf"/api/models/{REPO}/commit/([^/]+)", "_commit"),
+    ("info", "GET", "/api/whoami-v2", "_whoami"),
+    ("info", "GET", rf"/api/models/{REPO}(?:/revision/([^/]+))?", "_info"),
+    ("info", "POST", rf"/api/models/{REPO}/paths-info/([^/]+)", "_paths"),
+    ("resolve", "GET|HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", "_resolve"),
+    ("resolve", "GET", f"/cdn/{SHA}", "_cdn"),
+    ("unknown", ".*", "(.*)", "_unknown"),
+)
 
 
 class Blob(NamedTuple):
@@ -45,18 +65,13 @@ class Blob(NamedTuple):
 
     @property
     def oid(self) -> str:
-        """Git's, of the file or of its LFS pointer."""
-        content = self.content
-        if self.lfs:
-            content = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n" % (
-                self.sha256.encode(),
-                len(self.content),
-            )
+        """Git's hash of the file or of its LFS pointer."""
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
+        content = pointer.encode() if self.lfs else self.content
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-@dataclass
-class Commit:
+class Commit(NamedTuple):
     oid: str
     message: str
     files: dict[str, Blob]
@@ -75,7 +90,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong, and where: create, card, preupload, batch, lfs, commit, info, resolve, any."""
+    """What goes wrong, in requests of a kind (see `RULES`, or "any"), and how often."""
 
     where: str
     status: int | None = None
@@ -89,47 +104,39 @@ class Fault:
 class Answer(Exception):  # noqa: N818
     def __init__(self, status: int, content: Any = None, headers: dict[str, str] | None = None, error: str = ""):
         super().__init__(status, error)
-        self.status, self.headers = status, dict(headers or {})
-        if error:
-            content = {"error": error}
-            self.headers["X-Error-Message"] = error
+        self.status, self.headers = status, {**(headers or {}), **({"X-Error-Message": error} if error else {})}
+        content = {"error": error} if error else content
         self.body = content if isinstance(content, bytes) else json.dumps(content).encode()
 
 
 class HubServer:
-    def __init__(self, port: int = 0, latency: float = 0.0, bandwidth: float | None = None, part: int = 4 << 20):
+    def __init__(self, latency: float = 0.0, bandwidth: float | None = None, part: int = 4 << 20):
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, str]] = []  # kind, method, path
-        self.bodies: list[bytes] = []  # as they came, headers of ours aside
+        self.bodies: list[bytes] = []  # as they came
         self.latency, self.bandwidth, self.part = latency, bandwidth, part
         self.lock = threading.RLock()
-        self.port, self.server = port, None
+        self.port, self.server = 0, None
         self.up()
 
     # ---- its life
 
     def up(self) -> None:
-        hub = self
-
-        class Bound(Handler):
-            hub = None
-
-        Bound.hub = hub
-        Server.allow_reuse_address = True
-        self.server = Server(("127.0.0.1", self.port), Bound)
+        self.server = Server(("127.0.0.1", self.port), type("Bound", (Handler,), {"hub": self}))
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def down(self) -> None:
-        """Connections are refused, and those that there are break."""
-        if self.server is not None:
-            server, self.server = self.server, None
+        """Connections are refused, and open ones break."""
+        server, self.server = self.server, None
+        if server is not None:
             server.shutdown()
             server.server_close()
-            server.break_all()
+            for connection in list(server.connections):
+                _reset(connection)
 
     def __enter__(self) -> HubServer:
         return self
@@ -142,26 +149,18 @@ class HubServer:
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self, token: str | None = "hf_alice", home: Path | None = None) -> dict[str, str]:
-        known = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        known |= {
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1,localhost",
-            "no_proxy": "127.0.0.1,localhost",
-        }
-        return known | ({"HF_TOKEN": token} if token else {}) | ({"HF_HOME": str(home)} if home else {})
+        settings = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")}
+        return settings | ({"HF_TOKEN": token} if token else {}) | ({"HF_HOME": str(home)} if home else {})
 
     # ---- what a test asks of it
 
-    def fault(self, where: str, **what: Any) -> Fault:
-        fault = Fault(where, **what)
+    def fault(self, where: str, **what: Any) -> None:
         with self.lock:
-            self.faults.append(fault)
-        return fault
+            self.faults.append(Fault(where, **what))
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        commit = self.repos[repo].commit(revision)
-        assert commit is not None
-        return {path: blob.content for path, blob in commit.files.items()}
+        return {path: blob.content for path, blob in self.repos[repo].commit(revision).files.items()}
 
     def commits(self, repo: str, revision: str = "main") -> list[Commit]:
         """Without the first, which the Hub makes itself."""
@@ -171,71 +170,46 @@ class HubServer:
         """As somebody does in the browser."""
         content = content.encode() if isinstance(content, str) else content
         with self.lock:
-            files = {**self.repos[repo].commit("main").files, path: Blob(content, False)}
-            self._append(repo, "main", files, message)
+            self._append(repo, "main", {**self.repos[repo].commit("main").files, path: Blob(content, False)}, message)
 
     def make(self, repo: str, private: bool = False) -> None:
         attributes = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in LFS_NAMES)
-        first = Commit(_oid(repo, 0), "initial commit", {".gitattributes": Blob(attributes.encode(), False)})
-        self.repos[repo] = Repo(private, {"main": [first]})
+        self.repos[repo] = Repo(private, {"main": []})
+        self._append(repo, "main", {".gitattributes": Blob(attributes.encode(), False)}, "initial commit")
 
     def _append(self, repo: str, branch: str, files: dict[str, Blob], message: str) -> Commit:
         commits = self.repos[repo].branches[branch]
-        commits.append(Commit(_oid(repo + branch + message, len(commits) + time.time_ns()), message, files))
+        oid = hashlib.sha1(f"{repo} {branch} {message} {len(commits)} {time.time_ns()}".encode()).hexdigest()
+        commits.append(Commit(oid, message, files))
         return commits[-1]
 
     # ---- its answers
 
     def answer(self, method: str, path: str, query: dict, headers: Any, body: bytes) -> Answer:
-        rules = (
-            ("create", "POST", r"/api/repos/create", self._create),
-            ("card", "POST", r"/api/validate-yaml", self._validate),
-            ("info", "GET", r"/api/whoami-v2", self._whoami),
-            ("preupload", "POST", rf"/api/models/({NAME}/{NAME})/preupload/([^/]+)", self._preupload),
-            ("batch", "POST", rf"/({NAME}/{NAME})\.git/info/lfs/objects/batch", self._batch),
-            ("lfs", "PUT", r"/lfs/([0-9a-f]{64})", self._put),
-            ("lfs", "POST", r"/lfs/([0-9a-f]{64})/complete", self._complete),
-            ("lfs", "POST", r"/lfs/([0-9a-f]{64})/verify", self._verify),
-            ("commit", "POST", rf"/api/models/({NAME}/{NAME})/commit/([^/]+)", self._commit),
-            ("create", "POST", rf"/api/models/({NAME}/{NAME})/branch/([^/]+)", self._branch),
-            ("info", "GET", rf"/api/models/({NAME}/{NAME})", self._info),
-            ("info", "GET", rf"/api/models/({NAME}/{NAME})/revision/([^/]+)", self._info),
-            ("info", "POST", rf"/api/models/({NAME}/{NAME})/paths-info/([^/]+)", self._paths),
-            ("resolve", "GET|HEAD", rf"/({NAME}/{NAME})/resolve/([^/]+)/(.+)", self._resolve),
-            ("resolve", "GET", r"/cdn/([0-9a-f]{64})", self._cdn),
+        match, function = next(
+            (match, function)
+            for _, methods, pattern, function in RULES
+            if (match := re.fullmatch(pattern, path)) and re.fullmatch(methods, method)
         )
-        for _, methods, pattern, function in rules:
-            match = re.fullmatch(pattern, path)
-            if match and re.fullmatch(methods, method):
-                with self.lock:
-                    try:
-                        return function(*map(unquote, match.groups()), query=query, headers=headers, body=body)
-                    except Answer as answer:
-                        return answer
-        return Answer(404, error=f"no such endpoint: {method} {path}")
+        words = [unquote(word) for word in match.groups() if word is not None]
+        with self.lock:
+            try:
+                return getattr(self, function)(*words, query=query, headers=headers, body=body)
+            except Answer as answer:
+                return answer
 
     @staticmethod
     def kind(path: str) -> str:
-        for kind, part in (
-            ("create", "/repos/create|/branch/"),
-            ("card", "/validate-yaml"),
-            ("preupload", "/preupload/"),
-            ("batch", "objects/batch"),
-            ("lfs", "^/lfs/"),
-            ("commit", "/commit/"),
-            ("resolve", "/resolve/|^/cdn/"),
-        ):
-            if re.search(part, path):
-                return kind
-        return "info"
+        return next(kind for kind, _, pattern, _ in RULES if re.fullmatch(pattern, path))
+
+    def _unknown(self, path: str, **_: Any) -> Answer:
+        return Answer(404, error=f"no such endpoint: {path}")
 
     def _user(self, headers: Any, write: bool = False) -> tuple[str, str]:
-        words = (headers.get("Authorization") or "").split()
-        if not words:
-            raise Answer(401, error="Invalid username or password.")
-        if words[0] != "Bearer" or words[1] not in TOKENS:
+        scheme, _, token = (headers.get("Authorization") or "").partition(" ")
+        if scheme != "Bearer" or token not in TOKENS:
             raise Answer(401, error="Invalid credentials in Authorization header")
-        user, role = TOKENS[words[1]]
+        user, role = TOKENS[token]
         if write and role != "write":
             raise Answer(403, error="You don't have the rights to do this: the token has the role 'read'.")
         return user, role
@@ -258,9 +232,7 @@ class HubServer:
     def _create(self, *, headers: Any, body: bytes, **_: Any) -> Answer:
         user, _ = self._user(headers, write=True)
         content = json.loads(body)
-        _require(
-            set(content) <= {"name", "organization", "private", "visibility", "type"}, f"unknown key in {content}"
-        )
+        _require(set(content) <= {"name", "organization", "private", "visibility", "type"}, f"unknown key: {content}")
         _require(re.fullmatch(NAME, content["name"]) is not None, f"bad name {content['name']!r}")
         owner = content.get("organization") or user
         if owner != user:
@@ -295,16 +267,14 @@ class HubServer:
         answers = []
         for file in json.loads(body)["files"]:
             _require(set(file) == {"path", "sample", "size"}, f"bad file {file}")
-            _path(file["path"])
-            sample = base64.b64decode(file["sample"], validate=True)
+            path, sample = _path(file["path"]), base64.b64decode(file["sample"], validate=True)
             _require(len(sample) == min(512, file["size"]), f"sample of {len(sample)} bytes")
-            there = commit.files.get(file["path"])
-            large = file["size"] > LFS_SIZE or b"\0" in sample
-            lfs = large or any(fnmatch.fnmatch(file["path"].split("/")[-1], pattern) for pattern in LFS_NAMES)
-            answer = {"path": file["path"], "uploadMode": "lfs" if lfs else "regular"}
-            answer["shouldIgnore"] = any(fnmatch.fnmatch(file["path"], pattern) for pattern in ignored)
-            if there is not None:
-                answer["oid"] = there.sha256 if there.lfs else there.oid
+            lfs = file["size"] > LFS_SIZE or b"\0" in sample
+            lfs = lfs or any(fnmatch.fnmatch(path.split("/")[-1], pattern) for pattern in LFS_NAMES)
+            answer = {"path": path, "uploadMode": "lfs" if lfs else "regular"}
+            answer["shouldIgnore"] = any(fnmatch.fnmatch(path, pattern) for pattern in ignored)
+            if path in commit.files:
+                answer["oid"] = commit.files[path].sha256 if commit.files[path].lfs else commit.files[path].oid
             answers.append(answer)
         return Answer(200, {"files": answers})
 
@@ -316,15 +286,15 @@ class HubServer:
         objects = []
         for wanted in content["objects"]:
             oid, size = wanted["oid"], wanted["size"]
-            _require(re.fullmatch("[0-9a-f]{64}", oid) is not None and size > 0, f"bad object {wanted}")
+            _require(re.fullmatch(SHA, oid) is not None and size > 0, f"bad object {wanted}")
             answer: dict[str, Any] = {"oid": oid, "size": size}
             if oid not in self.objects:
                 upload: dict[str, Any] = {"href": f"{self.url}/lfs/{oid}?size={size}"}
                 if size > self.part:
-                    count = -(-size // self.part)
-                    parts = {str(n + 1): f"{self.url}/lfs/{oid}?part={n + 1}" for n in range(count)}
+                    parts = range(1, -(-size // self.part) + 1)
                     upload = {"href": f"{self.url}/lfs/{oid}/complete?size={size}"}
-                    upload["header"] = {"chunk_size": str(self.part), **parts}
+                    upload["header"] = {str(part): f"{self.url}/lfs/{oid}?part={part}" for part in parts}
+                    upload["header"]["chunk_size"] = str(self.part)
                 answer["actions"] = {"upload": upload, "verify": {"href": f"{self.url}/lfs/{oid}/verify"}}
             objects.append(answer)
         return Answer(200, {"transfer": "basic", "objects": objects})
@@ -332,24 +302,22 @@ class HubServer:
     def _put(self, oid: str, *, query: dict, headers: Any, body: bytes, **_: Any) -> Answer:
         _require(headers.get("Authorization") is None, "signed addresses take no token")
         if "part" in query:
-            number = int(query["part"][0])
-            self.uploads.setdefault(oid, {})[number] = body
+            self.uploads.setdefault(oid, {})[int(query["part"][0])] = body
             return Answer(200, {}, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
-        _require(len(body) == int(query["size"][0]), f"{len(body)} bytes, and not {query['size'][0]}")
-        _require(hashlib.sha256(body).hexdigest() == oid, "not the content that was announced")
-        self.objects[oid] = body
-        return Answer(200, {})
+        return self._store(oid, query, body)
 
     def _complete(self, oid: str, *, query: dict, body: bytes, **_: Any) -> Answer:
-        content = json.loads(body)
-        parts = self.uploads.get(oid, {})
+        content, parts = json.loads(body), self.uploads.get(oid, {})
         _require(content["oid"] == oid and [part["partNumber"] for part in content["parts"]] == sorted(parts), "parts")
         for part in content["parts"]:
             etag = f'"{hashlib.md5(parts[part["partNumber"]]).hexdigest()}"'
             _require(part["etag"] == etag, f"etag of part {part['partNumber']}")
-        whole = b"".join(parts[number] for number in sorted(parts))
-        _require(len(whole) == int(query["size"][0]) and hashlib.sha256(whole).hexdigest() == oid, "content")
-        self.objects[oid] = whole
+        return self._store(oid, query, b"".join(parts[number] for number in sorted(parts)))
+
+    def _store(self, oid: str, query: dict, content: bytes) -> Answer:
+        _require(len(content) == int(query["size"][0]), f"{len(content)} bytes, and not {query['size'][0]}")
+        _require(hashlib.sha256(content).hexdigest() == oid, "not the content that was announced")
+        self.objects[oid] = content
         return Answer(200, {})
 
     def _verify(self, oid: str, *, headers: Any, body: bytes, **_: Any) -> Answer:
@@ -368,28 +336,27 @@ class HubServer:
             return Answer(412, error="A commit has happened since. Please refresh and try again.")
         files = dict(head.files)
         for operation in operations:
-            value = operation["value"]
-            path = _path(value["path"])
-            if operation["key"] == "file":
-                _require(value["encoding"] == "base64", "encoding")
-                content = base64.b64decode(value["content"], validate=True)
-                _require(len(content) <= LFS_SIZE and b"\0" not in content[:512], f"{path} belongs into LFS")
-                if path == "README.md":
-                    _require(not problems_of(content.decode()), f"{problems_of(content.decode())}")
-                files[path] = Blob(content, False)
-            elif operation["key"] == "lfsFile":
-                _require(value["algo"] == "sha256" and value["oid"] in self.objects, f"{path} was not uploaded")
-                _require(value["size"] == len(self.objects[value["oid"]]), f"size of {path}")
-                files[path] = Blob(self.objects[value["oid"]], True)
-            elif operation["key"] == "deletedFile":
-                _require(path in files, f"{path} is not there to be deleted")
-                del files[path]
-            else:
-                raise Answer(400, error=f"unknown operation {operation['key']!r}")
+            self._apply(files, operation["key"], operation["value"])
         commit = self._append(name, revision, files, first["value"]["summary"])
-        return Answer(
-            200, {"success": True, "commitUrl": f"{self.url}/{name}/commit/{commit.oid}", "commitOid": commit.oid}
-        )
+        url = f"{self.url}/{name}/commit/{commit.oid}"
+        return Answer(200, {"success": True, "commitUrl": url, "commitOid": commit.oid})
+
+    def _apply(self, files: dict[str, Blob], key: str, value: dict[str, Any]) -> None:
+        path = _path(value["path"])
+        if key == "file":
+            _require(value["encoding"] == "base64", "encoding")
+            content = base64.b64decode(value["content"], validate=True)
+            _require(len(content) <= LFS_SIZE and b"\0" not in content[:512], f"{path} belongs into LFS")
+            if path == "README.md":
+                _require(not problems_of(content.decode()), f"{problems_of(content.decode())}")
+            files[path] = Blob(content, False)
+        elif key == "lfsFile":
+            _require(value["algo"] == "sha256" and value["oid"] in self.objects, f"{path} was not uploaded")
+            _require(value["size"] == len(self.objects[value["oid"]]), f"size of {path}")
+            files[path] = Blob(self.objects[value["oid"]], True)
+        else:
+            _require(key == "deletedFile" and path in files, f"{key} of {path}")
+            del files[path]
 
     def _info(self, name: str, revision: str = "main", *, headers: Any, **_: Any) -> Answer:
         commit = self._at(name, revision, headers)
@@ -398,29 +365,25 @@ class HubServer:
         return Answer(200, content)
 
     def _paths(self, name: str, revision: str, *, headers: Any, body: bytes, **_: Any) -> Answer:
-        commit = self._at(name, revision, headers)
-        found = []
-        for path in parse_qs(body.decode())["paths"]:
-            if path in commit.files:
-                blob = commit.files[path]
-                entry: dict[str, Any] = {"type": "file", "path": path, "size": len(blob.content), "oid": blob.oid}
-                if blob.lfs:
-                    entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": 128}
-                found.append(entry)
-        return Answer(200, found)
+        files, entries = self._at(name, revision, headers).files, []
+        for path in filter(files.__contains__, parse_qs(body.decode())["paths"]):
+            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(files[path].content)}
+            if files[path].lfs:
+                entry["lfs"] = {"oid": files[path].sha256, "size": len(files[path].content), "pointerSize": 128}
+            entries.append({**entry, "oid": files[path].oid})
+        return Answer(200, entries)
 
     def _resolve(self, name: str, revision: str, path: str, *, headers: Any, **_: Any) -> Answer:
         commit = self._at(name, revision, headers)
-        known = {"X-Repo-Commit": commit.oid}
-        blob = commit.files.get(path)
+        at, blob = {"X-Repo-Commit": commit.oid}, commit.files.get(path)
         if blob is None:
-            return Answer(404, {}, {**known, "X-Error-Code": "EntryNotFound"})
+            return Answer(404, {}, {**at, "X-Error-Code": "EntryNotFound"})
         if not blob.lfs:
-            return Answer(200, blob.content, {**known, "ETag": f'"{blob.oid}"'})
+            return Answer(200, blob.content, {**at, "ETag": f'"{blob.oid}"'})
         linked = {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
         self.objects.setdefault(blob.sha256, blob.content)
         elsewhere = self.url.replace("127.0.0.1", "localhost")  # another host, as on the real Hub
-        return Answer(302, b"", {**known, **linked, "Location": f"{elsewhere}/cdn/{blob.sha256}"})
+        return Answer(302, b"", {**at, **linked, "Location": f"{elsewhere}/cdn/{blob.sha256}"})
 
     def _cdn(self, oid: str, *, headers: Any, **_: Any) -> Answer:
         _require(headers.get("Authorization") is None, "signed addresses take no token")
@@ -428,7 +391,7 @@ class HubServer:
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = True
+    daemon_threads = allow_reuse_address = True
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -445,77 +408,63 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
         """Clients that go away are what this is about."""
 
-    def break_all(self) -> None:
-        for connection in list(self.connections):
-            _reset(connection)
-
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's acknowledgement
     hub: Any = None
 
     def do(self) -> None:
-        hub, parts = self.hub, urlsplit(self.path)
-        kind = hub.kind(parts.path)
+        hub, url = self.hub, urlsplit(self.path)
+        kind = hub.kind(url.path)
         with hub.lock:
-            hub.requests.append((kind, self.command, parts.path))
-            fault = next((one for one in hub.faults if one.times > 0 and one.where in (kind, "any")), None)
-            if fault is not None:
-                fault.times -= 1
-        self._serve(kind, parts, fault)
-
-    def _serve(self, kind: str, parts: Any, fault: Fault | None) -> None:
-        hub = self.hub
-        if fault is not None and fault.reset_after is not None and not fault.after:
+            hub.requests.append((kind, self.command, url.path))
+            fault = next((one for one in hub.faults if one.times > 0 and one.where in (kind, "any")), Fault("none"))
+            fault.times -= 1
+        if fault.reset_after is not None and not fault.after:
             self.rfile.read(min(fault.reset_after, int(self.headers.get("Content-Length") or 0)))
-            self.close_connection = True
-            _reset(self.connection)
-            return
+            return self._break()
         body = self._body()
-        with hub.lock:
-            hub.bodies.append(body)
-        time.sleep(hub.latency + (len(body) / hub.bandwidth if hub.bandwidth else 0.0))
-        if fault is not None and fault.hang:
-            time.sleep(fault.hang)
-        if fault is not None and fault.status is not None:
+        hub.bodies.append(body)
+        time.sleep(hub.latency + fault.hang + (len(body) / hub.bandwidth if hub.bandwidth else 0.0))
+        if fault.status is not None:
             answer = Answer(fault.status, {}, fault.headers, error="made to fail")
         else:
-            answer = hub.answer(self.command, parts.path, parse_qs(parts.query), self.headers, body)
-        if fault is not None and fault.after:
-            self.close_connection = True
-            _reset(self.connection)
-            return
+            answer = hub.answer(self.command, url.path, parse_qs(url.query), self.headers, body)
+        if fault.after:
+            return self._break()
         self.send_response(answer.status)
-        for name, value in answer.headers.items():
+        for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
     do_GET = do_POST = do_PUT = do_HEAD = do  # noqa: N815
 
+    def _break(self) -> None:
+        self.close_connection = True
+        _reset(self.connection)
+
     def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
             self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
 def problems_of(card: str) -> list[str]:
-    """Of a card's metadata, as the Hub's own validation would name them."""
+    """Return what the Hub's own validation would find wrong with a card's metadata."""
     match = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
-    if match is None:
-        return []
     try:
-        data = yaml.safe_load(match[1])
+        data = yaml.safe_load(match[1]) if match else {}
     except yaml.YAMLError as error:
         return [f"not YAML: {error}"]
     if not isinstance(data, dict):
@@ -527,9 +476,8 @@ def problems_of(card: str) -> list[str]:
             problems.append(f"{name!r} must be a list of strings")
     if data.get("license", "mit") not in LICENCES:
         problems.append(f"unknown license {data['license']!r}")
-    base = data.get("base_model", "a/b")
-    if not re.fullmatch(rf"({NAME}/)?{NAME}", str(base)):
-        problems.append(f"base_model {base!r} is no repository")
+    if not re.fullmatch(rf"({NAME}/)?{NAME}", str(data.get("base_model", "a/b"))):
+        problems.append(f"base_model {data['base_model']!r} is no repository")
     for model in data.get("model-index", []):
         if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):
             problems.append("model-index needs name and results")
@@ -543,13 +491,11 @@ def problems_of(card: str) -> list[str]:
 
 
 def _reset(connection: socket.socket) -> None:
-    """Not a farewell: the peer sees the connection break."""
-    try:
+    """Break a connection, so that the peer sees no regular end."""
+    with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RD)
         connection.close()
-    except OSError:
-        pass
 
 
 def _path(path: str) -> str:
@@ -560,7 +506,3 @@ def _path(path: str) -> str:
 def _require(condition: bool, problem: str) -> None:
     if not condition:
         raise Answer(400, error=problem)
-
-
-def _oid(text: str, number: int) -> str:
-    return hashlib.sha1(f"{quote(text)} {number}".encode()).hexdigest()

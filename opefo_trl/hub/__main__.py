@@ -1,92 +1,44 @@
-"""python -m opefo_trl.hub push OUT: bring to the Hub what of a run is not there, or not yet.
-
-`attempt OUT` is what a training starts: one attempt for what waits, whose outcome is the last line, as JSON.
-"""
-
-from __future__ import annotations
+"""python -m opefo_trl.hub push OUT: push what of a run is not on the Hub."""
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from opefo_trl.hub import outbox, upload
-from opefo_trl.hub.outbox import STRATEGIES, Target
-from opefo_trl.hub.upload import check_repo, patiently
+from opefo_trl.cli.run_folder import checkpoints
+from opefo_trl.hub.outbox import Target, files_to_publish
+from opefo_trl.hub.publisher import NotPushedError, Publisher
+from opefo_trl.repositories import check_repo_id
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m opefo_trl.hub", description="Push a run to the Hub.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    by_hand = commands.add_parser("push", help="push what of a run is not on the Hub")
-    by_hand.add_argument("run", type=Path, metavar="OUT", help="the run's output folder")
-    by_hand.add_argument("--hub_model_id", help="repository (default: the one that the run was given)")
-    by_hand.add_argument("--hub_private_repo", action="store_true", help="make it private, if it is made")
-    by_hand.add_argument("--hub_revision", help="branch to commit to")
-    by_hand.add_argument("--hub_strategy", choices=STRATEGIES, help="which checkpoints go there (default: the run's)")
-    for_training = commands.add_parser("attempt", help="what a training starts; its last line is JSON")
-    for_training.add_argument("run", type=Path, metavar="OUT")
-    options = parser.parse_args(arguments)
-    upload.set_timeouts()
-    if options.command == "attempt":
-        return _attempt(options.run)
+    command = parser.add_subparsers(required=True).add_parser("push", help="push what of a run is not on the Hub")
+    command.add_argument("run", type=Path, metavar="OUT", help="the run's output folder")
+    command.add_argument("--hub_model_id", dest="repo", help="repository (default: the one that the run was given)")
+    command.add_argument("--hub_private_repo", dest="private", action="store_true", default=None, help="if created")
+    command.add_argument("--hub_revision", dest="revision", help="branch to commit to")
+    strategies = ("end", "every_save", "checkpoint", "all_checkpoints")
+    command.add_argument("--hub_strategy", dest="strategy", choices=strategies, help="which checkpoints to push")
+    options = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    run = options.pop("run")
+    target = replace(Target.read(run) or Target(""), **options)
     try:
-        target = target_of(options)
-        if options.hub_model_id or options.hub_revision:
-            outbox.readdress(options.run, target)
-        return push_run(options.run, target)
-    except (ValueError, OSError) as error:
-        print(f"python -m opefo_trl.hub: error: {error}", file=sys.stderr)
-        return 2
-
-
-def _attempt(run: Path) -> int:
-    target = Target.read(run)
-    assert target is not None, f"{run} has no target"
-    outcome = upload.attempt(run, target)
-    print(outcome.to_json())
-    return 0
-
-
-def target_of(options: argparse.Namespace) -> Target:
-    run = options.run
-    if not run.is_dir():
-        raise ValueError(f"There is no folder {str(run)!r}. Give the `output_dir` of a run.")
-    known = Target.read(run) or Target(options.hub_model_id or "")
-    target = replace(
-        known,
-        repo=options.hub_model_id or known.repo,
-        private=options.hub_private_repo or known.private,
-        revision=options.hub_revision or known.revision,
-        strategy=options.hub_strategy or known.strategy,
-    )
-    if not target.repo:
-        raise ValueError(f"{str(run)!r} was not trained with `push_to_hub`: say where to, --hub_model_id USER/NAME.")
-    check_repo(target.repo)
-    return target
-
-
-def push_run(run: Path, target: Target) -> int:
-    """Everything that the folder holds and the strategy publishes, then whatever waited before it."""
-    if Target.read(run) is None:
-        target.write(run)
-    parts = outbox.state_of(run, target.strategy)
-    if not any(parts.values()):
-        raise ValueError(f"There is nothing in {str(run)!r} to push.")
+        if not target.repo:
+            raise ValueError(f"{str(run)!r} was not trained with `push_to_hub`. Set --hub_model_id USER/NAME.")
+        check_repo_id(target.repo)
+        if not files_to_publish(run, checkpoints(run), target.strategy):
+            raise ValueError(f"There is nothing in {str(run)!r} to push. Give the `output_dir` of a run.")
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    publisher = Publisher(run, target)
+    publisher.stage(checkpoints(run), f"Push of {run.absolute().name}")
     try:
-        outbox.stage(run, parts, f"Push of {run.absolute().name}", target)
-    except OSError as error:
-        print(f"The newest state could not be kept ({error}); what waits goes first.", file=sys.stderr)
-    while outbox.missing(run):  # each save by itself, where `hub_always_push` wants every one
-        outcome = patiently(lambda: upload.attempt(run, target))
-        if not outcome.ok:
-            left = outbox.missing(run)
-            print(f"NOT on the Hub, in {outcome.repo or target.repo}: {', '.join(left)}. {outcome.error}. It is kept; "
-                  "the same command goes on.", file=sys.stderr)  # fmt: skip
-            return 1
-        print(f"On the Hub: {', '.join(dict.fromkeys(outcome.messages))}, {outcome.files} files: {outcome.url}")
-    return 0
+        print(f"Pushed: {publisher.finish().commit_url}\n{publisher.report()}")
+    except NotPushedError as error:
+        parser.exit(1, f"{publisher.report()}\n{error}\n")
+    finally:
+        publisher.stop()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

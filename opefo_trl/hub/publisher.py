@@ -1,40 +1,26 @@
-"""Uploads beside a training: one at a time, in a process of its own, tried again until they are done.
-
-The training only links files into the outbox. What talks to the Hub is a process of its own for each attempt: one that
-hangs, crashes or is slow costs the training nothing, and one that is killed leaves its save in the outbox. A thread
-starts these processes, reads what came of each, and waits longer after each failure.
-"""
-
-from __future__ import annotations
+"""Uploads beside a training: a daemon thread uploads what waits in the outbox, and retries until it is done."""
 
 import atexit
 import logging
 import os
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import CommitInfo, get_token
+from filelock import FileLock
+from huggingface_hub import CommitInfo
 
-from opefo_trl.hub import outbox, upload
-from opefo_trl.hub.outbox import Outcome, Target
+from opefo_trl.files import HUB_FOLDER, list_files
+from opefo_trl.hub import upload
+from opefo_trl.hub.outbox import Outbox, Save, Target, files_to_publish
 
 logger = logging.getLogger(__name__)
 
-# Seconds after the first failure in a row, the second, and all from the last
-PAUSES = (10.0, 30.0, 60.0, 120.0, 300.0)
-# The training comes first, from the first import on
-ATTEMPT = (
-    "import os, sys; hasattr(os, 'nice') and os.nice(19); from opefo_trl.hub.__main__ import main; sys.exit(main())"
-)
-PACKAGE = Path(__file__).parents[2]
+PAUSES = (5.0, 15.0, 45.0, 120.0, 300.0)  # seconds after each failure in a row
+HANGS, SLOWEST = 1200.0, 0.5e6  # an upload hangs if it takes longer than these seconds, plus bytes at this rate
 
 
 class NotPushedError(RuntimeError):
@@ -43,235 +29,111 @@ class NotPushedError(RuntimeError):
 
 class Publisher:
     """
-    Pushes what a run saves.
-
-    Args:
-        run (`Path`): the output folder.
-        target (`Target`): repository and strategy.
-        token (`str`, *optional*): instead of the one that huggingface_hub finds.
+    Pushes the snapshots of the run in a folder, in a thread: requests have time-outs, waiting for a client that hangs
+    nevertheless ends, and the process may exit at any moment. The next run in the folder or the command line goes on.
     """
 
     def __init__(self, run: Path, target: Target, token: str | None = None):
         self.run, self.target, self.token = run, target, token
-        self.repo = target.repo  # with its owner, once the Hub has told
-        self._changed = threading.Condition()
-        self._greets = True  # the repository is made, and the token tried, before there is anything to push
-        self._failed = self._failures = self._waiting = 0  # attempts: in all, and since the last that did not
-        self._not_before, self._error, self._refused = 0.0, "", False
-        self._unkept: list[str] = []  # saves that the outbox had no room for
-        self._closed = self._told = False
-        self._owner = os.getpid()
-        self._process: subprocess.Popen[str] | None = None
-        self._pushed: Outcome | None = None
-        self._known = len(outbox.outcomes(run))  # outcomes of earlier runs in this folder
-        outbox.sweep(run)
-        known = Target.read(run)
-        if known is not None and known.repo != target.repo:  # what an earlier run could not push there, say
-            outbox.readdress(run, target)
-        self._write_target()
+        self.repo = target.repo  # with its owner as soon as the Hub has told
+        self.outbox = Outbox(run, target.every or target.strategy == "all_checkpoints")
+        self._repo_pending = True  # create the repository, and try the token, before there is anything to push
+        self._failures, self._pauses, self._deadline, self._busy = 0, iter(PAUSES), 0.0, False
+        self._error = upload.UploadError("nothing was waiting, another process may have pushed it")
+        self._unstaged: list[str] = []  # messages of saves that the disk had no room for
+        self._lines: list[str] = []  # of the report
+        self._commit: CommitInfo | None = None
+        upload.set_timeouts()  # here: it closes the client, which another thread may be using later
+        self._wake, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._work, name="push to the Hub", daemon=True)
         self._thread.start()
-        atexit.register(self._at_exit)
+        atexit.register(self._at_exit, os.getpid())
 
-    # ---- called by the training
-
-    def _write_target(self) -> None:
-        with suppress(OSError):  # a full disk: there may be room at the next save
-            self.target.write(self.run)
-
-    def save(self, checkpoint: Path | None, message: str, revision: str | None = None) -> None:
+    def stage(self, checkpoints: Sequence[Path], message: str, revision: str | None = None) -> None:
         """Put a save into the outbox. A full disk costs the push, never the run."""
-        target = self.target if revision is None else replace(self.target, revision=revision)
-        if Target.read(self.run) is None:
-            self._write_target()
         try:
-            outbox.stage(self.run, outbox.parts_of(self.run, checkpoint, target.strategy), message, target)
+            self.outbox.stage(files_to_publish(self.run, checkpoints, self.target.strategy), message, revision)
+            self._unstaged.clear()  # this save is newer
         except OSError as error:
-            self._unkept.append(message)
-            logger.warning(f"{message!r} could not be kept for the Hub: {error}. The end of the run tries again.")
-        with self._changed:
-            self._told = False
-            self._changed.notify_all()
+            self._error = upload.UploadError(f"it could not be kept: {error}")
+            self._unstaged.append(message)
+            self.outbox.sweep()
+            logger.warning(f"{message!r} could not be kept for the Hub: {error}. The next save takes its place.")
+        self._wake.set()
 
-    def finish(self, told: bool = True) -> CommitInfo:
-        """
-        Wait until all is on the Hub, and say so; or raise an error that says what is not, after a few attempts more.
-        `told=False` where nobody may hear it: then the end of the process says it again.
-        """
-        self._keep_again()
-        with self._changed:
-            failed, patience = self._failed, 1 + len(upload.PAUSES)
-            self._waiting, self._not_before = self._waiting + 1, 0.0
-            self._changed.notify_all()
-            try:
-                while not self._at_rest() and self._failed < failed + (1 if self._refused else patience):
-                    self._changed.wait(60.0)
-            finally:
-                self._waiting -= 1
-        if self._unkept or self._wanted():
-            self._told = told
-            raise NotPushedError(self.sentence())
-        commits = [outcome for outcome in outbox.outcomes(self.run) if outcome.commit]  # also of a push by hand
-        pushed = self._pushed or (commits[-1] if commits else None)
-        if pushed is None:
-            raise NotPushedError(f"There was nothing to push to {self.repo}.")
-        url, message, oid = pushed.url or "", pushed.messages[-1], pushed.commit or ""
-        return CommitInfo(url, message, "", oid, _endpoint=url.split(f"/{self.repo}/commit/")[0])
+    def finish(self, attempts: int = 4) -> CommitInfo:
+        """Wait until everything is on the Hub, or raise `NotPushedError` after that many more attempts."""
+        first, self._pauses = self._failures, iter(PAUSES)
+        self._deadline = max(self._deadline, time.monotonic() + HANGS)
+        self._wake.set()
+        while (self._busy or self._repo_pending or self.outbox.waiting()) and self._thread.is_alive():
+            if self._failures >= first + (1 if self._error.wait > upload.LONGEST_WAIT else attempts):
+                break
+            if time.monotonic() > self._deadline:
+                self._error = upload.UploadError("the upload hangs")
+                break
+            time.sleep(0.1)
+        if self._commit is None or self.missing():
+            *others, last = [repr(message) for message in self.missing()] or ["the repository"]
+            what = f"{self.repo}: {last} and {len(others)} more" if others else f"{self.repo}: {last}"
+            later = f"To push it later: python -m opefo_trl.hub push {self.run}"
+            raise NotPushedError(f"NOT on the Hub, in {what}. The reason: {self._error}. {later}")
+        return self._commit
 
     def stop(self) -> list[str]:
-        """End at once; returns what is not on the Hub."""
-        with self._changed:
-            self._closed = True
-            if self._process is not None:
-                self._process.kill()
-            self._changed.notify_all()
+        """Start no other upload; return the saves that are not on the Hub."""
+        self._closed = True
+        self._wake.set()
         atexit.unregister(self._at_exit)
-        self._thread.join(timeout=10)
-        return self._unkept + outbox.missing(self.run)
-
-    # ---- what came of it
-
-    def outcomes(self) -> list[Outcome]:
-        return outbox.outcomes(self.run)[self._known :]
-
-    def sentence(self) -> str:
-        left = outbox.missing(self.run) + self._unkept
-        what = f"{left[-1]!r}" + (f" and {len(left) - 1} more" if len(left) > 1 else "") if left else "the run"
-        why = self._error or ("there was no room to keep it" if self._unkept else "it was not tried")
-        later = f"python -m opefo_trl.hub push {self.run}"
-        return f"NOT on the Hub, in {self.repo}: {what}. The reason: {why}. To push it later: {later}"
+        self._thread.join(timeout=3)
+        return self.missing()
 
     def report(self) -> str:
-        """A line for every save."""
-        return report(self.repo, self.outcomes(), outbox.missing(self.run) + self._unkept)
+        """Return a line for every save."""
+        lines = [f"{message}: superseded by a newer save" for message in self.outbox.superseded]
+        lines += [f"{message}: NOT there" for message in self.missing()]
+        return "\n  ".join([f"On the Hub, in {self.repo}:", *self._lines, *lines])
 
-    def _keep_again(self) -> None:
-        """What there was no room for, as far as the run still has it."""
-        if not self._unkept:
-            return
-        with suppress(OSError):
-            state = outbox.state_of(self.run, self.target.strategy)
-            outbox.stage(self.run, state, f"{self._unkept[-1]}, once more", self.target)
-            self._unkept.clear()
-
-    # ---- the thread
-
-    def _wanted(self) -> bool:
-        return self._greets or bool(outbox.missing(self.run))
-
-    def _at_rest(self) -> bool:
-        return self._closed or not self._thread.is_alive() or not (self._process or self._wanted())
+    def missing(self) -> list[str]:
+        return [save.message for save in self.outbox.waiting()] + self._unstaged
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._closed and not (self._wanted() and time.monotonic() >= self._not_before):
-                    rest = max(self._not_before - time.monotonic(), 0.0)
-                    self._changed.wait(rest if self._wanted() else None)
-                if self._closed:
-                    return
+        while not self._closed:
+            self._wake.clear()
+            self._busy, self._deadline, pause = True, time.monotonic() + HANGS, None
             try:
-                outcome = self._attempt()
-            except Exception as error:  # no memory for a process, say
-                outcome = Outcome([], error=f"{type(error).__name__}: {error}")
-            with self._changed:
-                self._process = None
-                self._take_in(outcome)
-                self._changed.notify_all()
+                self.target.write(self.run)
+                with FileLock(self.run / HUB_FOLDER / "lock", timeout=upload.SILENCE):
+                    if self._repo_pending:
+                        self.repo, _ = upload.push(self.target, {}, "", self.token)
+                        self._repo_pending = False
+                    while not self._closed and (save := self.outbox.take()) is not None:
+                        self._push(save)
+                self._pauses = iter(PAUSES)
+            except BaseException as raised:  # a panic of huggingface_hub's Rust client is no Exception
+                error = upload.explain(raised, self.token)
+                if str(error) != str(self._error):  # once, and not at every attempt
+                    logger.warning(f"Not pushed to {self.repo}: {error}. It is kept, and retried.")
+                pause = max(error.wait, next(self._pauses, PAUSES[-1]))
+                self._error, self._failures = error, self._failures + 1
+            self._busy = False
+            self._wake.wait(pause)
 
-    def _attempt(self) -> Outcome:
-        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-        token = self.token or get_token()  # which a process of its own may not find: Colab's, for one
-        if token is not None:
-            environment["HF_TOKEN"] = str(token)
-        process = subprocess.Popen(
-            [sys.executable, "-c", ATTEMPT, "attempt", str(self.run.absolute())],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C is the training's
-        )
-        with self._changed:
-            self._process = process
-            if self._closed:
-                process.kill()
-        return _read(process)
+    def _push(self, save: Save) -> None:
+        files = list_files(save.folder / "files")
+        size = sum(file.stat().st_size for file in files.values())
+        self._deadline = time.monotonic() + HANGS + size / SLOWEST
+        target = replace(self.target, revision=save.revision or self.target.revision)
+        self.repo, commit = upload.push(target, files, save.message, self.token)
+        self._lines.append(f"{save.message}: {commit.oid[:7]}, {len(files)} files, {size / 1e6:.1f} MB")
+        self._commit = commit
+        self.outbox.discard(save.folder)
 
-    def _take_in(self, outcome: Outcome) -> None:
-        """Under the lock: remember what came of an attempt, and when to try again."""
-        self._failed += not outcome.ok
-        if self._closed:
-            return
-        self.repo = outcome.repo or self.repo
-        self._refused = not outcome.ok and (outcome.refused or outcome.wait > upload.LONGEST_WAIT)
-        if outcome.ok:
-            self._greets, self._failures, self._not_before, self._error = False, 0, 0.0, ""
-            if outcome.commit:
-                self._pushed = outcome
-                logger.info(f"Pushed to {self.repo}: {outcome.messages[-1]}, {sizes_of(outcome)}, {outcome.url}")
-            return
-        if outcome.error != self._error:  # once, and not at every attempt
-            logger.warning(f"Not pushed to {self.repo}: {outcome.error}. The training goes on.")
-        self._error = outcome.error or ""
-        pauses = upload.PAUSES if self._waiting else PAUSES
-        pause = max(outcome.wait, pauses[min(self._failures, len(pauses) - 1)])
-        self._failures += 1
-        self._not_before = time.monotonic() + pause
-
-    def _at_exit(self) -> None:
-        """Of a process that has not called `finish` since its last save: one more try, and the truth."""
-        if self._closed or self._told or self._owner != os.getpid() or not (self._unkept or outbox.missing(self.run)):
-            return
-        try:
+    def _at_exit(self, process: int) -> None:
+        """At exit, retry unsent saves once and report failures."""
+        if process == os.getpid() and self.missing():  # not in a fork
             print(f"Pushing to {self.repo} what is left ...", file=sys.stderr)
-            print(f"Pushed: {self.finish().commit_url}", file=sys.stderr)
-        except NotPushedError as error:
-            print(error, file=sys.stderr)
-        except KeyboardInterrupt:
-            print(self.sentence(), file=sys.stderr)
-        self.stop()
-
-
-def _read(process: subprocess.Popen) -> Outcome:
-    """What an attempt says of itself in its last line, or what its end says."""
-    said, problems = process.communicate()
-    try:
-        return Outcome.from_json(said.strip().splitlines()[-1])
-    except (IndexError, TypeError, ValueError):
-        last = [line for line in problems.strip().splitlines() if line.strip()][-1:]
-        problem = " ".join(["the upload ended with status", str(process.returncode), *last])
-        return Outcome([], error=upload.without_token(problem))
-
-
-def in_background(function: Callable[[], Any]) -> Future:
-    with_one = ThreadPoolExecutor(max_workers=1, thread_name_prefix="end of the push")
-    future = with_one.submit(function)
-    with_one.shutdown(wait=False)
-    return future
-
-
-def sizes_of(outcome: Outcome) -> str:
-    return f"{outcome.files} files, {outcome.bytes / 1e6:.1f} MB"
-
-
-def report(repo: str, outcomes: list[Outcome], left: list[str]) -> str:
-    lines: list[str] = []
-    failures: dict[str, int] = {}
-
-    def after(message: str) -> str:
-        return f", after {failures[message]} failed attempts" if message in failures else ""
-
-    for outcome in outcomes:
-        for message in outcome.messages:
-            if outcome.commit:
-                lines.append(f"  {message}: {outcome.commit[:7]}, {sizes_of(outcome)}{after(message)}")
-            elif outcome.superseded:
-                lines.append(f"  {message}: left out, a newer one came before it was sent")
-            else:
-                failures[message] = failures.get(message, 0) + 1
-    lines += [f"  {message}: NOT there{after(message)}" for message in left]
-    return "\n".join([f"On the Hub, in {repo}:", *lines])
+            try:
+                print(f"Pushed: {self.finish(attempts=1).commit_url}", file=sys.stderr)
+            except (NotPushedError, KeyboardInterrupt) as error:
+                print(error, file=sys.stderr)

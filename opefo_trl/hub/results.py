@@ -1,67 +1,85 @@
-"""Results of eval.py, to the repository of the model that they are of."""
-
-from __future__ import annotations
+"""Results of eval.py in the repository of their model: files, and scores in the card's body and metadata."""
 
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import get_token, is_offline_mode
+from jinja2 import Template
 
-from opefo_trl.evaluation.results import read_results
-from opefo_trl.files import write_whole
-from opefo_trl.hub.model_card import with_results
+from opefo_trl.data.benchmarks import BENCHMARKS
+from opefo_trl.evaluation.results import HEAD, markdown, read_results, rows_of
+from opefo_trl.files import CARD_FILE, EVAL_FOLDER, RESULTS_TABLE_FILE, write_whole
+from opefo_trl.hub.card_blocks import join, merge
 from opefo_trl.hub.outbox import Target
 from opefo_trl.hub.publisher import NotPushedError
-from opefo_trl.hub.upload import CARD, CARDS, check_repo, patiently, push, set_timeouts
-from opefo_trl.repositories import is_repository
+from opefo_trl.hub.upload import LONGEST_WAIT, UploadError, push
+from opefo_trl.repositories import check_repo_id, is_repository
+
+_DECODING = ("temperature", "top_p", "max_new_tokens", "seed", "prompt_template", "limit")
 
 
 def results_target(model: str, repo: str | None, private: bool | None) -> Target:
-    """Where results go: what was named, or the repository of the model's run, or of the model."""
-    folder = Path(model)
-    known = (Target.read(folder) or Target.read(folder.parent)) if folder.is_dir() else None
-    if repo is None and known is None and not is_repository(model):
-        raise ValueError(f"It is not known where on the Hub {model!r} lies: say --hub_model_id USER/NAME.")
-    revision = known.revision if known and repo in (None, known.repo) else None
-    return Target(repo or (known.repo if known else model), private, revision)
+    """Return where results go: to the named repository, or that of the model's run, or of the model itself."""
+    run = Target.read(Path(model)) or Target.read(Path(model).parent)
+    if repo is None and run is None and not is_repository(model):
+        raise ValueError(f"The repository of {model!r} on the Hub is not known. Set --hub_model_id USER/NAME.")
+    revision = run.revision if run and repo in (None, run.repo) else None
+    return Target(repo or (run.repo if run else model), private, revision)
 
 
 def check_target(target: Target) -> None:
-    """Before hours of sampling: what would keep the results from getting there."""
-    check_repo(target.repo)
-    if is_offline_mode():
-        raise ValueError("`push_to_hub=True`, and HF_HUB_OFFLINE is set: nothing could be sent.")
-    if get_token() is None:
-        raise ValueError("`push_to_hub=True`, and there is no token: log in with `hf auth login`, or set HF_TOKEN.")
-    set_timeouts()
-    outcome = push(target, {}, "")  # the repository is made, if it has to be
-    if outcome.refused:
-        raise ValueError(f"The results could not be pushed to {target.repo!r}: {outcome.error}.")
+    """Check before hours of sampling that results can be pushed; the repository is created if need be."""
+    check_repo_id(target.repo)
+    try:
+        push(target, {}, "")
+    except UploadError as error:
+        if error.wait > LONGEST_WAIT:
+            raise ValueError(f"`push_to_hub=True`, but nothing can be pushed to {target.repo!r}: {error}.") from None
 
 
 def push_results(target: Target, folder: Path, model: str) -> str:
-    """
-    `results.json`, its table and the samples into `eval/`, and the scores into the card, its body and its metadata. Of
-    a checkpoint they lie in `eval/checkpoint-N/`, and leave the card alone.
-    """
-    set_timeouts()
-    results = read_results(folder)
-    of_run = Target.read(Path(model)) is not None
-    model_is_checkpoint = not of_run and Target.read(Path(model).parent) is not None
-    place = f"eval/{Path(model).name}" if model_is_checkpoint else "eval"
-    files = {f"{place}/{path.name}": path for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.md"))}
-    files |= {f"{place}/samples/{path.name}": path for path in sorted((folder / "samples").glob("*.parquet"))}
-    name, own = target.repo.split("/")[-1], Path(model) / CARD
-    if of_run and own.is_file():  # any other folder stays as it is
-        text = with_results(own.read_text(), results, name)
-        write_whole(own, lambda part: part.write_text(text))
-        files[CARD] = own
+    """Push the results, samples and scores in `folder`; those of a checkpoint leave the card alone."""
+    results, run = read_results(folder), Path(model)
+    of_run = Target.read(run) is not None
+    of_checkpoint = not of_run and Target.read(run.parent) is not None
+    place = f"{EVAL_FOLDER}/{run.name}" if of_checkpoint else EVAL_FOLDER
+    paths = sorted(path for glob in ("*.json", RESULTS_TABLE_FILE, "samples/*.parquet") for path in folder.glob(glob))
+    files = {f"{place}/{path.relative_to(folder).as_posix()}": path for path in paths}
+    if not of_checkpoint:
+        card = files[CARD_FILE] = run / CARD_FILE if of_run else folder / "card.md"
+        text = with_results(card.read_text() if card.is_file() else "", results, target.repo.split("/")[-1])
+        write_whole(card, lambda part: part.write_text(text))
     titles = ", ".join(scores["title"] for scores in results["benchmarks"].values())
-    cards = Path(model) / CARDS if of_run else None
-    change = None if model_is_checkpoint else lambda text: with_results(text, results, name)
-    outcome = patiently(lambda: push(target, files, f"Evaluation: {titles}", change, cards))
-    if not outcome.ok:
-        raise NotPushedError(
-            f"NOT on the Hub: the results of {titles}. {outcome.error}. They are in {folder}; the same command pushes "
-            "them without sampling again."
-        )
-    return f"On the Hub: {outcome.files} files, {outcome.url}"
+    try:
+        _, commit = push(target, files, f"Evaluation: {titles}")
+    except UploadError as error:
+        later = f"They are in {folder}; the same command pushes them without sampling again."
+        raise NotPushedError(f"NOT on the Hub: the results of {titles}. The reason: {error}. {later}") from None
+    return f"On the Hub: {len(files)} files, {commit.commit_url if commit else target.repo}"
+
+
+def with_results(card: str, results: dict[str, Any], model: str) -> str:
+    """Return a card with the results of eval.py in its body and its metadata."""
+    settings = results["settings"]
+    decoding = ", ".join(f"{key} {settings[key]}" for key in _DECODING if settings.get(key) is not None)
+    template = Template(Path(__file__).with_name("evaluation_template.md").read_text())
+    text = template.render(table=markdown(HEAD, rows_of(results["benchmarks"])), settings=settings, decoding=decoding)
+    measured = [_result(name, scores, settings) for name, scores in results["benchmarks"].items()]
+    return merge(join({"model-index": [{"name": model, "results": measured}]}, text), card)
+
+
+def _result(name: str, scores: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of a `model-index`: avg@k in per cent and, with several samples, pass@k."""
+    k, source = scores["k"], BENCHMARKS[name].sources[0] if name in BENCHMARKS else None
+    data = {"name": scores["title"], "type": source.hub if source else name}
+    if source is not None:
+        data |= {"split": source.split} | ({"config": source.configs[0]} if source.configs else {})
+    shown = (*_DECODING, "engine", "grader", "policy")
+    args = {"k": k, **{key: settings[key] for key in shown if settings.get(key) is not None}}
+    interval = {"interval_95": [round(100 * side, 2) for side in scores["interval"]], "problems": scores["problems"]}
+    values = [("accuracy", "avg", scores["avg"], {**interval, **args})]
+    values += [("pass_at_k", "pass", scores["pass"][str(k)], args)] if k > 1 else []
+    metrics = [
+        {"type": kind, "name": f"{name}@{k}", "value": round(100 * value, 2), "args": args}
+        for kind, name, value, args in values
+    ]
+    return {"task": {"type": "text-generation", "name": "Mathematical reasoning"}, "dataset": data, "metrics": metrics}

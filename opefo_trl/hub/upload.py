@@ -1,289 +1,142 @@
-"""One attempt to bring files to a repository on the Hub, and to see that they are there."""
-
-from __future__ import annotations
+"""Upload files to a repository on the Hub, and check that they are there."""
 
 import hashlib
 import os
-import shutil
-import sys
-import time
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-import httpx
-import yaml
-from filelock import FileLock, Timeout
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-    get_token,
-    is_offline_mode,
-    set_client_factory,
-)
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import validate_repo_id
+import huggingface_hub as hub
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import chunk_iterable, disable_progress_bars
 
-from opefo_trl import __version__
-from opefo_trl.files import write_whole
-from opefo_trl.hub.card_blocks import addressed, merge
-from opefo_trl.hub.outbox import LAST_CHECKPOINT, Outcome, Save, Target, contents, discard, folder_of, note, take, to
+from opefo_trl.files import CARD_FILE, LAST_CHECKPOINT_FOLDER
+from opefo_trl.hub.card_blocks import card_to_push
+from opefo_trl.hub.outbox import Target
 
-CARD = "README.md"
-CARDS = ".hub/cards"  # of a run: its own card as it was when it was pushed last, for each address
-SILENCE = float(os.environ.get("OPEFO_HUB_TIMEOUT", "120"))  # seconds without a word before a request has failed
-AT_ONCE = 500  # files whose state is asked for in one request
-RATE_LIMIT = 60.0  # seconds, where the Hub asks to wait and does not say how long
-MERGES = 3  # times that somebody else may commit between our look and our commit
-PAUSES = (5.0, 15.0, 45.0)  # seconds between attempts, while somebody waits for them to succeed
-LONGEST_WAIT = 600.0  # that the Hub may ask for then
-FULL, REFUSED, BUSY = (402, 413, 507), (400, 401, 403, 404, 422), 429
+SILENCE = float(os.environ.get("OPEFO_HUB_TIMEOUT", "120"))  # seconds without a byte after which a request has failed
+LONGEST_WAIT = 600.0  # seconds that the Hub may ask for before somebody who waits hears that the upload failed
+_REFUSED = 3600.0  # wait where a retry alone will not help
+_ADVICE = {  # for a status: what to say, and how long to wait
+    401: ("does not accept the token: log in with `hf auth login`, or set HF_TOKEN", _REFUSED),
+    403: ("needs a token with the role `write`", _REFUSED),
+    429: ("asks to wait", 60.0),
+    **dict.fromkeys((402, 413, 507), ("has no room left", _REFUSED)),
+    **dict.fromkeys((400, 404, 422), ("refuses", _REFUSED)),
+}
 
 
-class RefusedError(RuntimeError):
-    """What trying again does not mend."""
+class UploadError(RuntimeError):
+    """The reason why an upload failed, in one line without tokens, and the seconds to wait before a retry."""
 
-
-class NotThereError(RuntimeError):
-    """The Hub has taken a commit, and not all of its files are there."""
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
 
 
 def set_timeouts() -> None:
-    """For this process: huggingface_hub by itself waits for an answer for ever."""
-    timeout = httpx.Timeout(SILENCE, connect=min(SILENCE, 10.0), pool=None)
-    set_client_factory(lambda: httpx.Client(follow_redirects=True, timeout=timeout))
+    """Give huggingface_hub's client time-outs: by itself it has none. A client of the user's own with some stays."""
+    client = hub.get_session()  # of httpx in huggingface_hub 1, of httpx2 in 2
+    if client.timeout.read is None:
+        timeout, hooks = (min(SILENCE, 10.0), SILENCE, SILENCE, None), client.event_hooks  # connect, read, write, pool
+        hub.set_client_factory(lambda: type(client)(follow_redirects=True, timeout=timeout, event_hooks=hooks))
+    warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
 
 
-def attempt(run: Path, target: Target) -> Outcome:
-    """Push what waits in the outbox of a run. One process at a time: another one's attempt is waited for."""
-    try:
-        with FileLock(folder_of(run) / "lock", timeout=SILENCE):
-            outcomes = [_push_saves(run, target, saves) for saves in take(run, target.every)]
-            failed = [outcome for outcome in outcomes if not outcome.ok]
-            return (failed or outcomes or [push(target, {}, "")])[-1]
-    except Timeout:
-        return Outcome([], error="another process is pushing the same run")
-    except OSError as error:  # of the outbox: the disk, or a folder that is gone
-        return explain(error, target.repo)
-
-
-def _push_saves(run: Path, target: Target, saves: list[Save]) -> Outcome:
-    """To their address, all in one commit."""
-    messages = [save.message for save in saves]
-    outcome = push(to(target, saves[0]), contents(saves), messages[-1], cards=run / CARDS)
-    outcome = replace(outcome, messages=messages)
-    note(run, outcome)
-    if outcome.ok:
-        for save in saves:
-            discard(run, save.folder)
-    return outcome
-
-
-def push(
-    target: Target,
-    files: Mapping[str, Path],
-    message: str,
-    change: Callable[[str], str] | None = None,
-    cards: Path | None = None,
-) -> Outcome:
+def push(to: Target, files: Mapping[str, Path], message: str, token: str | None = None) -> tuple[str, Any]:
     """
-    A commit of `files`, by their paths in the repository, which is made if it is not there. What is there already is
-    not sent again, and a card that somebody has written in keeps that. `change` has the last word on the card, and
-    is given it as it will be otherwise. `cards` remembers the card among the files, to tell at the next push
-    who has written what since.
+    Commit `files`, by their paths in the repository, which is created if need be, and check their hashes on the Hub.
+    Returns the repository with its owner, and the `CommitInfo`. A card that is broken keeps no other file back.
     """
-    repo = target.repo
+    set_timeouts()
+    disable_progress_bars()  # there would be one for each file
     try:
-        if is_offline_mode():
-            raise RefusedError("HF_HUB_OFFLINE is set, so nothing is sent")
-        token = get_token()
-        if token is None:
-            raise RefusedError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
-        api = HfApi(token=token, library_name="opefo_trl", library_version=__version__)
-        repo = api.create_repo(target.repo, private=target.private, exist_ok=True).repo_id
-        if target.revision is not None and not target.revision.startswith("refs/"):
-            api.create_branch(repo, branch=target.revision, exist_ok=True)
-        if not files and change is None:
-            return Outcome([], repo)
-        local = None if cards is None else cards / f"{repo}@{target.revision or 'main'}.md".replace("/", "--")
-        last = local.read_text() if local is not None and local.is_file() else None
-        make_card = partial(_card, api, repo, files.get(CARD), change, last)
+        token = token or hub.get_token()
+        if token is None or hub.is_offline_mode():
+            reason = "there is no token: log in with `hf auth login`, or set HF_TOKEN"
+            raise UploadError("HF_HUB_OFFLINE is set" if token else reason, _REFUSED)
+        api = hub.HfApi(token=token, library_name="opefo_trl", library_version=version("opefo_trl"))
+        to = replace(to, repo=api.create_repo(to.repo, private=to.private, exist_ok=True).repo_id)
+        if to.revision is not None and not to.revision.startswith("refs/"):
+            api.create_branch(to.repo, branch=to.revision, exist_ok=True)
+        additions = [hub.CommitOperationAdd(path, source) for path, source in files.items() if path != CARD_FILE]
+        for addition in additions:
+            # One by one: for several, huggingface_hub starts threads, which the end of the process would wait for
+            api.preupload_lfs_files(to.repo, [addition], revision=to.revision, free_memory=False)
         try:
-            commit, additions = _commit(api, replace(target, repo=repo), files, message, make_card)
-        except (ValueError, yaml.YAMLError) as error:  # a card that cannot be read, or is refused
-            _commit(api, replace(target, repo=repo), files, message, lambda there: None)
-            raise RefusedError(f"all is there but the card, {CARD}: {error}") from None
-        _verify(api, repo, commit.oid, additions)
-        if local is not None and CARD in files:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(local, partial(shutil.copyfile, files[CARD]))
-        size = sum(addition.upload_info.size for addition in additions)
-        return Outcome([message], repo, commit.oid, commit.commit_url, len(additions), size)
-    except Exception as error:  # of the network, the server, the disk or the card: the run goes on with any of them
-        return explain(error, repo)
-
-
-def _commit(
-    api: HfApi, target: Target, files: Mapping[str, Path], message: str, make_card: Callable[[str | None], str | None]
-) -> tuple[CommitInfo, list[CommitOperationAdd]]:
-    for remaining in reversed(range(MERGES)):
-        info = api.model_info(target.repo, revision=target.revision)
-        there = {sibling.rfilename for sibling in info.siblings or []}
-        additions = [CommitOperationAdd(path, source) for path, source in files.items() if path != CARD]
-        card = make_card(info.sha if CARD in there else None)
-        if card is not None:
-            additions.append(CommitOperationAdd(CARD, card.encode()))
-        deletions = [CommitOperationDelete(path) for path in sorted(_stale(there, files))]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of parquet files in a model's repository
-                commit = api.create_commit(
-                    target.repo,
-                    [*additions, *deletions],
-                    commit_message=message,
-                    revision=target.revision,
-                    parent_commit=info.sha,
-                )
-            return commit, additions
-        except HfHubHTTPError as error:
-            if error.response.status_code != 412 or not remaining:
+            return to.repo, _commit(api, to, message, additions, files.get(CARD_FILE)) if files else None
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if CARD_FILE not in files:
                 raise
-    raise AssertionError("unreachable")
+            _commit(api, to, message, additions, None)
+            raise UploadError(f"all is there except the card, {CARD_FILE}: {error}", _REFUSED) from None
+    except Exception as error:
+        raise explain(error, token) from None
 
 
-def _stale(there: set[str], files: Mapping[str, Path]) -> set[str]:
-    """Files of an older `last-checkpoint` that the new one does not have."""
-    folder = f"{LAST_CHECKPOINT}/"
-    replaced = any(path.startswith(folder) for path in files)
-    return {path for path in there if replaced and path.startswith(folder) and path not in files}
+def _commit(api: Any, to: Target, message: str, files: Sequence[Any], card: Path | None) -> hub.CommitInfo:
+    """Commit and verify. If somebody else commits meanwhile, the Hub refuses (412) and the upload is retried."""
+    info, additions, hub_card = api.model_info(to.repo, revision=to.revision), [*files], None
+    existing, new = {entry.rfilename for entry in info.siblings}, {addition.path_in_repo for addition in files}
+    if card is not None:
+        if CARD_FILE in existing:
+            with TemporaryDirectory() as cache:  # the user's cache may be read-only
+                file = api.hf_hub_download(to.repo, CARD_FILE, revision=info.sha, cache_dir=cache)
+                hub_card = Path(file).read_text()
+        text = card_to_push(card.read_text(), to.repo, hub_card)
+        additions.append(hub.CommitOperationAdd(CARD_FILE, text.encode()))
+    # Files of an older `last-checkpoint` that the new one does not have
+    replaced = {path.split("/")[0] for path in new} & {LAST_CHECKPOINT_FOLDER}
+    stale = [hub.CommitOperationDelete(path) for path in sorted(existing - new) if path.split("/")[0] in replaced]
+    branch = {"revision": to.revision, "parent_commit": info.sha}
+    commit = api.create_commit(to.repo, [*additions, *stale], commit_message=message, **branch)
+    _verify(api, to.repo, commit.oid, {addition.path_in_repo: addition for addition in additions})
+    return commit
 
 
-def _card(
-    api: HfApi,
-    repo: str,
-    source: Path | None,
-    change: Callable[[str], str] | None,
-    last: str | None,
-    there: str | None,
-) -> str | None:
-    """The card to commit: ours, with what somebody has written into the one that is `there`, at that commit."""
-    text = source.read_text() if source is not None else None
-    if there is not None and (text is not None or change is not None):
-        with TemporaryDirectory() as folder:  # the cache may be read-only, and is of no use here
-            before = Path(api.hf_hub_download(repo, CARD, revision=there, cache_dir=folder)).read_text()
-        text = before if text is None else merge(text, before, last)
-    if change is not None:
-        text = change(text or "")
-    return None if text is None else inherit_licence(addressed(text, repo))
-
-
-def inherit_licence(text: str) -> str:
-    """Where the card names none: the base model's."""
-    card = ModelCard(text, ignore_metadata_errors=True)
-    base = card.data.get("base_model")
-    if card.data.get("license") is not None or not isinstance(base, str):
-        return text
-    with suppress(Exception):  # it is gone, gated or malformed, or the Hub is: a card without a licence is no reason
-        of_base = ModelCard.load(base, token=get_token(), ignore_metadata_errors=True).data
-        for name in ("license", "license_name", "license_link"):
-            card.data[name] = of_base.get(name)
-        return str(card)
-    return text
-
-
-def _verify(api: HfApi, repo: str, commit: str, additions: list[CommitOperationAdd]) -> None:
-    """Every file, by its hash as the Hub has it."""
-    paths = [addition.path_in_repo for addition in additions]
-    there = {}
-    for begin in range(0, len(paths), AT_ONCE):
-        for entry in api.get_paths_info(repo, paths[begin : begin + AT_ONCE], revision=commit):
-            if isinstance(entry, RepoFile):
-                there[entry.path] = entry
-    missing = [addition.path_in_repo for addition in additions if not _is_there(addition, there)]
+def _verify(api: Any, repo: str, commit: str, missing: dict[str, Any]) -> None:
+    """Compare each file's hash with the Hub's, which takes a commit even if .gitignore excludes some of the files."""
+    for paths in chunk_iterable([*missing], 500):
+        for entry in api.get_paths_info(repo, list(paths), revision=commit):
+            with missing[entry.path].as_file() as file:
+                content = b"" if entry.lfs else file.read()
+            git_hash = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            sha256 = missing[entry.path].upload_info.sha256.hex()
+            if (entry.lfs.sha256 == sha256) if entry.lfs else (entry.blob_id == git_hash):
+                del missing[entry.path]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise NotThereError(
-            f"the Hub took the commit, and has not {', '.join(missing[:3])}{more} as they were sent (does the "
-            "repository's .gitignore leave them out?)"
-        )
+        some = ", ".join([*missing][:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise UploadError(f"the Hub took the commit, but does not have {some} as sent: does .gitignore exclude them?")
 
 
-def _is_there(addition: CommitOperationAdd, there: Mapping[str, RepoFile]) -> bool:
-    entry = there.get(addition.path_in_repo)
-    if entry is None:
-        return False
-    if entry.lfs is not None:
-        return entry.lfs.sha256 == addition.upload_info.sha256.hex()
-    with addition.as_file() as file:
-        content = file.read()
-    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def explain(error: BaseException, repo: str) -> Outcome:
-    """What went wrong, in a line that says what to do, and whether trying again may help."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # huggingface_hub's, around the real one
-        error = error.__cause__
-    text, refused, wait = f"{type(error).__name__}: {error}", isinstance(error, ValueError), 0.0
-    if isinstance(error, HfHubHTTPError):
-        text, refused, wait = _of_status(error, repo)
-    elif isinstance(error, httpx.HTTPError):
-        text, refused = f"the Hub cannot be reached ({type(error).__name__}: {error})", False
-    elif isinstance(error, (RefusedError, NotThereError)):
-        text, refused = str(error), isinstance(error, RefusedError)
-    return Outcome([], repo, error=without_token(" ".join(text.split())), refused=refused, wait=wait)
-
-
-def _of_status(error: HfHubHTTPError, repo: str) -> tuple[str, bool, float]:
-    status, said = error.response.status_code, error.server_message or ""
-    because = f": {said}" if said else ""
-    if status == BUSY:
+def explain(error: BaseException, token: str | None = None) -> UploadError:
+    """Turn any error of an upload into its reason, and say when a retry may help."""
+    while error.__cause__ is not None and isinstance(error, (RuntimeError, LocalEntryNotFoundError)):
+        error = error.__cause__  # huggingface_hub wraps what went wrong with a file
+    reason, wait = f"{type(error).__name__}: {error}", _REFUSED if isinstance(error, ValueError) else 0.0
+    if isinstance(error, UploadError):
+        reason, wait = str(error), error.wait
+    elif isinstance(error, HfHubHTTPError):
+        advice, wait = _ADVICE.get(error.response.status_code, ("failed", 0.0))
+        reason = f"the Hub {advice} ({error.response.status_code}): {error.server_message or error}"
         after = error.response.headers.get("Retry-After", "")
-        return f"the Hub asks to wait (429){because}", False, float(after) if after.isdigit() else RATE_LIMIT
-    if status in FULL:
-        return f"the Hub has no room left for {repo} ({status}){because}", True, 0.0
-    if status == 401:
-        return (
-            f"the Hub does not accept the token (401): log in with `hf auth login`, or set HF_TOKEN{because}",
-            True,
-            0.0,
-        )
-    if status == 403:
-        return f"the token may not write to {repo} (403): it needs the role `write`{because}", True, 0.0
-    return f"the Hub answered {status}{because or f': {error}'}", status in REFUSED, 0.0
+        wait = float(after) if after.isdigit() else wait
+    elif isinstance(error, HTTPError):
+        reason = f"the Hub cannot be reached ({reason})"
+    return UploadError(without_secrets(" ".join(reason.split()), token), wait)
 
 
-def without_token(text: str) -> str:
-    known = [os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")]
+def without_secrets(text: str, *tokens: str | None) -> str:
+    """Replace tokens in a text by ***: known ones, the values of `hub_token` options, and what looks like one."""
     with suppress(Exception):
-        known.append(get_token())
-    for token in filter(None, known):
+        tokens = (*tokens, hub.get_token())
+    for token in filter(None, (*tokens, os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN"))):
         text = text.replace(token, "***")
-    return text
-
-
-def check_repo(repo: str) -> None:
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ValueError(f"`hub_model_id={repo!r}` is no name of a repository: {error}") from None
-
-
-def patiently(attempt: Callable[[], Outcome]) -> Outcome:
-    """Again after a pause, as long as that may help."""
-    outcome = attempt()
-    for pause in PAUSES:
-        if outcome.ok or outcome.refused or outcome.wait > LONGEST_WAIT:
-            return outcome
-        wait = max(pause, outcome.wait)
-        print(f"{outcome.error}. Trying again in {wait:.0f} s ...", file=sys.stderr)
-        time.sleep(wait)
-        outcome = attempt()
-    return outcome
+    text = re.sub(r"((?:push[-_]to[-_])?hub[-_]token['\"]?\s*[:= ]\s*)[^\s,}]+", r"\1***", text)
+    return re.sub(r"\bhf_\w{20,}", "***", text)

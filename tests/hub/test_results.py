@@ -1,0 +1,142 @@
+"""Results of eval.py on their way to a card and a repository."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub.results_example import RESULTS
+from hub_server import problems_of
+from huggingface_hub import ModelCard
+
+from opefo_trl.hub import NotPushedError, Target
+from opefo_trl.hub.card_blocks import join
+from opefo_trl.hub.results import check_target, push_results, results_target, with_results
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_results_are_read_by_the_hubs_own_classes():
+    text = with_results("", RESULTS, "my-model")
+    assert problems_of(text) == []
+    results = ModelCard(text).data.eval_results
+    assert [(result.dataset_type, result.metric_name, result.metric_value) for result in results] == [
+        ("math-ai/aime24", "avg@32", 12.5),
+        ("math-ai/aime24", "pass@32", 40.0),
+        ("playground", "avg@1", 50.0),
+    ]
+    args = results[0].metric_args
+    assert args["k"] == 32 and args["interval_95"] == [7.0, 19.0] and args["problems"] == 30
+    assert args["temperature"] == 0.6 and args["grader"] == "math-verify 0.9" and "limit" not in args
+    assert "| AIME 2024 | 30 | 32 | 12.5% | 7.0 to 19.0 | 40.0% |" in text and "math-verify 0.9" in text
+
+
+def test_results_join_a_card():
+    once = with_results(join({"license": "mit"}, "# Mine\n\nwords\n"), RESULTS, "m")
+    assert "words" in once and ModelCard(once).data.license == "mit"
+    assert with_results(once, RESULTS, "m") == once and once.count("## Evaluation") == 1
+
+
+def test_where_results_go(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoint-2").mkdir(parents=True)
+    Target("alice/run", revision="try").write(run)
+    assert results_target(str(run), None, None) == Target("alice/run", revision="try")
+    assert results_target(str(run / "checkpoint-2"), None, True) == Target("alice/run", True, "try")
+    assert results_target(str(run), "alice/other", None) == Target("alice/other")
+    assert results_target("Qwen/Qwen3-0.6B", None, None) == Target("Qwen/Qwen3-0.6B")
+    with pytest.raises(ValueError, match="playground.*--hub_model_id"):
+        results_target("playground", None, None)
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    folder = tmp_path / "evaluated"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    (folder / "samples" / "aime24.parquet").write_bytes(b"samples")
+    return folder
+
+
+@pytest.mark.slow
+def test_results_of_a_run_go_into_both_cards(hub, run, evaluated):
+    Target("alice/model").write(run)
+    hub.make("alice/model")
+    hub.write("alice/model", "README.md", "---\nlicense: mit\n---\n# By hand\n")
+    assert "http" in push_results(results_target(str(run), None, None), evaluated, str(run))
+    files = hub.files("alice/model")
+    assert files["eval/samples/aime24.parquet"] == b"samples" and "eval/results.json" in files
+    pushed, local = ModelCard(files["README.md"].decode()), ModelCard((run / "README.md").read_text())
+    assert len(pushed.data.eval_results) == len(local.data.eval_results) == 3
+    assert pushed.data.license == "mit" and "# By hand" in pushed.text and "# model" in pushed.text
+
+
+@pytest.mark.slow
+def test_results_of_a_checkpoint_leave_the_card_alone(hub, run, evaluated):
+    Target("alice/model").write(run)
+    checkpoint = str(run / "checkpoint-2")
+    push_results(results_target(checkpoint, None, None), evaluated, checkpoint)
+    files = hub.files("alice/model")
+    assert "eval/checkpoint-2/results.json" in files and "README.md" not in files
+
+
+@pytest.mark.slow
+def test_a_repository_that_cannot_be_written_is_named_before_and_after_sampling(hub, run, evaluated):
+    with pytest.raises(ValueError, match="bob/model.*403"):
+        check_target(Target("bob/model"))
+    with pytest.raises(NotPushedError, match=r"AIME 2024.*403.*without sampling"):
+        push_results(Target("bob/model"), evaluated, str(run))
+    hub.fault("create", status=502)
+    check_target(Target("alice/model"))  # may be gone when there is something to push
+
+
+# ---- the script
+
+
+def evaluate(hub, home, *options):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), "--benchmarks", "playground", "--temperature", "1",
+         "--max_new_tokens", "12", "--push_to_hub", *options],
+        capture_output=True, text=True, env={**os.environ, **hub.environment(home=home)},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_script_pushes_what_it_sampled(hub, tmp_path):
+    out, home = tmp_path / "eval", tmp_path / "home"
+    hub.make("alice/model")
+    hub.write("alice/model", "README.md", "---\nlicense: mit\n---\n# By hand\n")
+    options = ["--model", "playground", "--hub_model_id", "alice/model", "--output_dir", str(out), "--k", "2"]
+    done = evaluate(hub, home, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "On the Hub: " in done.stdout
+    files = hub.files("alice/model")
+    assert files["eval/results.json"] == (out / "results.json").read_bytes()
+    assert files["eval/samples/playground.parquet"] == (out / "samples" / "playground.parquet").read_bytes()
+    card = ModelCard(files["README.md"].decode())
+    results = json.loads(files["eval/results.json"])["benchmarks"]["playground"]
+    first = card.data.eval_results[0]
+    assert first.metric_name == "avg@2" and first.metric_value == round(100 * results["avg"], 2)
+    assert first.metric_args["interval_95"] == [round(100 * side, 2) for side in results["interval"]]
+    assert "# By hand" in card.text and "## Evaluation" in card.text and card.data.license == "mit"
+
+    hub.fault("preupload", status=403, times=float("inf"))  # later, without the right to write
+    refused = evaluate(hub, home, *options)
+    assert refused.returncode == 1 and "NOT on the Hub" in refused.stderr and "403" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "reasons"),
+    [
+        (["--model", "playground"], ["'playground'", "--hub_model_id"]),
+        (["--model", "playground", "--hub_model_id", "a/b/c"], ["a/b/c", "hub_model_id"]),
+        (["--model", "playground", "--hub_model_id", "a/b", "--watch", "x"], ["--push_to_hub"]),
+    ],
+)
+def test_mistakes_of_the_script(hub, tmp_path, options, reasons):
+    done = evaluate(hub, tmp_path / "home", *options)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert all(reason in done.stderr for reason in reasons) and not hub.requests

@@ -1,0 +1,195 @@
+"""One upload: what it says when it fails, and what of a repository it leaves as it is."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import huggingface_hub
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HTTPError
+
+from opefo_trl.cli.run_folder import checkpoints
+from opefo_trl.hub import Target, upload
+from opefo_trl.hub.outbox import files_to_publish
+from opefo_trl.hub.upload import LONGEST_WAIT, UploadError, explain, push, without_secrets
+
+TARGET = Target("model")
+
+
+def test_a_reason_is_one_line_and_says_whether_a_retry_may_help():
+    down = explain(HTTPError("refused\nby all"))
+    assert "cannot be reached" in str(down) and "refused by all" in str(down) and down.wait == 0
+    assert explain(ValueError("bad card")).wait > LONGEST_WAIT
+    wrapped = RuntimeError("Error while uploading")
+    wrapped.__cause__ = HTTPError("slow")
+    assert "slow" in str(explain(wrapped))
+    assert str(explain(UploadError("no room", 7.0))) == "no room" and explain(UploadError("no room", 7.0)).wait == 7
+
+
+def test_no_token_gets_into_a_text(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "my-own-token")
+    words = "train.py --hub_token abc --hub-token=def --push-to-hub-token ghi --name my-own-token --flow_target 0.4x"
+    text = without_secrets(words)
+    assert "0.4x" in text and not any(secret in text for secret in ("abc", "def", "ghi", "my-own-token"))
+    config = "lr: 1\n  hub_token: abcdef\nuse: hf_" + "a" * 34 + "\n{'hub_token': x, a: known}"
+    assert without_secrets(config, "known", None) == "lr: 1\n  hub_token: ***\nuse: ***\n{'hub_token': ***, a: ***}"
+    assert "given" not in str(explain(ValueError("token given"), "given"))
+
+
+def test_the_client_has_time_outs_and_a_users_own_stays(monkeypatch):
+    factories = []
+    monkeypatch.setattr(huggingface_hub, "set_client_factory", factories.append)
+    unlimited = type(huggingface_hub.get_session())(timeout=None, event_hooks={"request": [print]})
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: unlimited)
+    upload.set_timeouts()
+    client = factories.pop()()
+    assert client.timeout.read == client.timeout.write == upload.SILENCE and client.timeout.connect <= 10
+    assert client.event_hooks["request"] == [print] and client.follow_redirects
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: client)
+    upload.set_timeouts()
+    assert factories == []
+
+
+@pytest.mark.slow
+def test_publishing_loads_no_torch():
+    heavy = "('torch', 'transformers', 'trl', 'pandas')"
+    code = f"import sys, opefo_trl.hub.__main__; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_a_private_repository_and_what_somebody_wrote_stay(hub, run):
+    hub.make("alice/model", private=True)
+    hub.write("alice/model", "README.md", "---\nlicense: mit\ntags: [mine]\n---\n\n# By hand\n\nKeep this.\n")
+    files = files_to_publish(run, [], "end")
+    push(TARGET, files, "first")
+    text = hub.files("alice/model")["README.md"].decode()
+    hub.write("alice/model", "README.md", text.replace("# model", "# MINE").replace("Keep this.", "Keep this too."))
+    (run / "README.md").write_text(f"{(run / 'README.md').read_text()}\n\nLocal words.\n")
+    for message in ("second", "third"):
+        push(TARGET, files, message)
+    card = ModelCard(hub.files("alice/model")["README.md"].decode())
+    assert hub.repos["alice/model"].private
+    assert card.text.count("# By hand\n\nKeep this too.") == card.text.count("Local words.") == 1
+    assert "# MINE" not in card.text and card.text.count("# model") == 1  # between marks it is generated
+    assert card.data.license == "mit" and card.data.tags == ["mine", "opefo"]
+
+
+@pytest.mark.slow
+def test_a_new_repository_is_private_if_asked_for_and_a_branch_is_made(hub, run):
+    push(Target("model", private=True, revision="try"), files_to_publish(run, [], "end"), "end")
+    assert hub.repos["alice/model"].private and hub.commits("alice/model") == []
+    assert "model.safetensors" in hub.files("alice/model", "try")
+    assert any(kind == "card" for kind, *_ in hub.requests)  # validated by the Hub before it was taken
+
+
+@pytest.mark.slow
+def test_a_licence_is_the_base_models(hub, run):
+    hub.make("bob/base")
+    hub.write("bob/base", "README.md", "---\nlicense: other\nlicense_name: own\n---\n")
+    card = (run / "README.md").read_text()
+    (run / "README.md").write_text(card.replace("tags: [opefo]", "tags: [opefo]\nbase_model: bob/base"))
+    push(TARGET, files_to_publish(run, [], "end"), "end")
+    data = ModelCard(hub.files("alice/model")["README.md"].decode()).data
+    assert data.license == "other" and data.license_name == "own"
+
+
+@pytest.mark.slow
+def test_a_last_checkpoint_is_replaced_as_a_whole(hub, run):
+    (run / "checkpoint-2" / "rng_state_1.pth").write_bytes(b"of a rank that is gone")
+    push(TARGET, files_to_publish(run, [run / "checkpoint-2"], "checkpoint"), "step 2")
+    assert "last-checkpoint/rng_state_1.pth" in hub.files("alice/model")
+    push(TARGET, files_to_publish(run, checkpoints(run), "checkpoint"), "step 10")
+    files = hub.files("alice/model")
+    assert "last-checkpoint/rng_state_1.pth" not in files and files["last-checkpoint/optimizer.pt"] == b"\x0a" * 10
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_sent_again(hub, run):
+    files = files_to_publish(run, checkpoints(run), "all_checkpoints")
+    _, first = push(TARGET, files, "first")
+    before = sum(kind == "lfs" for kind, *_ in hub.requests)
+    repo, second = push(TARGET, files, "second")
+    assert repo == "alice/model" and second.oid == first.oid and len(hub.commits("alice/model")) == 1
+    assert sum(kind == "lfs" for kind, *_ in hub.requests) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("token", "fault", "reasons"),
+    [
+        ("hf_nobody", None, ["401", "token", "hf auth login"]),
+        ("hf_reader", None, ["403", "write"]),
+        (None, None, ["no token", "hf auth login"]),
+        ("hf_alice", 413, ["413", "no room"]),
+        ("hf_alice", 402, ["402", "no room"]),
+    ],
+)
+def test_a_hub_that_refuses(hub, run, token, fault, reasons, monkeypatch):
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    if fault is not None:
+        hub.fault("commit", status=fault, times=float("inf"))
+    with pytest.raises(UploadError) as caught:
+        push(TARGET, files_to_publish(run, [], "end"), "end")
+    assert all(reason in str(caught.value) for reason in reasons) and caught.value.wait > LONGEST_WAIT
+    assert str(token) not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_offline_nothing_is_tried(hub, run, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UploadError, match="HF_HUB_OFFLINE"):
+        push(TARGET, files_to_publish(run, [], "end"), "end")
+    assert not hub.requests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "card", ["---\nlicense: [\n---\n# By hand\n", "---\n- not a map\n---\n", "---\ntags: 7\n---\n"]
+)
+def test_a_card_that_cannot_be_read_keeps_no_weights_back(hub, run, card):
+    hub.make("alice/model")
+    hub.write("alice/model", "README.md", card)
+    with pytest.raises(UploadError, match=r"README\.md") as caught:
+        push(TARGET, files_to_publish(run, [], "end"), "end")
+    assert caught.value.wait > LONGEST_WAIT
+    files = hub.files("alice/model")
+    assert files["README.md"].decode() == card and "model.safetensors" in files
+
+
+@pytest.mark.slow
+def test_files_that_gitignore_excludes_are_missed(hub, run):
+    hub.make("alice/model")
+    hub.write("alice/model", ".gitignore", "*.html\n")
+    with pytest.raises(UploadError, match=r"report\.html.*\.gitignore"):
+        push(TARGET, files_to_publish(run, [], "end"), "end")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
+def test_a_file_with_another_hash_is_missed(hub, run, path, monkeypatch):
+    real = hub.answer
+
+    def answer(method, url, query, headers, body):
+        if "paths-info" in url:
+            files = hub.repos["alice/model"].commit("main").files
+            files[path] = files[path]._replace(content=b"something else")
+        return real(method, url, query, headers, body)
+
+    monkeypatch.setattr(hub, "answer", answer)
+    with pytest.raises(UploadError, match=path):
+        push(TARGET, files_to_publish(run, [], "end"), "end")
+
+
+@pytest.mark.slow
+def test_no_pool_of_threads_uploads(hub, run, monkeypatch):
+    """The end of the process would wait for its threads, which may hang."""
+    submitted = []
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda *arguments: submitted.append(arguments))
+    push(TARGET, files_to_publish(run, checkpoints(run), "all_checkpoints"), "all")
+    assert not submitted and "checkpoint-2/optimizer.pt" in hub.files("alice/model")
