@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,13 +15,15 @@ from matplotlib.ticker import MaxNLocator
 
 from opefo_trl.files import write_whole
 
-if TYPE_CHECKING:
-    from opefo_trl.curves.record import EntropyCurves
-
 _RAISES, _LOWERS = "#2166ac", "#b2182b"  # everywhere in this package blue raises entropy and red lowers it
 # One for each run; distinguishable without colour vision
 RUNS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _STYLE: dict[str, Any] = {"linewidth": 1.6, "solid_capstyle": "round"}
+
+
+class _Curves(Protocol):  # EntropyCurves, which imports this module
+    frame: pd.DataFrame
+    name: str
 
 
 class Picture(Figure):
@@ -33,7 +35,7 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: int | None = None) -> Figure:
+def draw(runs: Sequence[_Curves], path: str | Path | None = None, smooth: int | None = None) -> Figure:
     """
     Draw four panels: entropy, flow up and down, lambda, reward. Faint lines are single steps, strong lines their
     moving mean. A fifth panel shows benchmark scores of checkpoints, where a run has them (`eval.py --watch`).
@@ -77,7 +79,7 @@ def draw(runs: Sequence[EntropyCurves], path: str | Path | None = None, smooth: 
     return figure
 
 
-def _draw_scores(axes: Axes, runs: Sequence[EntropyCurves]) -> None:
+def _draw_scores(axes: Axes, runs: Sequence[_Curves]) -> None:
     """Draw the benchmark scores of the evaluated checkpoints, with their intervals."""
     colors = cycle(RUNS[1:])
     for run in runs:
