@@ -6,7 +6,7 @@
     accelerate launch --config_file configs/accelerate/zero2.yaml train.py --config configs/qwen2.5-math-7b.yaml
 
 Every field of OPEFOConfig, GRPOConfig, TrainingArguments and ModelConfig is an option here and a key of a config file.
-The same command resumes an interrupted run from its newest whole checkpoint.
+The same command resumes an interrupted run from its newest complete checkpoint.
 """
 
 import json
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def find_checkpoint(args: OPEFOConfig, settings: dict) -> str | None:
-    """Return the checkpoint to resume from: the one that was named, or the newest whole one of the same run."""
+    """Return the checkpoint to resume from: the one that was named, or the newest complete one of the same run."""
     named = str(args.resume_from_checkpoint or "")
     if named.lower() not in ("", "true", "false"):
         if not (Path(named) / TRAINER_STATE_FILE).is_file():
@@ -204,7 +204,7 @@ def make_trainer(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig)
 
 
 def load_data(script: ScriptArguments, args: OPEFOConfig, rewards: list) -> tuple[Dataset, Dataset | None]:
-    """Return clean, readable problems to train on, and others to evaluate on."""
+    """Return cleaned problems with readable answers to train on, and others to evaluate on."""
     splits = load_splits(script.dataset_name, script.dataset_config)
     benchmarks = {name: load_benchmark(name, script.benchmark_source)["problem"] for name in script.decontaminate}
 

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "OPEFOConfig": "opefo_trl.config",
-    "OPEFOTrainer": "opefo_trl.trainer",
-}
+_HOMES = {"OPEFOConfig": "opefo_trl.config", "OPEFOTrainer": "opefo_trl.trainer"}
 
 __all__ = ["OPEFOConfig", "OPEFOTrainer", "__version__"]
 

@@ -60,8 +60,9 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         curves ([`~opefo_trl.curves.EntropyCurves`]): the steps so far; `trainer.curves.plot()` draws them. None with
             `entropy_curves=False`, and on all ranks but the first.
         publisher ([`~opefo_trl.hub.Publisher`]): pushes to the Hub; `trainer.publisher.report()` lists every save and
-            what came of it. None without `push_to_hub`, and on all ranks but the first.
-        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): what the model card says beyond what a trainer knows.
+            its outcome. None without `push_to_hub`, and on all ranks but the first.
+        run_facts ([`~opefo_trl.hub.model_card.RunFacts`]): facts for the model card that only the script knows (data
+            source, recipe file).
 
     Example:
 
@@ -107,7 +108,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
             self._tag_names = [*GRPOTrainer._tag_names, *([args.control] if args.control != "none" else [])]
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
-        self._loss_trains = False  # whether that loss is for its gradient, or only for its metrics
+        self._loss_trains = False  # whether that loss is computed for its gradient, or only for its metrics
         self._loss_tokens: Tokens | None = None
 
         self.reward_funcs = [
@@ -126,13 +127,13 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         seed_sampling(args, self.accelerator, 0)
 
     def _begin_run(self) -> None:
-        """Set the state that a run begins with, whatever a run before it left."""
+        """Reset all state of a run; called again by each `train()`."""
         args = self.args
         self.entropy_control = control = args.make_control()
         self.flow_step = FlowStep(args, control, self.accelerator)
         self.scoring = ScoringPass(self.flow_step.estimator, self.temperature, args.cast_lm_head_to_fp32)
         self._corrects_live = args.corrects_live(control)
-        self._correction: SamplerCorrection | None = None  # where no scoring pass of TRL's measures the drift
+        self._correction: SamplerCorrection | None = None  # set if no scoring pass of TRL's measures the drift
         if self._corrects_live or (args.use_vllm and not args.corrects_vllm and args.updates_per_rollout == 1):
             bounds = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
             self._correction = SamplerCorrection(self._corrects_live, self.vllm_importance_sampling_mode, *bounds)
@@ -149,10 +150,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         self._means = MetricMeans(by_rows)
         self.drift_guard, self.collapse_guard = DriftGuard(args.sampling_drift_max), CollapseGuard()
         self.guard = StepGuard(
-            args.nonfinite,
-            Path(args.output_dir) / NONFINITE_FOLDER,
-            self._tokenizer.decode,
-            args.updates_in_backward,
+            args.nonfinite, Path(args.output_dir) / NONFINITE_FOLDER, self._tokenizer.decode, args.updates_in_backward
         )
         self.reward_guard = RewardGuard.watch(args.nonfinite, self.reward_funcs, self.reward_func_names)
         self._answers: RolloutAnswers | None = None  # of the rollout under way
@@ -187,18 +185,20 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         with self.scoring.keep_scores():
             with self._trl_correction_off() if self._corrects_live else nullcontext():
                 batch = super()._generate_and_score_completions(inputs)
-            # The rewards travel with the batch: TRL shuffles its rows, and the curves show some of them.
+            # The rewards are kept in the batch, since TRL shuffles its rows and the curves show some of them
             assert self._answers is not None  # since `_calculate_rewards`
             batch["reward"], batch["solved"] = self._answers.rewards, self._answers.solved_share
             if self.args.corrects_vllm and not self._corrects_live:
                 self._check_drift(self._metrics["train"][f"{SAMPLING_DRIFT}/mean"][-1])
-            # Strictly on-policy without vLLM, TRL needs no scoring pass and runs none.
+            # In strictly on-policy runs without vLLM, TRL runs no scoring pass
             logps = batch.get("old_per_token_logps")
             if logps is None and self.flow_step.measuring == "ahead":
                 logps = self._score(batch)
             scores = self.scoring.scores_of(logps)
         if scores is not None:
-            if self.args.updates_per_rollout == 1 and self.rebatcher.transforms.drop:  # still true in its training
+            if (
+                self.args.updates_per_rollout == 1 and self.rebatcher.transforms.drop
+            ):  # still valid while it is trained on
                 batch["logps"], batch["entropies"] = scores.logps, scores.entropies
             if self.flow_step.measuring == "ahead":
                 self.flow_step.measure_rollout(batch, trained_mask(batch), scores)
@@ -206,7 +206,8 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
 
     @contextmanager
     def _trl_correction_off(self) -> Iterator[None]:
-        """Keep TRL from scoring the rollout for vLLM's ratio: `_correct` computes it in the forward that trains."""
+        """Keep TRL from scoring the rollout for vLLM's ratio: `SamplerCorrection.apply` computes the ratio during the
+        training forward instead."""
         self.vllm_importance_sampling_correction = False
         try:
             yield
@@ -234,12 +235,12 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
     # ---- the hidden path through TRL's loss
     #
     #   compute_loss -> GRPOTrainer.compute_loss -> GRPOTrainer._compute_loss(model, live)
-    #       -> _get_per_token_logps_and_entropies -> _shape(live)     we write live["advantages"], epsilon_low/high
-    #       <- reads live["advantages"] and self.epsilon_low/high     TRL's loss only now
+    #       -> _get_per_token_logps_and_entropies -> _apply_control(live)   writes live["advantages"], epsilon_low/high
+    #       <- TRL's loss reads live["advantages"] and self.epsilon_low/high only now
     #
     # `GRPOTrainer._compute_loss` asks for log-probabilities before it reads the advantages, and takes them as (B, T).
-    # So what a control does to the tokens of a micro-batch is written into a copy of its inputs in between, and every
-    # loss type, importance ratio, KL term, mask and metric stays TRL's own.
+    # In between, `_apply_control` writes the control's advantages into a copy of the inputs, and every loss type,
+    # importance ratio, KL term, mask and metric stays TRL's own.
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -249,7 +250,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         if not self.guard.window:  # the first micro-batch of an optimizer step
             self.flow_step.begin(self.state)
         bookkeeping = inputs.get(BOOKKEEPING)
-        for dropped in bookkeeping.dropped if bookkeeping else []:  # for their metrics and totals alone
+        for dropped in bookkeeping.dropped if bookkeeping else []:  # only for their metrics and totals
             with torch.no_grad(), self._no_checkpointing(), self._loss_of(dropped) as rows:
                 super().compute_loss(self.model, rows, return_outputs, num_items_in_batch)
         with self._loss_of(inputs, trains=True) as live:
@@ -271,7 +272,8 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
 
     @contextmanager
     def _loss_of(self, inputs: dict[str, Any], trains: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield a copy of a micro-batch for TRL's loss, which `_shape` may change; then take TRL's metrics of it."""
+        """Yield a copy of a micro-batch for TRL's loss, which `_apply_control` may change; then move the metrics TRL
+        logged into our weighted means, if row counts may differ."""
         original = self.epsilon_low, self.epsilon_high, self.accelerator
         self._loss_inputs, self._loss_trains = {**inputs}, trains
         if self.rebatcher.uneven:  # `GRPOTrainer._compute_loss` gathers a number for each row, from all ranks
@@ -308,11 +310,12 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         else:
             logps, entropies, aux_loss = forward(model, input_ids, attention_mask, logits_to_keep, **kwargs)
         if live is not None:
-            self._shape(live, logps, entropies)
+            self._apply_control(live, logps, entropies)
         return logps, entropies, aux_loss
 
-    def _shape(self, live: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
-        """Let the control write its advantages and clip range where TRL's loss is about to read them."""
+    def _apply_control(self, live: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+        """Measure the micro-batch's flow, then write the control's advantages and clip range into `live` and
+        `epsilon_low`, `epsilon_high` before TRL's loss reads them."""
         mask = trained_mask(live)
         drift = None if self._correction is None else self._correction.apply(live, logps.detach(), mask)
         if drift is not None and has_rows(live):
@@ -380,7 +383,8 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         return grad_norm
 
     def _check_step(self, loss: Tensor, grad_norm: Any) -> bool:
-        """Return whether loss and gradient are finite on every rank; if not, stop or count, as configured."""
+        """Return whether loss and gradient are finite on every rank. If not, raise (`nonfinite='stop'`) or count the
+        step as skipped ('skip'; the caller zeroes the gradient)."""
         step = self.state.global_step + 1
         numbers = self.guard.check(loss, grad_norm, self.accelerator, step, self.reward_guard.step_is_bad)
         self.recorder.step_numbers = {"loss": numbers.loss, "learning_rate": float(self._get_learning_rate())}

@@ -54,18 +54,18 @@ _MAY_DIFFER = frozenset(" ".join(_MAY_DIFFER_BY_TOPIC.values()).split())
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """Return the whole checkpoint with the highest step. One that was cut off while it was written is passed over."""
+    """Return the complete checkpoint with the highest step."""
     return max(checkpoints(folder), key=step_of, default=None)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """Return the whole checkpoints of a run in the order of their steps."""
+    """Return the complete checkpoints of a run in the order of their steps."""
     return sorted(filter(is_complete, Path(folder).glob(f"{CHECKPOINT_PREFIX}*")), key=step_of)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether a checkpoint is whole: `trainer_state.json` is the last file that `Trainer._save_checkpoint`
-    writes."""
+    """Return whether `trainer_state.json`, the last file that `Trainer._save_checkpoint` writes, records the step in
+    the folder's name."""
     if not re.fullmatch(rf"{CHECKPOINT_PREFIX}\d+", checkpoint.name):
         return False
     try:
@@ -83,7 +83,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def check_newest(checkpoint: str | Path, folder: str | Path) -> None:
-    """Refuse an older checkpoint of `folder`: a later resume would continue from the newer ones left there."""
+    """Raise if `checkpoint` is not the newest of `folder`: a later resume would continue from the newer one."""
     newest = newest_checkpoint(folder)
     if newest is None or Path(checkpoint).resolve().parent != newest.resolve().parent:
         return
@@ -95,7 +95,7 @@ def check_newest(checkpoint: str | Path, folder: str | Path) -> None:
 
 
 def settings_of(*dataclasses: Any) -> dict[str, Any]:
-    """Return the fields of the script's dataclasses that must match to resume, as JSON values and without tokens."""
+    """Return the fields of the script's dataclasses that must match to resume, as JSON, without access tokens."""
     settings = {
         field.name: getattr(part, field.name)
         for part in dataclasses
@@ -106,7 +106,7 @@ def settings_of(*dataclasses: Any) -> dict[str, Any]:
 
 
 def _without_tokens(settings: dict[str, Any]) -> dict[str, Any]:
-    """Drop access tokens, also from fields that are maps (`model_init_kwargs`)."""
+    """Drop access tokens, also from dict fields (`model_init_kwargs`)."""
     return {
         name: _without_tokens(value) if isinstance(value, dict) else value
         for name, value in settings.items()
@@ -115,7 +115,8 @@ def _without_tokens(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same_run(folder: str | Path, settings: dict[str, Any]) -> None:
-    """Refuse to resume the run in `folder` with other settings. Fields that its run.json lacks are not compared."""
+    """Raise if the run in `folder` has other settings. Fields that its run.json lacks are not compared; without a
+    run.json nothing is."""
     path = Path(folder) / RUN_FILE
     if not path.exists():
         return
@@ -133,7 +134,7 @@ def check_same_run(folder: str | Path, settings: dict[str, Any]) -> None:
 
 
 def _comparable(value: Any) -> Any:
-    """Bring a value to one form: 20 of a config file is 20.0 or "20" on the command line."""
+    """Convert a value to one form: 20 of a config file is 20.0 or "20" on the command line."""
     if isinstance(value, list):
         return [_comparable(item) for item in value]
     if isinstance(value, dict):
@@ -148,7 +149,7 @@ def _comparable(value: Any) -> Any:
 
 
 def has_ended(folder: str | Path) -> bool:
-    """Return whether train.py has saved its last model. (Files of a model may be there earlier, from a push.)"""
+    """Return whether train.py has saved its last model. (A push may write files of a model earlier.)"""
     try:
         return json.loads((Path(folder) / RUN_FILE).read_text()).get("ended") is True
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """The protocol of entropy controls.
 
-A control looks at the flow totals once per optimizer step and then shapes the inputs of TRL's own loss: advantages,
-clip range, a term for each token. It never computes a loss of its own.
+A control observes flow totals, once per optimizer step (in scope `micro` once per micro-batch), and then changes the
+inputs of TRL's own loss: advantages, clip range, a term for each token. It never computes a loss of its own.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ class Tokens:
     A micro-batch as a control sees it.
 
     Attributes:
-        logps (`Tensor`): log-probabilities of the sampled tokens under the live policy, with gradient, (B, T).
-        entropies (`Tensor`): entropies of the live policy, with gradient, (B, T).
+        logps, entropies (`Tensor`): log-probabilities of the sampled tokens and entropies, under the live policy, with
+            gradient except in dropped rows, (B, T).
         advantages (`Tensor`): (B, 1).
-        mask (`Tensor`): 1 on the tokens that train, (B, T).
-        old_logps (`Tensor`): log-probabilities when the batch was generated, (B, T).
+        mask (`Tensor`): 1 on the trained tokens, (B, T).
+        old_logps (`Tensor`): log-probabilities under the policy that generated the batch, computed by the trainer, not
+            by vLLM, (B, T).
         flow (`Tensor`): `flow.token_flow` of each token, detached, (B, T).
-        solved (`Tensor`, *optional*): share of right answers to the completion's question, (B, 1).
+        solved (`Tensor`, *optional*): share of the group's completions with a reward above 0.5, (B, 1).
     """
 
     logps: Tensor
@@ -43,7 +44,7 @@ class Tokens:
         return (self.logps.detach() - self.old_logps).exp()
 
 
-# Flags that a class may declare, and the methods that each of them describes
+# Flag -> the methods that it describes
 _DESCRIBED_METHODS = {"by_row": ("advantages", "clip_range", "penalty"), "keeps_zeros": ("advantages", "penalty")}
 
 
@@ -51,19 +52,19 @@ class Control:
     """
     Base of every entropy control; by itself it changes nothing.
 
-    Keyword arguments of a subclass' constructor are its options: those named like an `OPEFOConfig` field
-    (`flow_target`, ...) are filled from it, all others from `control_kwargs`.
+    Keyword arguments of a subclass' constructor are its options: those named in `options.CONTROL_FIELDS` and
+    `options.RUN_FIELDS` are filled from the configuration, all others from `control_kwargs`.
 
     Attributes:
         by_row (`bool`): whether the result for a completion is independent of the others in its micro-batch, so that
             rows may be regrouped.
-        keeps_zeros (`bool`): whether a zero-advantage row gets neither an advantage nor a penalty, so that it may be
-            dropped.
-        acts_on_policy (`bool`): whether it changes anything strictly on-policy, where every ratio is 1.
+        keeps_zeros (`bool`): whether a completion with advantage 0 still contributes nothing after this control (no
+            advantage, no penalty), so that its backward pass may be skipped.
+        acts_on_policy (`bool`): whether it has an effect strictly on-policy, where every ratio is 1.
         estimator (`str`, *optional*): the `flow_estimator` that it requires, whatever the configuration says.
         presets (`dict[str, Any]`): fields of `GRPOConfig` to set, for a control that TRL itself implements.
-        source (`str`, *optional*): which parts of formula and defaults are second-hand or our choice, as a clause that
-            `OPEFOConfig` warns with; None for a control that was verified against its authors' text or code.
+        source (`str`, *optional*): a clause for `OPEFOConfig`'s warning: which parts of formula and defaults are
+            second-hand or our choice. None for a verified control.
     """
 
     by_row = True
@@ -74,7 +75,8 @@ class Control:
     source: str | None = None
 
     def __init_subclass__(cls, **keywords: Any):
-        """Reset the flags that describe a method which the subclass overrides without declaring them again."""
+        """Set `by_row`/`keeps_zeros` to False when a subclass overrides a method they describe and does not declare
+        them again."""
         super().__init_subclass__(**keywords)
         for flag, methods in _DESCRIBED_METHODS.items():
             if any(_mro_position(cls, method) < _mro_position(cls, flag) for method in methods):
@@ -82,7 +84,7 @@ class Control:
 
     @property
     def needs_totals(self) -> bool:
-        """Return whether `observe` must see the totals of a batch before that batch is trained on."""
+        """Return whether, in scope `batch`, the rollout's flow must be measured before training on it."""
         return self._overrides("observe")
 
     @property
@@ -92,7 +94,7 @@ class Control:
 
     @property
     def uses_clip_range(self) -> bool:
-        """Return whether it acts through the clip range of the loss."""
+        """Return whether it changes the clip range of the loss."""
         return self._overrides("clip_range") or not {"epsilon", "epsilon_high"}.isdisjoint(self.presets)
 
     def _overrides(self, name: str) -> bool:
@@ -100,11 +102,12 @@ class Control:
 
     @property
     def idle_fields(self) -> dict[str, str]:
-        """`OPEFOConfig` fields among the options that another option leaves without effect, each with the reason."""
+        """Config fields without effect under the current options, mapped to the reason."""
         return {}
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
-        """Set the coefficients of the coming optimizer step from totals over all ranks. Keep tensors on the device."""
+        """Update coefficients from flow totals: over all ranks, once per step; in scope `micro` over this rank's
+        micro-batch, once each. No host synchronisation."""
 
     def advantages(self, tokens: Tokens) -> Tensor:
         """Return the advantages that the loss uses, (B, 1) or (B, T)."""
@@ -115,11 +118,11 @@ class Control:
         return None
 
     def penalty(self, tokens: Tokens) -> Tensor | None:
-        """Return a term for each token, (B, T); its mean over all tokens of the step is added to the loss. Or None."""
+        """Return a term for each token, (B, T), whose mean over the step's tokens is added to the loss; or None."""
         return None
 
     def metrics(self) -> dict[str, Tensor | float]:
-        """Return numbers of the last step to log. Names without a slash are logged under `control/`."""
+        """Return numbers to log. Names without a slash are logged under `control/`."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

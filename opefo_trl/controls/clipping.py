@@ -1,7 +1,5 @@
-"""Controls of the clip range. Strictly on-policy every ratio is 1 and nothing is clipped, so they need several updates
-per rollout.
-
-TRL's losses `cispo`, `sapo` and `vespo` have no such range, or only its upper end.
+"""Controls of the clip range. In strictly on-policy runs every ratio is 1 and nothing is clipped, so they need several
+updates per rollout. TRL's losses `cispo`, `sapo` and `vespo` have no such range, or only its upper end.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ _Bounds = tuple[Tensor | float, Tensor | float]
 
 class ClipHigher(Control):
     """
-    TRL's `epsilon` and `epsilon_high`, set as in DAPO (arXiv 2503.14476): unlikely tokens may rise further.
+    Sets TRL's `epsilon` and `epsilon_high` as in DAPO (arXiv 2503.14476): unlikely tokens may rise further.
 
     Args:
         low, high (`float`): the paper's, 0.2 and 0.28. Verified.
@@ -32,7 +30,7 @@ class ClipHigher(Control):
 
 class ClipLow(ClipHigher):
     """
-    TRL's `epsilon`, smaller than `epsilon_high`: clipping at the lower bound raises entropy (arXiv 2509.26114).
+    Sets TRL's `epsilon` below `epsilon_high`: clipping at the lower bound raises entropy (arXiv 2509.26114).
 
     Args:
         low, high (`float`): 0.1 and 0.2. `low` is our choice: the paper's tuned value is not known; its baseline is
@@ -96,7 +94,7 @@ class DynamicClip(EntropyControl):
         self.lower_intercept = number("lower_intercept", lower_intercept, 0, 1)
         self.low: float = 0.0  # weight of the dynamic lower bound; epsilon has the rest
         self.high: float = 1.0 if schedule == "increase_decrease" else 0.0
-        super().__init__(1.0)  # `oscillating`: 1 while entropy shall rise, else 0
+        super().__init__(1.0)  # `oscillating`: 1 while entropy should rise, else 0
 
     def next_coef(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         done = step / max(1, max_steps)
@@ -166,7 +164,7 @@ class CEGPPO(Control):
 
 class BAPO(Control):
     """
-    Widen the clip range until positive samples weigh enough (BAPO, arXiv 2510.18927).
+    Widen the clip range until positive samples have enough weight (BAPO, arXiv 2510.18927).
 
         P(high) = sum over A >= 0 of min(r, high) A          N(low) = sum over A < 0 of max(r, low) |A|
 

@@ -1,4 +1,4 @@
-"""Controls of the tokens with a high covariance of advantage and log-probability, which drive the collapse.
+"""Controls that act on high-covariance tokens, which drive entropy collapse.
 
 "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models" (arXiv 2505.22617):
 
@@ -20,15 +20,15 @@ from opefo_trl.controls.statistics import at_random, covariance, largest, mean, 
 
 class ClipCov(Control):
     """
-    Take a few tokens with a covariance between the bounds out of the loss, drawn at random.
+    Zero the advantage of a few random tokens whose covariance lies within the bounds (the denominator is unchanged).
 
-    Acts strictly on-policy. Tokens that TRL's loss clips anyway are not drawn.
+    Has an effect strictly on-policy.
 
     Args:
-        ratio (`float`): share of the trained tokens to draw, at least one. The authors' default, 0.0002, also of their
-            7B runs.
+        ratio (`float`): share of the trained tokens to draw, at least one token. The authors' default, 0.0002, also
+            used in their 7B runs.
         low, high (`float`): bounds on the covariance. The authors' defaults, 1 and 5.
-        epsilon, epsilon_high: the run's clip range, which tells the tokens that are clipped anyway.
+        epsilon, epsilon_high: the run's clip range, used to skip tokens that PPO clipping already removes.
     """
 
     def __init__(
@@ -57,16 +57,17 @@ class ClipCov(Control):
 
 class KLCov(Control):
     """
-    Penalise the tokens of highest covariance for leaving the old policy: + coef |log p - log p_old|, without clipping.
+    Add coef * |log p - log p_old| on the tokens of highest covariance, and disable ratio clipping for all tokens.
 
-    Strictly on-policy both log-probabilities are equal and the term has no gradient: it needs several updates per
-    rollout.
+    In strictly on-policy runs both log-probabilities are equal and the term has no gradient: it needs several updates
+    per rollout.
 
     Args:
-        ratio (`float`): share of the trained tokens, at least one. verl's default, 0.0002; the authors' 7B runs 0.002.
+        ratio (`float`): share of the trained tokens, at least one token. verl's default, 0.0002; the authors' 7B runs
+            use 0.002.
         coef (`float`): weight of the term. The authors' default, 1.
-        noise (`float`): differences up to this count as rounding, whose gradient would have full size and a random
-            sign. Our choice, 0.0001; the authors' code has no such threshold.
+        noise (`float`): |log p - log p_old| at or below this is treated as rounding and ignored; it would otherwise
+            get a full-size gradient of random sign. Our choice, 0.0001; the authors' code has no such threshold.
     """
 
     acts_on_policy = False
@@ -90,7 +91,7 @@ class KLCov(Control):
 class CovarianceKernel(Control):
     """
     Weight tokens by exp(-z^2 / (2 width^2)), with z the distance of their covariance from the mean, in standard
-    deviations: a smooth form of `clip_cov`, on both tails. Acts strictly on-policy.
+    deviations: a smooth form of `clip_cov`, on both tails. Has an effect strictly on-policy.
 
     Args:
         width (`float`): standard deviations at which the weight is 0.61. Our choice, tuned on the playground only.

@@ -2,7 +2,7 @@
 
 `entropy_bonus`, `adaptive_entropy` and `high_entropy_tokens` set TRL's own fields, so that they can be compared with
 the rest. `aer` is in the style of AER (arXiv 2510.10959), whose exact update is not public; the class below states
-ours. All act strictly on-policy.
+ours. All have an effect strictly on-policy.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class AER(EntropyControl):
         target (`float` or `str`): nats, or a multiple of the first step's entropy. Second-hand: `"0.4x"` is reported
             to be the paper's best.
         step, coef_max (`float`): step and bound of c. Our choice: TRL's defaults for its adaptive bonus.
-        ease (`float`): share of right answers from which on a question gets no bonus. Our choice.
+        ease (`float`): share of right answers at which the bonus reaches 0. Our choice.
     """
 
     by_row = True
@@ -137,7 +137,7 @@ class AER(EntropyControl):
 
 class EntropyAdvantage(Control):
     """
-    A larger advantage for uncertain tokens (arXiv 2506.14758): A + min(alpha H, |A| / kappa), H detached.
+    Raise the advantage of uncertain tokens (arXiv 2506.14758): A + min(alpha H, |A| / kappa), H detached.
 
     Args:
         alpha, kappa (`float`): 0.4 and 2. Second-hand: the authors' values for GRPO, from memory.
@@ -159,7 +159,7 @@ class HighEntropyTokens(Control):
     TRL's `top_entropy_quantile` (arXiv 2506.01939): train only on the tokens with the highest entropy.
 
     Args:
-        share (`float`): share of the tokens that train. The paper's, 0.2.
+        share (`float`): share of the tokens to train on. The paper's, 0.2.
     """
 
     def __init__(self, *, share: float = 0.2):

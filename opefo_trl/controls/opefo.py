@@ -1,4 +1,4 @@
-"""OPEFO, On-Policy Entropy Flow Optimization (arXiv 2605.11491): balance the tokens that raise and that lower entropy.
+"""OPEFO, On-Policy Entropy Flow Optimization (arXiv 2605.11491): balance tokens that raise and that lower entropy.
 
     w_t = 1 + lambda where d_t > 0,  1 - lambda where d_t < 0,   lambda* = (E- - E+) / (E- + E+)
 
@@ -6,25 +6,25 @@ over the whole batch and all ranks, weights detached, the loss' denominator unch
 -sign(A_t) sign(log p_t + H_t), the weighted advantage is A_t - lambda |A_t| sign(log p_t + H_t): an entropy push in
 sign form, whose coefficient is solved for.
 
-It acts strictly on-policy, the setting it was designed for. The estimate d_t is the paper's Eq. 6; the rescaling rule
-is second-hand, from two sources that agree. Our own additions:
+It was designed for strictly on-policy runs. The estimate d_t is the paper's Eq. 6; the rescaling rule is second-hand,
+from two sources that agree. Our own additions:
 
-- `flow_lambda_max`, a bound of 0.1: lambda* reaches 0.5 on short completions, where the unbounded rule destroys the
-  reward. 1 is the literal paper.
-- `flow_target`: hold an entropy instead of always balancing. With e = (target - entropy) / target,
+- `flow_lambda_max` bounds |lambda|, by 0.1 by default; not used with `flow_target` or `static_lambda`. lambda* reaches
+  0.5 on short completions, where the unbounded rule destroys the reward. 1 is the literal paper.
+- `flow_target`: hold an entropy instead of always balancing. With e = (target - entropy) / target, entropy: mean
+  entropy of the observed totals,
 
-      lambda = clamp(share lambda* + 3 e, 0, 1)       share <- clamp(share + 0.2 e, 0, 1.5)
+      share <- clamp(share + 0.2 e, 0, 1.5)       lambda = clamp(share * lambda* + 3 e, 0, 1)
 
-  `share` is how much of the balance the target needs: 0 is GRPO, 1 the paper's rule. It is learned during the run,
-  which avoids both a steady offset and an on-off switching. Lambda is never negative: a rising entropy is not held
-  back. Only a moving target, once it has been reached, may fall faster than GRPO's entropy would; lambda then goes
-  down to -1.
+  `share` is how much of the balance the target needs: 0 is GRPO, 1 the paper's rule. Learning it during the run avoids
+  both a steady offset and on-off switching. Lambda is never negative, so a rising entropy is not held back. A moving
+  target may fall faster than entropy does under plain GRPO; once first reached, lambda may go down to -1 to follow it.
 - `flow_shape: minimal`: of all weights w that move the predicted flow as far, those with the smallest sum of
   A^2 (w - 1)^2, which change the learning signal least,
 
       w_t = 1 + mu d_t / A_t^2,   mu = lambda (E+ + E-) / sum d_t^2 / A_t^2,   within [0, 3]
 
-  It is the default with a constant target. A moving target is followed more closely by the paper's weights.
+  It is the default with a constant target and `sides="both"`. The paper's weights follow a moving target more closely.
 """
 
 from __future__ import annotations
@@ -55,9 +55,11 @@ _GAIN, _RATE, _SHARE_MAX = 3.0, 0.2, 1.5  # of the rule that holds a target
 
 class OPEFO(Control):
     """
+    Rescales tokens so that their entropy flow balances, or holds a target.
+
     Args:
         sides (`str`): rescale `both` groups (the paper), or only the tokens that `increase` or `decrease` entropy.
-        static_lambda (`float`, *optional*): a fixed lambda in [-1, 1] instead of lambda*, the paper's ablation.
+        static_lambda (`float`, *optional*): a constant lambda in [-1, 1] instead of lambda*, the paper's ablation.
         flow_lambda_max, flow_target, flow_schedule, flow_shape: see `OPEFOConfig`.
     """
 
@@ -78,8 +80,8 @@ class OPEFO(Control):
             static_lambda = number("static_lambda", static_lambda, -1, 1)
         if static_lambda is not None and flow_target is not None:
             raise ValueError(
-                f"`static_lambda={static_lambda}` fixes lambda for the whole run and `flow_target={flow_target!r}` "
-                "moves it. Drop one of them."
+                f"`static_lambda={static_lambda}` keeps lambda constant and `flow_target={flow_target!r}` moves it. "
+                "Drop one of them."
             )
         self.static_lambda = static_lambda
         why = "The weights are 1 +- lambda and must not change sign; 1.0 is the paper's unbounded rule."

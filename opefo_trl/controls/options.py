@@ -1,4 +1,4 @@
-"""Options of a control: those with a field in the configuration, and checks of those given in `control_kwargs`."""
+"""Where a control's options come from (config fields or `control_kwargs`), and checks of the latter."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from functools import partial
 
 from opefo_trl.validation import check_bool, check_choice, check_number
 
-# `OPEFOConfig` fields that a control may take as options; all its other options come from `control_kwargs`
+# Options that are filled from fields of `OPEFOConfig`, and from fields of TRL; all others come from `control_kwargs`
 CONTROL_FIELDS = ("flow_lambda_max", "flow_target", "flow_schedule", "flow_shape")
-# Fields of TRL that a control may ask for
 RUN_FIELDS = ("num_train_epochs", "max_steps", "epsilon", "epsilon_high")
 
 _WHERE = " in `control_kwargs`"

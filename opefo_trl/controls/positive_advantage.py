@@ -1,8 +1,8 @@
-"""Controls of the positive advantages, which reinforce likely tokens and so lower entropy.
+"""Controls that scale or drop positive advantages, which reinforce likely tokens and so lower entropy.
 
 `positive_advantage` and `random_positive_clip` are from arXiv 2511.05993, `advantage_sign` is its ablation; all three
 are second-hand, from a summary of the paper. `negative_reinforcement` is the weighted form of arXiv 2506.01347,
-second-hand, from memory. All act strictly on-policy.
+second-hand, from memory. All have an effect strictly on-policy.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ class PositiveAdvantage(EntropyControl):
 
 class RandomPositiveClip(Control):
     """
-    Take a few tokens of positive advantage out of the loss, drawn at random.
+    Zero the advantage of a few random tokens whose advantage is positive.
 
     Args:
-        ratio (`float`): share of the trained tokens, at least one. Our choice: the default of `clip_cov`, 0.0002; no
-            value of the paper is known.
+        ratio (`float`): share of the trained tokens, at least one token. Our choice: the default of `clip_cov`,
+            0.0002; no value of the paper is known.
     """
 
     source = "the formula is second-hand, from a summary of the paper, and the default of `ratio` is our choice"

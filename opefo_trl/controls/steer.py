@@ -7,7 +7,7 @@
 `asymmetric`:                    w = exp(-k Omega), within [w_min, w_max]: only tokens that lower entropy are damped
 
 Maxima are over the micro-batch, as in the authors' code. The first two maps are verified against that code; the
-asymmetric one is second-hand, from notes on a later commit. Acts strictly on-policy.
+asymmetric one is second-hand, from notes on a later commit. Has an effect strictly on-policy.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _BOUNDS = {"exponential": (0.8, 1.0), "linear": (0.8, 1.2), "asymmetric": (0.9, 
 
 class STEER(Control):
     """
+    Weights tokens less, the more their update would change the entropy.
+
     Args:
         map (`str`): `exponential`, `linear` or `asymmetric`.
         w_min, w_max (`float`, *optional*): bounds on the weights. The authors' scripts: 0.8 and 1.0, 0.8 and 1.2, 0.9

@@ -11,7 +11,7 @@ from torch import Tensor
 
 _SWING = 0.5  # largest distance from the target, as a fraction of it
 
-# Schedules as functions of t, the share of the run that is done. The first two blend the first step's entropy (1) into
+# Schedules as functions of t, the completed share of the run. The first two blend the first step's entropy (1) into
 # the target (0); the others give the factor on the target.
 _FROM_FIRST_ENTROPY: dict[str, Callable[[float], float]] = {
     "linear": lambda t: 1 - t,
@@ -28,7 +28,7 @@ SCHEDULES = ("constant", *_FROM_FIRST_ENTROPY, *(name for name in _AROUND_TARGET
 
 class EntropyTarget:
     """
-    A target entropy, and how it moves over the run.
+    A target entropy, and its schedule over the run.
 
     Args:
         value (`float` or `str`): nats, or `"0.4x"` for 0.4 times the first step's entropy.

@@ -1,4 +1,4 @@
-"""Controls that select or weight tokens by how surprising they are. All act strictly on-policy."""
+"""Controls that select or weight tokens by how surprising they are. All have an effect strictly on-policy."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _ZETA_MIN, _ZETA_MAX = 1e-4, 0.05
 
 class REPO(EntropyControl):
     """
-    Regulated policy entropy (REPO, arXiv 2603.11682): lower the advantage of likely tokens. L = log p + H.
+    Lower the advantage of likely tokens (REPO, arXiv 2603.11682). L = log p + H.
 
     `rescaled`:  A > 0: max(A (1 - zeta log p), 0),  A < 0: min(A (1 + zeta log p), 0), so that no sign changes
     `additive`:  A - beta L
@@ -119,12 +119,11 @@ class REPO(EntropyControl):
 
 class EntropyDynamics(Control):
     """
-    Take the tokens of negative advantage that lower entropy most out of the loss (arXiv 2602.03392). With
-    S = p (log p + H):
+    Zero the advantage of the negative-advantage tokens that lower entropy most (arXiv 2602.03392). S = p (log p + H).
 
     `batch` (Clip_B): those with S - mean S < -mu std S.
     `vocabulary` (Clip_V): those with x > mu std x, x = sum_j p_j^2 (log p_j + H) - S, at most a share of all tokens.
-    It needs the `exact` estimator, whose flow is A x.
+    Requires the `exact` estimator, whose flow is A x.
 
     Means are over the micro-batch. Verified against the authors' code.
 

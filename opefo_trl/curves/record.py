@@ -47,12 +47,7 @@ class EntropyCurves:
 
     @classmethod
     def load(
-        cls,
-        path: str | Path,
-        name: str | None = None,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
+        cls, path: str | Path, name: str | None = None, *, revision: str | None = None, token: str | bool | None = None
     ) -> EntropyCurves:
         """
         Load the curves from a run's output folder, one of its checkpoints, the parquet file itself, or a repository on

@@ -1,4 +1,4 @@
-"""Held-out rows: what to train on and what to evaluate on."""
+"""Split of the rows into those to train on and those to evaluate on."""
 
 from __future__ import annotations
 
@@ -33,5 +33,6 @@ def hold_out(
 
 
 def whole_batches(dataset: Dataset, prompts: int) -> Dataset:
-    """Drop rows that do not fill a batch of `prompts`: TRL averages over batches, so few rows would weigh as much."""
+    """Drop the trailing partial batch, which TRL's mean over batches would overweight. A set smaller than one batch is
+    kept."""
     return dataset if len(dataset) <= prompts else dataset.select(range(len(dataset) - len(dataset) % prompts))

@@ -1,8 +1,9 @@
-"""Data sets from the playground, a file, a folder or the Hub, as splits."""
+"""Load a data set (playground, file, folder or Hub name) as a `DatasetDict`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
@@ -14,7 +15,7 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 
 
 def load_splits(name: str, config: str | None = None) -> DatasetDict:
-    """Load all splits of a data set: `"playground"`, a file, a folder, or a name on the Hub."""
+    """Load all splits of a data set: `"playground"`, a file (only `train`), a folder, or a name on the Hub."""
     if name == PLAYGROUND:
         return DatasetDict({split: playground_dataset(split) for split in SPLITS})
     path = Path(name).expanduser()
@@ -26,10 +27,18 @@ def load_splits(name: str, config: str | None = None) -> DatasetDict:
         raise FileNotFoundError(
             f"`dataset_name={name!r}`: there is no such file. Give a file, a folder or a Hub name."
         )
+    return _load(f"The data set {name!r} cannot be loaded", name, config)
+
+
+def _load(problem: str, *arguments: Any, **options: Any) -> DatasetDict:
+    """Call `load_dataset`; an error becomes a `ValueError` of one line that begins with `problem`."""
     try:
-        return load_dataset(name, config)
+        return load_dataset(*arguments, **options)
     except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"The data set {name!r} cannot be loaded: {_one_line(error)}") from error
+        cause = (options and error.__cause__) or error  # of a single file, what is wrong in it
+        text = " ".join(str(cause).split()) or type(cause).__name__
+        hint = " (--dataset_config NAME)" if "onfig name is missing" in text else ""
+        raise ValueError(f"{problem}: {text}{hint}") from error
 
 
 def _load_file(path: Path) -> DatasetDict:
@@ -37,20 +46,14 @@ def _load_file(path: Path) -> DatasetDict:
         raise ValueError(f"{str(path)!r} cannot be read: its suffix must be one of {', '.join(FORMATS)}.")
     if not path.stat().st_size:
         raise ValueError(f"{str(path)!r} is empty.")
-    try:
-        return load_dataset(FORMATS[path.suffix], data_files=str(path))
-    except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {_one_line(error.__cause__ or error)}") from error
+    return _load(f"{str(path)!r} cannot be read", FORMATS[path.suffix], data_files=str(path))
 
 
 def _load_folder(path: Path, config: str | None) -> DatasetDict:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-    try:
-        return load_dataset(str(path), config)
-    except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"The folder {str(path)!r} holds no data set: {_one_line(error)}") from error
+    return _load(f"The folder {str(path)!r} holds no data set", str(path), config)
 
 
 def pick_split(splits: DatasetDict, split: str, name: str) -> Dataset:
@@ -59,8 +62,3 @@ def pick_split(splits: DatasetDict, split: str, name: str) -> Dataset:
     if not len(splits[split]):
         raise ValueError(f"The split {split!r} of the data set {name!r} is empty.")
     return splits[split]
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{text} (--dataset_config NAME)" if "onfig name is missing" in text else text

@@ -1,11 +1,11 @@
-"""Engines that sample completions: vLLM if it is installed, else transformers.
+"""Engines that sample completions: vLLM and transformers; `auto` is vLLM if it is installed, else transformers.
 
 Each engine has `sample(prompts, seeds, limits)`: token ids in, one `Sample` out for each, in order. A seed belongs to
 one completion. vLLM gives it to the request, so a completion does not depend on its neighbours in the batch;
 transformers has one random state for a batch, seeded with the batch's first seed.
 
-Log-probabilities are those of the distribution that is sampled from, after temperature and top-p. Minus their mean
-estimates that distribution's entropy per token.
+Log-probabilities are those of the distribution that is sampled from, after temperature and top-p; at temperature 0,
+of the unscaled distribution. Minus their mean estimates that distribution's entropy per token.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def seed_of(seed: int, *names: Any) -> int:
 
 
 def resolve_engine(kind: str) -> tuple[str, str]:
-    """Return the engine that `kind` selects here, and its name with the version."""
+    """Resolve 'auto' to 'vllm' or 'transformers'; return that name and a label with the package version."""
     check_choice("engine", kind, ENGINES)
     has_vllm = find_spec("vllm") is not None
     if kind == "vllm" and not has_vllm:
@@ -87,7 +87,7 @@ def resolve_engine(kind: str) -> tuple[str, str]:
 
 
 def make_engine(kind: str, source: ModelSource, decoding: Decoding, tokenizer: Any, length: int) -> Engine:
-    """Load the model. `length` is the most tokens of a prompt and its completion, for which vLLM reserves memory."""
+    """Load the model. `length` is the maximum of prompt + completion tokens (vLLM's `max_model_len`)."""
     return VLLM(source, decoding, length) if kind == "vllm" else Transformers(source, decoding, tokenizer)
 
 
@@ -139,8 +139,8 @@ class VLLM:
 
 
 def _no_chunked_prefill_on_cpu(context: int) -> dict[str, Any]:
-    """Return options for vLLM's CPU build (0.31), which cannot split the prompt of a request with a seed: it rewinds
-    CUDA's random state only."""
+    """Disable chunked prefill on vLLM's CPU build (0.31), which cannot replay a seeded request's random numbers when a
+    prompt is split; {} elsewhere."""
     from vllm.platforms import current_platform
 
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": context} if current_platform.is_cpu() else {}
@@ -148,13 +148,13 @@ def _no_chunked_prefill_on_cpu(context: int) -> dict[str, Any]:
 
 def _end_children_with_this_process() -> subprocess.Popen | None:
     """
-    Start a shell that kills vLLM's engine once this process ends, however it ends: the engine is a process of its own
-    that survives the kill of its parent and keeps the GPU. The shell waits for the end of its input.
+    Start a watchdog shell that, 5 s after this process exits or is killed, kills its child processes (vLLM's engine
+    among them, which would keep the GPU). It detects the exit by EOF on stdin.
     """
     children = [str(child.pid) for child in psutil.Process().children(recursive=True)]
     if not children:
         return None
-    script = f"cat > /dev/null; sleep 5; kill -9 {' '.join(children)}"  # five seconds to end by itself
+    script = f"cat > /dev/null; sleep 5; kill -9 {' '.join(children)}"
     quiet = subprocess.DEVNULL
     return subprocess.Popen(
         ["sh", "-c", script], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
@@ -162,7 +162,7 @@ def _end_children_with_this_process() -> subprocess.Popen | None:
 
 
 def _detach_from_ranks(gpus: int) -> None:
-    """Leave this process its own `gpus` GPUs, and hide accelerate's ranks, which vLLM would take for its own."""
+    """Restrict this process to its own `gpus` GPUs, and hide accelerate's ranks, which vLLM would take for its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -181,7 +181,7 @@ def _detach_from_ranks(gpus: int) -> None:
 
 
 class Transformers:
-    """`generate` of transformers, one batch at a time."""
+    """`generate` of transformers; all prompts of a call form one batch."""
 
     def __init__(self, source: ModelSource, decoding: Decoding, tokenizer: Any):
         self.decoding, self.tokenizer = decoding, tokenizer
@@ -237,8 +237,7 @@ class Transformers:
 
 
 class _Recorder(LogitsProcessor):
-    """Applies temperature and top-p, and records the log-probability of each sampled token one step later, when it is
-    known which token that was."""
+    """Applies temperature and top-p, and records each token's log-probability one step later, once it is sampled."""
 
     def __init__(self, decoding: Decoding):
         self.recorded: list[Tensor] = []  # (B, 1) for each step
@@ -268,7 +267,7 @@ class _Recorder(LogitsProcessor):
 
 
 class _RowLimits(StoppingCriteria):
-    """Stops each row at its own number of new tokens, (B,)."""
+    """Stops each row at its own number of new tokens; `limits` is (B,)."""
 
     def __init__(self, width: int, limits: Tensor):
         self.width, self.limits = width, limits

@@ -3,7 +3,8 @@
     pass@k       1 - C(n - c, k) / C(n, k) for n samples, c of them right: the chance that one of k samples is right
                  (Chen et al., arXiv 2107.03374); unbiased for k <= n, and there is no such estimate for k > n
     avg@k        c / n, which is pass@1
-    majority@k   1 if the most frequent answer of k samples is right, else 0 (Wang et al., arXiv 2203.11171)
+    majority@k   the share of votes won by a right answer; samples vote in consecutive blocks of k (Wang et al., arXiv
+                 2203.11171)
     calibration  sum over bins of |sum of (right - confidence)|, divided by the samples (Guo et al., arXiv 1706.04599)
 
 The first three are means over problems. Each problem counts once, however many samples it has. `passes`, `averages`
@@ -69,9 +70,9 @@ def avg_at_k(right: Samples) -> float:
 
 def majorities(answers: Answers, right: Samples, k: int | None = None) -> list[float]:
     """
-    Return for each problem the share of votes that a right answer wins.
+    Return for each problem the share of votes won by a right answer.
 
-    The samples vote in consecutive blocks of k (None: all together); a last block of fewer does not vote. Tied answers
+    Samples vote in consecutive blocks of k (None: all together); a last block of fewer does not vote. Tied answers
     share the vote. An answer of None does not vote, and a block without any answer is wrong.
     """
     verdicts, answer_rows = _verdicts(right), [list(row) for row in answers]
@@ -91,7 +92,7 @@ def majorities(answers: Answers, right: Samples, k: int | None = None) -> list[f
 
 
 def majority_at_k(answers: Answers, right: Samples, k: int | None = None) -> float:
-    """Return the share of votes among k samples that a right answer wins, averaged over problems."""
+    """Return the share of votes won by a right answer, averaged over problems."""
     return fmean(majorities(answers, right, k))
 
 
@@ -139,11 +140,7 @@ class PairedDifference:
 
 
 def paired_difference(
-    before: Iterable[float],
-    after: Iterable[float],
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    before: Iterable[float], after: Iterable[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> PairedDifference:
     """Compare one value per problem, in the same order: bootstrap over problems and a sign-flip permutation test."""
     old, new = _finite_values("before", before), _finite_values("after", after)
@@ -178,7 +175,7 @@ def calibration_error(confidence: Iterable[float], right: Iterable[float], bins:
 
 
 def metric_path(name: str) -> str:
-    """Return what `evaluate.load` takes for a metric of this module, given its function's name. Needs no network."""
+    """Return the path that `evaluate.load` takes for a metric, given its function's name. Needs no network."""
     names = sorted(path.stem for path in _SCRIPTS.glob("[!_]*.py"))
     return str(_SCRIPTS / f"{check_choice('metric', name, names)}.py")
 

@@ -71,7 +71,7 @@ class Task:
     k: int
 
     def identity(self) -> dict[str, Any]:
-        """Return what samples of this task depend on: k, and a hash of the problems and prompts."""
+        """Return k, and a hash of the problems and prompts: the settings that identify samples of this task."""
         content = json.dumps([self.problems, self.prompts]).encode()
         return {"k": self.k, "problems": hashlib.blake2b(content, digest_size=8).hexdigest()}
 

@@ -23,7 +23,7 @@ _FINAL = "final"  # folder of the last model's results
 
 def watch(folder: str, benchmarks: Sequence[str], script: Path, arguments: Sequence[str], pause: float = 5.0) -> None:
     """
-    Evaluate each whole checkpoint of the run in `folder`, and its last model, until the run has ended and all have
+    Evaluate each complete checkpoint of the run in `folder`, and its last model, until the run has ended and all have
     results on `benchmarks`. Each gets a process of `script` (eval.py) with the given `arguments`, less `--watch`.
     """
     run = Path(folder)

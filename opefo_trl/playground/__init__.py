@@ -18,10 +18,7 @@ from opefo_trl.validation import check_choice
 
 PLAYGROUND = "playground"
 MODEL = Path(__file__).parent / "model"
-SPLITS = {
-    "train": [target for target in TARGETS if target not in HELD_OUT],
-    "test": list(HELD_OUT),
-}
+SPLITS = {"train": [target for target in TARGETS if target not in HELD_OUT], "test": list(HELD_OUT)}
 
 __all__ = ["MODEL", "PLAYGROUND", "is_right", "playground_dataset", "playground_reward", "resolve_model"]
 

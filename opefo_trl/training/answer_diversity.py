@@ -1,4 +1,4 @@
-"""Counts of different right answers: the diversity that entropy stands for."""
+"""Counts of distinct right answers, the diversity that is lost with entropy."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class RolloutAnswers:
         Count right answers, in one collective.
 
         Args:
-            rewards (`Tensor`): of all ranks, (completions, functions); the first function judges the answer.
-            weights (`Tensor`): of the reward functions.
-            completions (`list`): of this rank.
+            rewards (`Tensor`): rewards over all ranks, (completions, functions); the first function judges the answer.
+            weights (`Tensor`): weights of the reward functions.
+            completions (`list`): completions of this rank.
             generations (`int`): completions in a group.
         """
         right = (rewards[:, :1] > _RIGHT).any(1)  # there may be no reward function at all

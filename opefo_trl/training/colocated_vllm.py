@@ -5,8 +5,7 @@ The CPU build asks for torchvision and others in builds that do not fit the CPU'
 
 Two things keep the CPU build from working with TRL's colocate mode. It packs the weights of its linear layers and
 drops the originals, so that TRL has nothing to write new weights into; and it serves a float32 model in bfloat16, so
-that its log-probabilities are not the trainer's. `adapt_cpu_build` keeps the weights as they are, and serves float32
-models in float32.
+that its log-probabilities are not the trainer's. `adapt_cpu_build` changes both.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ def seed_sampling(args: OPEFOConfig, accelerator: Accelerator, step: int) -> Non
     """
     Seed this process again after a colocated vLLM engine has started; do nothing without one.
 
-    The engine draws from the process' random numbers, and sets them to its rank when it starts: every run, and every
-    resumed part of one, would sample with the same noise.
+    The engine samples from the process-global RNG and seeds it with its rank at startup, so every run or resume would
+    draw the same noise. Reseed with `args.seed`, the tensor-parallel group and `step`.
     """
     if args.use_vllm and args.vllm_mode == "colocate":
         group = accelerator.process_index // args.vllm_tensor_parallel_size  # its ranks sample as one
@@ -42,7 +41,10 @@ def seed_sampling(args: OPEFOConfig, accelerator: Accelerator, step: int) -> Non
 
 
 def adapt_cpu_build(dtype: str) -> None:
-    """Prepare this process' vLLM for TRL, before a trainer builds its engine; do nothing where vLLM runs on a GPU."""
+    """
+    Monkeypatch vLLM's CPU gemm dispatch to keep the weights, and TRL's `LLM` to serve in `dtype`, before a trainer
+    builds its engine. Raise an `ImportError` if vLLM is missing; do nothing if it runs on a GPU.
+    """
     if find_spec("vllm") is None:
         raise ImportError(
             "`use_vllm=True` with `use_cpu=True` needs vLLM's CPU build, and there is no vLLM here. Install it as "

@@ -1,12 +1,14 @@
-"""Which transforms of exact micro-batching leave the gradient of a run as it is, and why the others do not.
+"""Choice of the transforms of exact micro-batching that leave the gradient of a run as it is.
 
-Strictly on-policy, all rows of a rollout share one update, so it does not matter which of them share a forward:
+In strictly on-policy runs all rows of a rollout share one update, so it does not matter which of them share a forward:
 
-- **trim**: a micro-batch is as wide as its own longest prompt and completion, not as the rollout's;
+- **trim**: a micro-batch is as wide as its own longest completion, not the rollout's, and, if positions are relative
+  (`trim_prompts`), as its own longest prompt;
 - **regroup**: rows of similar length share a micro-batch, in as many micro-batches as before, none of them larger in
   memory than TRL's;
-- **drop**: zero-advantage rows run no backward. They are still measured, without gradient where nothing has measured
-  them yet, so that no metric is a mean over the kept rows alone.
+- **drop**: rows that cannot contribute gradient (advantage 0, or no trained token) skip the backward, except the few
+  needed to keep a micro-batch non-empty. They still count in every metric; if no scoring pass covered them, they run
+  one forward without gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _ACTIVE = {"trim": "trims padding", "regroup": "regroups rows by length", "drop"
 
 @dataclass(frozen=True)
 class BatchTransforms:
-    """The transforms that are exact for a run; `reasons` says for the others why they are not."""
+    """The transforms that are exact for a run; `reasons` maps each of the others to the reason why it is off."""
 
     trim: bool
     trim_prompts: bool
@@ -48,7 +50,7 @@ class BatchTransforms:
             return cls.none("the model's rotary embedding changes with the width of the batch")
         couples_rows = _rows_depend_on_each_other(args, control, aux_loss)
         reasons = {
-            "regroup": couples_rows or _averages_by_tokens(args) or _fixes_lambda_by_micro_batch(args, control),
+            "regroup": couples_rows or _averages_by_tokens(args) or _sets_lambda_by_micro_batch(args, control),
             "drop": couples_rows or _trains_without_advantage(args, control),
             "trim prompts": None if positions == "relative" else "the model's positions are absolute, or may be",
         }
@@ -62,7 +64,7 @@ class BatchTransforms:
 
     @classmethod
     def none(cls, reason: str | None = None) -> BatchTransforms:
-        """Keep TRL's grouping as it is."""
+        """Return transforms that are all off; `reason` is recorded for each."""
         reasons = {} if reason is None else dict.fromkeys(_ACTIVE, reason)
         return cls(False, False, False, False, reasons)
 
@@ -76,7 +78,8 @@ class BatchTransforms:
 
 
 def positions_of(config: Any) -> str:
-    """Return how a model's config counts positions: "relative", "absolute", or "by length" of the batch."""
+    """Return 'relative' (plain RoPE), 'absolute' (learned, or anything that reads a token's index), or 'by length'
+    (RoPE whose frequencies depend on sequence length: dynamic, longrope)."""
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None)
     if not rope:
@@ -84,14 +87,14 @@ def positions_of(config: Any) -> str:
     layers = [rope] if "rope_type" in rope else list(rope.values())
     if {layer.get("rope_type") for layer in layers} & {"dynamic", "longrope"}:
         return "by length"
-    # Llama 4 and its kin scale attention by the index of a token
+    # Llama 4 and similar models scale attention by the index of a token
     scaled = getattr(text, "attn_temperature_tuning", False) or any(
         "llama_4_scaling_beta" in layer for layer in layers
     )
     return "absolute" if scaled else "relative"
 
 
-# Each of the following returns the reason why a transform is not exact, or None where nothing speaks against it.
+# Each of the following returns the reason why a transform is not exact, or None.
 
 
 def _rows_depend_on_each_other(args: OPEFOConfig, control: Control, aux_loss: bool) -> str | None:
@@ -112,9 +115,9 @@ def _averages_by_tokens(args: OPEFOConfig) -> str | None:
     return "`loss_type='bnpo'` divides by the tokens of each micro-batch" if args.loss_type == "bnpo" else None
 
 
-def _fixes_lambda_by_micro_batch(args: OPEFOConfig, control: Control) -> str | None:
+def _sets_lambda_by_micro_batch(args: OPEFOConfig, control: Control) -> str | None:
     if args.flow_scope == "micro" and control.needs_totals:
-        return "`flow_scope='micro'` fixes lambda for each micro-batch"
+        return "`flow_scope='micro'` sets lambda for each micro-batch"
     return None
 
 
@@ -122,5 +125,5 @@ def _trains_without_advantage(args: OPEFOConfig, control: Control) -> str | None
     if args.beta:
         return f"`beta={args.beta}` pulls every row to the reference model"
     if not control.keeps_zeros:
-        return f"`control={args.control!r}` does not declare (`keeps_zeros = True`) that no advantage stays none"
+        return f"`control={args.control!r}` does not declare (`keeps_zeros = True`) that advantage 0 stays 0"
     return None

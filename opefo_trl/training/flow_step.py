@@ -1,4 +1,4 @@
-"""The flow of one optimizer step: what its tokens do to the entropy, and what the control is told of it."""
+"""The flow of one optimizer step: measured from its tokens, and passed on to the control."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ class FlowStep:
     Flow totals, lambdas and sampler drift of the optimizer step under way.
 
     `OPEFOTrainer` calls `begin` before the first micro-batch, `add` in each forward of the loss, and `end` after the
-    update. The totals reach the control (`Control.observe`) where `flow_scope` says: from the whole generation batch
-    before it is trained on, from the previous step, or from each micro-batch.
+    last backward of the step, before the optimizer step. When `Control.observe` is called, and with which totals,
+    depends on `flow_scope`: in `batch` the rollout's, before it is trained on; in `running` the previous step's; in
+    `micro` each micro-batch's; in `batch` without a measured rollout, the previous step's.
 
     Attributes:
-        rollout (`FlowTotals`, *optional*): of the generation batch, over all ranks.
-        last (`FlowTotals`, *optional*): of the previous optimizer step, over all ranks.
-        current (`FlowTotals`, *optional*): of the micro-batches so far, of this rank.
+        rollout (`FlowTotals`, *optional*): totals of the generation batch, over all ranks.
+        last (`FlowTotals`, *optional*): totals of the previous optimizer step, over all ranks.
+        current (`FlowTotals`, *optional*): totals of the micro-batches so far, of this rank.
         lambdas (`list`): the lambda of each micro-batch so far.
-        drift (`SamplerDrift`, *optional*): of the micro-batches so far, of this rank, where no scoring pass logs it.
+        drift (`SamplerDrift`, *optional*): drift over the micro-batches so far, of this rank, if no scoring pass logs
+            it.
     """
 
     args: OPEFOConfig
@@ -51,7 +53,7 @@ class FlowStep:
         self.measuring = self.args.measuring(self.control)  # "ahead", "live" or "never"
 
     def measure_rollout(self, batch: dict[str, Any], mask: Tensor, scores: Scores) -> None:
-        """Put the flow of each token into the generation batch, and take its totals over all ranks."""
+        """Write the flow of each token into the generation batch, and sum its totals over all ranks."""
         batch["token_flow"] = self.flow_of(batch, mask, scores.logps, scores.entropies, scores.vocabulary)
         totals = FlowTotals.of(batch["token_flow"], mask, scores.entropies, batch["advantages"])
         self.rollout = totals.reduce(self.accelerator)
@@ -76,11 +78,11 @@ class FlowStep:
         # These losses average each completion by itself: a token of a short one moves more.
         if self.args.loss_type in ("grpo", "sapo"):
             flow = flow * (self.args.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
-        # `covariance` gives a flow to tokens without an advantage as well; they do not train.
+        # `covariance` gives a flow to tokens without an advantage as well; they have no gradient.
         return flow.masked_fill(batch["advantages"].unsqueeze(1) == 0, 0)
 
     def begin(self, state: TrainerState) -> None:
-        """Show the control the totals that are known before the first micro-batch."""
+        """Pass the control the totals that are known before the first micro-batch."""
         if self.args.flow_scope == "micro" or self.measuring == "live":
             return
         has_rollout = self.args.flow_scope == "batch" and self.rollout is not None
@@ -90,9 +92,9 @@ class FlowStep:
 
     def add(self, totals: FlowTotals, trains: bool, state: TrainerState) -> None:
         """
-        Add a micro-batch. Where its totals are those that `flow_scope` asks for, show them to the control.
+        Add a micro-batch, and pass its totals to the control where `flow_scope` asks for them.
 
-        `trains` is False for dropped rows, which come before the micro-batch that trains.
+        `trains` is False for dropped rows, which come before the micro-batch with a gradient.
         """
         self.current = totals if self.current is None else self.current + totals
         if not trains:
@@ -101,7 +103,7 @@ class FlowStep:
             self.rollout = self.current.reduce(self.accelerator)
             self._observe(self.rollout, state)
         elif self.args.flow_scope == "micro":
-            # Lambda follows the micro-batch; the entropy that a target looks at stays that of the last whole step.
+            # Lambda follows the micro-batch; a target is compared with the entropy of the last whole step.
             unknown = torch.full_like(totals.entropy, torch.nan)
             self._observe(totals.with_entropy(unknown if self.last is None else self.last.entropy), state)
 
@@ -142,20 +144,17 @@ class FlowStep:
 
     def end(self) -> tuple[dict[str, float], float]:
         """
-        Close the step: return its metrics and its entropy, with one transfer to the host, and start over.
+        Return metrics and entropy of the step, with one transfer to the host, and reset for the next one.
 
-        The totals are those of the generation batch where it is trained on in one step, else the sum of the
-        micro-batches over all ranks.
+        The totals are those of the generation batch if one step trains on all of it, else the sum of the micro-batches
+        over all ranks.
         """
         assert self.current is not None
         if self.rollout is not None and self.args.updates_per_rollout == 1:
             totals = self.rollout
         else:
             totals = self.current.reduce(self.accelerator)
-        metrics: dict[str, Tensor | float] = {
-            **totals.metrics(),
-            "flow/lambda": sum(self.lambdas) / len(self.lambdas),
-        }
+        metrics: dict[str, Tensor | float] = {**totals.metrics(), "flow/lambda": sum(self.lambdas) / len(self.lambdas)}
         if self.last is not None:
             metrics["entropy/delta"] = totals.entropy - self.last.entropy
         for name, value in self.control.metrics().items():

@@ -32,7 +32,7 @@ class NonFiniteError(RuntimeError):
 
 
 class StaleWeightsError(RuntimeError):
-    """vLLM samples from another policy than the one that trains."""
+    """vLLM samples from another policy than the one being trained."""
 
 
 # ---- losses and gradients
@@ -40,9 +40,9 @@ class StaleWeightsError(RuntimeError):
 
 @dataclass
 class MicroBatchRecord:
-    """Detached tensors of one micro-batch, kept until the step is taken to tell what went wrong in it."""
+    """Detached tensors of one micro-batch, kept until the optimizer step to report what went wrong in it."""
 
-    inputs: dict[str, Any]  # as they lie in TRL's buffer
+    inputs: dict[str, Any]  # tensors of TRL's buffer
     tensors: dict[str, Tensor]  # name -> (B, T) or (B, 1)
     mask: Tensor  # (B, T)
     loss: Tensor
@@ -56,7 +56,7 @@ class MicroBatchRecord:
 
     @classmethod
     def of(cls, batch: dict[str, Any], tokens: Tokens, loss: Tensor) -> MicroBatchRecord:
-        """Record a micro-batch as TRL's loss has seen it."""
+        """Record a micro-batch after TRL's loss."""
         tensors = {
             "log-probabilities": tokens.logps,
             "entropies": tokens.entropies,
@@ -97,7 +97,7 @@ class _Mean:
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """Loss (mean over ranks) and gradient norm of a step, and why it is skipped, if it is."""
+    """Loss (mean over ranks) and gradient norm of a step, and the reason if it is skipped."""
 
     loss: float
     grad_norm: float | None
@@ -107,7 +107,7 @@ class StepNumbers:
 @dataclass
 class StepGuard:
     """
-    Checks every optimizer step before it is taken, counts those that are skipped, and stops after too many.
+    Checks every optimizer step before it is taken, counts skipped steps, and raises after too many in a row.
 
     Args:
         policy (`str`): `"stop"` or `"skip"`.
@@ -130,7 +130,8 @@ class StepGuard:
     def check(
         self, loss: Tensor, grad_norm: Any, accelerator: Accelerator, step: int, reward_is_bad: bool
     ) -> StepNumbers:
-        """Check that loss and gradient norm are finite on every rank; if not, stop or count a skip."""
+        """Check that loss and gradient norm are finite on every rank. If not, raise (`policy="stop"`) or count the
+        step as skipped ("skip"; the caller zeroes the gradient)."""
         if hasattr(grad_norm, "full_tensor"):  # FSDP2
             grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
@@ -152,7 +153,7 @@ class StepGuard:
 
     def inspect(self, ranks: list[list[float]], rank: int, step: int) -> str | None:
         """
-        Describe what is not finite in a step, None if everything is; dump the rows of this rank that are to blame.
+        Describe what is not finite in a step and dump this rank's rows that are to blame; None if all is finite.
 
         `ranks` holds [loss, gradient norm] of every rank.
         """
@@ -168,7 +169,7 @@ class StepGuard:
             try:
                 _dump_rows(path, self.window, self.decode, step=step, rank=rank, what=culprits)
                 message += f" On rank {rank}: {culprits}; the rows are in {path}."
-            except OSError as error:  # a full disk must not keep this rank from reaching the verdict of all
+            except OSError as error:  # a full disk must not make this rank decide otherwise than the others
                 message += f" On rank {rank}: {culprits}; {path} could not be written ({error})."
         return message
 
@@ -179,7 +180,7 @@ class StepGuard:
         self.taken_since_log.add(loss)
 
     def failed(self, message: str) -> None:
-        """Raise `NonFiniteError`, or count a skip."""
+        """Raise `NonFiniteError` if `policy="stop"` or after too many skips in a row, else count a skip."""
         if self.policy == "stop":
             raise NonFiniteError(
                 f"{message} No parameter was updated. Set `nonfinite='skip'` to leave such steps out and go on."
@@ -230,7 +231,7 @@ def describe(window: list[MicroBatchRecord]) -> str:
 
 
 def _dump_rows(path: Path, window: list[MicroBatchRecord], decode: Callable[[Tensor], str], **context: Any) -> None:
-    """Write the rows with a non-finite value as JSON for a person; all rows if no single one is to blame."""
+    """Write the rows with a non-finite value as readable JSON; all rows if no single one is to blame."""
     bad_rows = [{row for rows in record.bad_rows().values() for row in rows.tolist()} for record in window]
     if not any(bad_rows):
         bad_rows = [set(range(record.mask.size(0))) for record in window]
@@ -270,7 +271,7 @@ def _readable(value: float) -> float | str:
 @dataclass
 class DriftGuard:
     """
-    Warns when vLLM's log-probabilities are far from the policy's, and stops when they stay there.
+    Warns when vLLM's log-probabilities are far from the policy's, and raises after five such rollouts in a row.
 
     Args:
         limit (`float`, *optional*): largest mean absolute difference, in nats, that counts as rounding; None disables

@@ -20,7 +20,7 @@ class MetricMeans:
     Weighted means of the metrics that TRL's loss logs for each micro-batch of an optimizer step, over all ranks.
 
     TRL logs a mean over the tokens or rows of each micro-batch and takes the mean of these means, which is the mean
-    over all of them only while micro-batches are equal in size.
+    over all of them only if micro-batches are equal in size.
 
     Args:
         by_rows (`set[str]`): metrics that are means over rows; all others are means over tokens.
@@ -33,7 +33,7 @@ class MetricMeans:
         self.values.setdefault(name, []).append((value, weight))
 
     def take(self, logged: dict[str, list[float]], rows: int, tokens: int) -> None:
-        """Move the values that TRL's loss has just logged for a micro-batch out of TRL's lists."""
+        """Move the values that TRL's loss has just logged for a micro-batch here, out of TRL's lists."""
         for name in (*LOSS_MEANS, *LOSS_EXTREMES):
             if logged.get(name):
                 self.add(name, logged[name].pop(), rows if name in self.by_rows else tokens)

@@ -1,6 +1,6 @@
 """Exact micro-batching as pure functions: which rows share a micro-batch, and how to take and join them.
 
-Everything here is plain data and tensors; `eligibility` says what is exact in a run, `rebatching` applies it.
+Everything here is plain data and tensors; `eligibility` decides what is exact in a run, `rebatching` applies it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def plan(rows: Sequence[int], widths: Widths, groups: int, budget: Group) -> lis
 
     Args:
         rows (`Sequence[int]`): the rows to divide, at least `groups` of them.
-        widths (`Widths`): of all rows of the batch.
-        groups (`int`): how many micro-batches to make; none is empty.
+        widths (`Widths`): widths of all rows of the batch.
+        groups (`int`): number of micro-batches; none is empty.
         budget (`Group`): no micro-batch has more padded tokens, nor more padded completion tokens, than this one.
 
     Returns:
@@ -117,7 +117,7 @@ def loss_weight(loss_type: str, rows: float, tokens: float) -> float:
 
 
 def trained_mask(batch: dict[str, Any]) -> Tensor:
-    """Return 1 on the tokens that train, (B, T): neither padding, nor truncated, nor written by a tool."""
+    """Return 1 on the trained tokens, (B, T): neither padding, nor truncated, nor written by a tool."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 

@@ -1,9 +1,9 @@
 """Exact micro-batching of a rollout, in step with the other ranks.
 
-Every rank runs the same number of micro-batches, with and without gradient, whatever rows it has: collectives would
-hang otherwise. The micro-batches differ in their numbers of rows, though, and TRL gathers one number per row from all
-ranks for its metrics: `SingleRankAccelerator` answers these calls from this rank alone, and `MetricMeans` gathers the
-metrics once, at the end of the step.
+Every rank runs the same number of micro-batches, with and without gradient, however its rows fall, because collectives
+would otherwise hang. Micro-batches may differ in their numbers of rows, and TRL gathers one number per row from all
+ranks for its metrics: `SingleRankAccelerator` keeps these calls on this rank, and `MetricMeans` gathers the metrics
+once, at the end of the step.
 """
 
 from __future__ import annotations
@@ -19,16 +19,7 @@ from torch import Tensor
 
 from opefo_trl.training.eligibility import BatchTransforms
 from opefo_trl.training.metric_means import MetricMeans
-from opefo_trl.training.microbatches import (
-    Group,
-    Widths,
-    join,
-    loss_weight,
-    plan,
-    take,
-    trained_mask,
-    widths_of,
-)
+from opefo_trl.training.microbatches import Group, Widths, join, loss_weight, plan, take, trained_mask, widths_of
 from opefo_trl.trl_compat import MULTIMODAL
 
 if TYPE_CHECKING:
@@ -41,10 +32,11 @@ BOOKKEEPING = "bookkeeping"  # the key of a micro-batch's `Bookkeeping` among it
 
 @dataclass
 class Bookkeeping:
-    """Bookkeeping of one micro-batch: rows, trained tokens, loss weight, and the dropped rows to score first."""
+    """Bookkeeping of one micro-batch: rows, trained tokens, loss weight, and dropped rows to run without gradient
+    first."""
 
     rows: int
-    tokens: int  # trained tokens; of dropped rows those that would train with an advantage
+    tokens: int  # trained tokens; in dropped rows, those that an advantage would train
     loss_weight: float = 1.0
     dropped: list[dict[str, Any]] = field(default_factory=list)  # micro-batches to run before it, without gradient
 
@@ -53,12 +45,12 @@ class Bookkeeping:
 class _Row:
     index: int
     real: int  # tokens that are no padding, prompt included
-    tokens: int  # tokens of the completion that train
-    idle: bool  # cannot move the policy, and may be dropped
+    tokens: int  # trained tokens of the completion
+    idle: bool  # cannot contribute gradient, and may be dropped
 
 
 class SingleRankAccelerator:
-    """An accelerator that answers `gather` and `reduce` from this rank alone."""
+    """An accelerator whose `gather` and `reduce` return this rank's own values."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
@@ -78,8 +70,9 @@ class Rebatcher:
     Divides rollouts into micro-batches that give the same gradient from fewer tokens.
 
     Args:
-        transforms (`BatchTransforms`): what may be done.
-        loss_type (`str`): TRL's.
+        transforms (`BatchTransforms`): the transforms that are exact for the run.
+        accelerator (`Accelerator`): gathers the numbers that ranks have to agree on.
+        loss_type (`str`): selects how the loss of a micro-batch is weighted, see `loss_weight`.
         accumulation (`int`): micro-batches of an optimizer step.
         multiple (`int`, *optional*): TRL's `pad_to_multiple_of`.
     """
@@ -97,28 +90,32 @@ class Rebatcher:
 
     @property
     def uneven(self) -> bool:
-        """Return whether micro-batches differ in their number of rows."""
+        """Return whether micro-batches may differ in their number of rows."""
         return self.transforms.regroup or self.transforms.drop
 
     def log_transforms(self) -> None:
-        """Log what is done to a rollout, and why the rest is not."""
+        """Log the active transforms, and why the others are off."""
         log = logger.warning if self.transforms.reasons else logger.info
         log(str(self.transforms))
 
     def divide(self, micro_batches: list[dict[str, Any]], means: MetricMeans, may_have_images: bool) -> list[dict]:
-        """Divide a rollout, as TRL split it, into our micro-batches; with images it stays as it is, from then on."""
+        """
+        Divide a rollout, as TRL split it, into our micro-batches. If a rollout on any rank has images, return it
+        unchanged and turn all transforms off for the rest of the run.
+        """
         has_images = bool(MULTIMODAL & set(micro_batches[0]))
         if may_have_images:  # of any rank, so that all ranks group their rows in the same way
             flag = torch.tensor([has_images], device=self.accelerator.device)
             has_images = bool(self.accelerator.gather(flag).any())
         if has_images:
-            self.transforms = BatchTransforms.none("images have rows of their own")
+            self.transforms = BatchTransforms.none("tensors of images have rows of their own")
             self.log_transforms()
             return micro_batches
-        return self.regroup(micro_batches, means)
+        return self._transform(micro_batches, means)
 
     def scoring_groups(self, attention_mask: Tensor, completion: int, batch_size: int) -> list[Group]:
-        """Plan a scoring pass: as many groups as TRL's chunks of `batch_size` rows, and none larger."""
+        """Plan a scoring pass in as many groups as TRL's chunks of `batch_size` rows, and none larger; `completion` is
+        the number of completion columns."""
         rows, width = attention_mask.shape
         prompt = width - completion
         masks = {"prompt_mask": attention_mask[:, :prompt], "completion_mask": attention_mask[:, prompt:]}
@@ -126,13 +123,13 @@ class Rebatcher:
         budget = Group(list(range(batch_size)), prompt, completion)
         return plan(range(rows), widths, math.ceil(rows / batch_size), budget)
 
-    def regroup(self, micro_batches: list[dict[str, Any]], means: MetricMeans) -> list[dict[str, Any]]:
-        """Turn a rollout's micro-batches, as TRL split them, into ours. Rows stay in their optimizer step."""
+    def _transform(self, micro_batches: list[dict[str, Any]], means: MetricMeans) -> list[dict[str, Any]]:
+        """Apply the active transforms (trim, regroup, drop) within each optimizer step."""
         size = math.gcd(len(micro_batches), self.accumulation)
         steps = [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
-        return [micro_batch for step in steps for micro_batch in self._regroup_step(step, means)]
+        return [micro_batch for step in steps for micro_batch in self._transform_step(step, means)]
 
-    def _regroup_step(self, trl_micro_batches: list[dict[str, Any]], means: MetricMeans) -> list[dict[str, Any]]:
+    def _transform_step(self, trl_micro_batches: list[dict[str, Any]], means: MetricMeans) -> list[dict[str, Any]]:
         batch = join(trl_micro_batches)
         widths = widths_of(batch, self.multiple, self.transforms.trim_prompts)
         rows = _rows_of(batch, self.transforms.drop)
@@ -157,7 +154,7 @@ class Rebatcher:
         return micro_batches
 
     def _groups(self, rows: list[_Row], widths: Widths, size: int, budget: Group) -> tuple[list[Group], list[float]]:
-        """Choose the rows of each micro-batch, and the weight of its loss; `size` is TRL's number of rows."""
+        """Choose the rows of each micro-batch, and the weight of its loss; `size` is rows per TRL micro-batch."""
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]  # TRL's micro-batches
         if self.transforms.regroup:
             kept = _keep(rows, len(chunks))
@@ -172,10 +169,13 @@ class Rebatcher:
         return [widths.group([row.index for row in kept]) for kept in chosen], weights
 
     def _dropped_groups(self, rows: list[int], widths: Widths, budget: Group, scored: bool) -> list[Group]:
-        """Group the dropped rows for a pass without gradient: as few groups as fit, equally many on every rank."""
+        """
+        Group the dropped rows for a pass without gradient, in as many groups on every rank: one, whatever its size, if
+        they are scored already, else as few as fit.
+        """
         if not self.transforms.drop:
             return []
-        # Where a scoring pass has measured them, TRL's loss only has its sums to do: no forward, no memory.
+        # Rows that a scoring pass has measured need no forward, and so no memory, in TRL's loss
         count = min(1, len(rows)) if scored else math.ceil(len(rows) / len(budget.rows))
         most = int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).max())
         if scored and rows:
@@ -200,7 +200,7 @@ def _rows_of(batch: dict[str, Any], drop: bool) -> list[_Row]:
 
 
 def _keep(rows: Sequence[_Row], least: int) -> list[_Row]:
-    """Keep the rows that move the policy, and the shortest idle ones while fewer than `least` would be left."""
+    """Keep the rows with a gradient, and the shortest idle ones while fewer than `least` would be left."""
     moving = [row for row in rows if not row.idle]
     idle = sorted((row for row in rows if row.idle), key=lambda row: row.real)
     return moving + idle[: max(0, least - len(moving))]
@@ -211,6 +211,6 @@ def _count_tokens(rows: Sequence[_Row]) -> int:
 
 
 def _empty_micro_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return one row of which no token counts, to keep step with ranks that have dropped rows to measure."""
+    """Return one row without trained tokens, to keep step with ranks that have dropped rows to measure."""
     row = take(batch, Group([0], batch["prompt_ids"].size(1), 1))
     return {**row, "completion_mask": torch.zeros_like(row["completion_mask"])}

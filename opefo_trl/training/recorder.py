@@ -32,7 +32,7 @@ class Recorder(TrainerCallback):
 
     Args:
         folder (`Path`): the run's output folder.
-        settings (`dict`): what a legend or a page shows of the run, see `run_settings`.
+        settings (`dict`): settings of the run that legends and the report show, see `run_settings`.
         metrics (`Callable`): returns TRL's lists of metrics, with the values since the last log.
         tokenizer: decodes completions for the report.
         active (`bool`): whether to record; on the first rank alone, and only with `entropy_curves=True`.
@@ -51,11 +51,11 @@ class Recorder(TrainerCallback):
         self.begin()
 
     def begin(self) -> None:
-        """Start a run without rows, whatever an earlier run left."""
+        """Reset the rows for a new run."""
         self._writer = CurveRecorder(self.folder, self.settings)
         self.step_numbers: dict[str, float] = {}  # loss, learning rate, gradient norm of the step under way
         self._candidates: list[dict[str, Any]] = []  # completions of the step under way, if it is to be shown
-        self._in_rows: dict[str, int] = {}  # for each metric, how many of its values are in a row by now
+        self._in_rows: dict[str, int] = {}  # metric -> number of its values that are in a row already
 
     @property
     def curves(self) -> EntropyCurves | None:
@@ -71,12 +71,7 @@ class Recorder(TrainerCallback):
         """Append a row: the means of the values measured since the row before."""
         if not self.active:
             return
-        row = {
-            "step": state.global_step,
-            "epoch": float(state.epoch or 0),
-            "time": time.time(),
-            **self.step_numbers,
-        }
+        row = {"step": state.global_step, "epoch": float(state.epoch or 0), "time": time.time(), **self.step_numbers}
         for name, values in self.metrics().items():
             replaced = name in COUNTERS or name == SKIPPED_STEPS
             fresh = values if replaced else values[self._in_rows.get(name, 0) :]
@@ -89,7 +84,7 @@ class Recorder(TrainerCallback):
         self._try(self._writer.append, row)
 
     def metrics_cleared(self) -> None:
-        """Take note that TRL has emptied its lists of metrics, which `GRPOTrainer.log` does."""
+        """Note that TRL has emptied its lists of metrics, as `GRPOTrainer.log` does."""
         self._in_rows.clear()
 
     def on_evaluate(
@@ -110,7 +105,7 @@ class Recorder(TrainerCallback):
             self._try(self._writer.save, checkpoint)
 
     def restore(self, checkpoint: Path, step: int) -> None:
-        """Go on behind the rows that a checkpoint has."""
+        """Restore the rows of a checkpoint."""
         if self.active:
             problem = self._writer.restore(checkpoint, step)
             if problem is not None:
@@ -136,7 +131,7 @@ class Recorder(TrainerCallback):
 
 
 def run_settings(args: OPEFOConfig, model: str) -> dict[str, Any]:
-    """Return what a legend or a page shows of a run; `model` is a name on the Hub or a folder."""
+    """Return the settings that legends and the report show; `model` is a name on the Hub or a folder."""
     names = ["control", "control_kwargs", *args.active_fields, "flow_estimator", "flow_scope"]
     names += ["learning_rate", "num_generations", "beta", "loss_type", "seed"]
     if Path(model).is_dir():

@@ -1,6 +1,5 @@
-"""Rewards that are NaN, infinite or no numbers, found where they arise and named.
-
-`watch_reward` wraps each reward function; `RewardGuard` checks the rewards of all ranks once they are gathered.
+"""Checks of rewards: `watch_reward` wraps each reward function, so that an error names it, and `RewardGuard` looks for
+NaN and infinity in the rewards of all ranks once they are gathered.
 """
 
 from __future__ import annotations
@@ -88,9 +87,9 @@ class RewardGuard:
 
     Args:
         policy (`str`): `"stop"` or `"skip"`, as `OPEFOConfig.nonfinite`.
-        names (`list[str]`): of the reward functions.
-        models (`list[bool]`): which of them are reward models.
-        judges (`list[int]`): the columns of functions whose None makes the whole completion unjudged.
+        names (`list[str]`): names of the reward functions.
+        models (`list[bool]`): whether each of them is a reward model.
+        judges (`list[int]`): columns of the functions whose None makes the whole completion unjudged.
     """
 
     policy: str
@@ -98,7 +97,7 @@ class RewardGuard:
     models: list[bool]
     judges: list[int]
     rollout_is_bad: bool = False
-    step_is_bad: bool = False  # a micro-batch of the optimizer step under way is of a bad rollout
+    step_is_bad: bool = False  # the optimizer step under way has a micro-batch of a bad rollout
 
     @classmethod
     def watch(cls, policy: str, functions: Sequence[Any], names: Sequence[str]) -> RewardGuard:
@@ -115,7 +114,7 @@ class RewardGuard:
     ) -> tuple[Tensor, str | None]:
         """
         Return rewards, (completions of all ranks, functions), with NaN for those that count as no reward, and a
-        warning, if any. Bad rewards in training raise `NonFiniteError` if the policy is to stop.
+        warning, if any. In training, raise `NonFiniteError` on bad rewards if `policy="stop"`.
         """
         warning = None
         # A reward model has no None that its NaN could stand for.

@@ -1,7 +1,7 @@
-"""The distance of vLLM, which sampled a rollout, from the policy that trains: importance ratio and metrics.
+"""Mismatch between vLLM, which sampled the rollout, and the policy being trained: importance ratio and metrics.
 
-Strictly on-policy, the forward that trains a row gives the log-probabilities that TRL's scoring pass would have given,
-so TRL's correction for vLLM's rounding can be computed there, and the pass saved.
+In strictly on-policy runs the training forward of a row gives the log-probabilities that TRL's scoring pass would have
+given, so TRL's correction for vLLM's rounding can be computed there, and the extra pass avoided.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ def importance_ratio(
     logps: Tensor, sampling_logps: Tensor, mask: Tensor, mode: str, low: float | None, high: float | None
 ) -> Tensor:
     """
-    Return pi / pi_sampler of the sampled tokens, truncated or masked as `vllm_importance_sampling_mode` says.
+    Return pi / pi_sampler of the sampled tokens, within bounds.
 
     Args:
-        logps, sampling_logps, mask (`Tensor`): (B, T). Where vLLM gave NaN the ratio is 1.
-        mode (`str`): `token_` or `sequence_`, each with `truncate` (clamp) or `mask` (to 0 outside).
+        logps, sampling_logps (`Tensor`): log-probabilities under the policy and under vLLM, (B, T).
+        mask (`Tensor`): 1 on trained tokens, (B, T); masked and NaN tokens contribute log-ratio 0.
+        mode (`str`): `{token,sequence}_{truncate,mask}`; truncate clamps into the bounds, mask zeroes ratios outside
+            them.
         low, high (`float`, *optional*): the bounds.
 
     Returns:
@@ -48,19 +50,21 @@ def importance_ratio(
 
 @dataclass(frozen=True)
 class SamplerDrift:
-    """Sums over micro-batches of the metrics that TRL logs for its scoring pass; a + b covers both."""
+    """Running sums and extremes behind TRL's `sampling/...` metrics; `a + b` merges two."""
 
     sums: Tensor  # [summed |difference|, tokens, summed ratio, ratios]
     extremes: Tensor  # [largest |difference|, largest ratio, minus the smallest ratio]
 
     @classmethod
     @torch.no_grad()
-    def measure(cls, logps: Tensor, sampling_logps: Tensor, mask: Tensor, ratio: Tensor, by_row: bool) -> SamplerDrift:
-        """Measure one micro-batch. `by_row`: a ratio is that of a sequence; TRL counts those of all rows then, and
-        else those of trained tokens."""
+    def measure(
+        cls, logps: Tensor, sampling_logps: Tensor, mask: Tensor, ratio: Tensor, per_sequence: bool
+    ) -> SamplerDrift:
+        """Measure one micro-batch. If `per_sequence`, `ratio` has one value per row and every row counts; else only
+        trained tokens count, as in TRL."""
         compared = mask.bool() & ~sampling_logps.isnan()
         gap = (logps - sampling_logps).abs().float().masked_fill(~compared, 0.0)
-        counted = torch.ones_like(ratio, dtype=torch.bool) if by_row else mask.bool()
+        counted = torch.ones_like(ratio, dtype=torch.bool) if per_sequence else mask.bool()
         ratio, outside = ratio.float(), ~counted
         sums = [gap.sum(), compared.sum(), ratio.masked_fill(outside, 0.0).sum(), counted.sum()]
         extremes = [gap.amax(), ratio.masked_fill(outside, -torch.inf).amax()]
@@ -87,10 +91,11 @@ class SamplerDrift:
 @dataclass(frozen=True)
 class SamplerCorrection:
     """
-    TRL's correction for what vLLM sampled, and its metrics, from the forward that trains.
+    Computes TRL's vLLM importance ratio from the training forward and writes it into the batch (`corrects`), or only
+    measures the drift.
 
     Args:
-        corrects (`bool`): whether to put the ratio where TRL's loss reads it; if not, the drift is only measured.
+        corrects (`bool`): whether to write the ratio where TRL's loss reads it.
         mode (`str`): TRL's `vllm_importance_sampling_mode`.
         low, high (`float`, *optional*): TRL's bounds of the ratio.
     """
@@ -101,7 +106,8 @@ class SamplerCorrection:
     high: float | None
 
     def apply(self, batch: dict[str, Any], logps: Tensor, mask: Tensor) -> SamplerDrift | None:
-        """Correct a micro-batch; return its drift, None where the rollout has no log-probabilities of the sampler."""
+        """Correct a micro-batch and return its drift, None if the rollout has no log-probabilities of the sampler;
+        without them, raise a `ValueError` if `corrects`."""
         sampling_logps = batch.get("sampling_per_token_logps")
         if sampling_logps is None and self.corrects:
             raise ValueError(

@@ -31,7 +31,7 @@ class Scores:
 
 class ScoringPass:
     """
-    Runs scoring passes without their padding, and keeps what they measure of the policy.
+    Runs scoring passes without their padding, and keeps the policy's scores.
 
     Args:
         estimator (`str`): flow estimator; `exact` and `expected` need vocabulary sums.
@@ -73,7 +73,7 @@ class ScoringPass:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
         """
-        Score rows as TRL's pass in chunks of `batch_size` does, in groups of similar length where that is exact.
+        Score rows as TRL's pass in chunks of `batch_size` does, but in groups of similar length where that is exact.
 
         `policy` is the unwrapped model if it is the policy that `forward` runs, and None for a reference model.
         """

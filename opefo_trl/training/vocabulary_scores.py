@@ -1,7 +1,7 @@
-"""Vocabulary sums of a live model: `flow.vocabulary_score` at every position that a scoring forward visits.
+"""Vocabulary sums of a live model: `flow.vocabulary_score` at every position of a scoring forward.
 
-A forward hook on the backbone takes the sums inside the model's own forward, so that FSDP and ZeRO-3 have gathered the
-LM head there as they have for the model's own use of it.
+A forward hook on the backbone computes the sums inside the model's own forward, so that FSDP and ZeRO-3 have gathered
+the LM head there as they have for the model's own use of it.
 """
 
 from __future__ import annotations

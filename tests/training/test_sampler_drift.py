@@ -66,13 +66,13 @@ def test_the_metrics_are_of_all_tokens_however_they_were_divided(mode, accelerat
 
 def test_nothing_to_look_at_is_no_drift():
     nothing = torch.zeros(1, 3)
-    metrics = SamplerDrift.measure(LOGPS[:1], SAMPLER[:1], nothing, ratio("token_truncate")[:1], by_row=False).metrics(
-        OneRank()
-    )
+    metrics = SamplerDrift.measure(
+        LOGPS[:1], SAMPLER[:1], nothing, ratio("token_truncate")[:1], per_sequence=False
+    ).metrics(OneRank())
     assert set(metrics.values()) == {0.0}
 
 
 def test_a_sequence_without_a_token_that_trains_has_a_ratio_all_the_same():
     narrow = torch.zeros(1, 1)  # as wide as a ratio of sequences
-    metrics = SamplerDrift.measure(narrow, narrow, narrow, torch.ones(1, 1), by_row=True).metrics(OneRank())
+    metrics = SamplerDrift.measure(narrow, narrow, narrow, torch.ones(1, 1), per_sequence=True).metrics(OneRank())
     assert metrics["sampling/importance_sampling_ratio/mean"] == 1

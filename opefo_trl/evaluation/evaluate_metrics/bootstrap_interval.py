@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""A bootstrap interval of avg@k or pass@k as a metric of `evaluate`."""
 
 from statistics import fmean
 from typing import Any

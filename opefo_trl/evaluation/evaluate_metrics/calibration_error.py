@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""The expected calibration error as a metric of `evaluate`."""
 
 from opefo_trl.evaluation import evaluate_metrics, metrics
 

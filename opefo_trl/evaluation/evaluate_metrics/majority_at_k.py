@@ -1,10 +1,11 @@
-from __future__ import annotations
+"""majority@k as a metric of `evaluate`."""
 
 from opefo_trl.evaluation import evaluate_metrics, metrics
 
 
 class MajorityAtK(evaluate_metrics.Measure):
-    """majority@k: 1 if the most frequent answer of k samples is right, else 0, averaged over problems."""
+    """majority@k: the share of votes won by a right answer, averaged over problems; samples vote in consecutive blocks
+    of k."""
 
     inputs = {"predictions": evaluate_metrics.ANSWERS, "references": evaluate_metrics.SAMPLES}
 
@@ -13,6 +14,6 @@ class MajorityAtK(evaluate_metrics.Measure):
     ) -> dict[str, float]:
         """
         `predictions`: for each problem its answers, None where a sample has none. `references`: for each its verdict,
-        1 or 0. `k`: how many samples vote together, all of them if None.
+        1 or 0. `k`: samples that vote together, all of them if None; tied answers share the vote.
         """
         return {"majority_at_k": metrics.majority_at_k(predictions, references, k)}

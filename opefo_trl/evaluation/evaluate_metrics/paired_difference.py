@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""A paired difference of avg@k or pass@k as a metric of `evaluate`."""
 
 from dataclasses import asdict
 from typing import Any

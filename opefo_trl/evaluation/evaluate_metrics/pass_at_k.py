@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""pass@k as a metric of `evaluate`."""
 
 from collections.abc import Sequence
 
