@@ -46,7 +46,6 @@ RULES = (
     ("lfs", "POST", f"/lfs/{SHA}/complete", "_complete"),
     ("lfs", "POST", f"/lfs/{SHA}/verify", "_verify"),
     ("commit", "POST", rf"/api/models/{REPO}/commit/([^/]+)", "_commit"),
-    ("info", "GET", "/api/whoami-v2", "_whoami"),
     ("info", "GET", rf"/api/models/{REPO}(?:/revision/([^/]+))?", "_info"),
     ("info", "POST", rf"/api/models/{REPO}/paths-info/([^/]+)", "_paths"),
     ("resolve", "GET|HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", "_resolve"),
@@ -135,7 +134,7 @@ class HubServer:
         if server is not None:
             server.shutdown()
             server.server_close()
-            for connection in list(server.connections):
+            for connection in server.connections:
                 _reset(connection)
 
     def __enter__(self) -> HubServer:
@@ -205,17 +204,17 @@ class HubServer:
     def _unknown(self, path: str, **_: Any) -> Answer:
         return Answer(404, error=f"no such endpoint: {path}")
 
-    def _user(self, headers: Any, write: bool = False) -> tuple[str, str]:
+    def _user(self, headers: Any, write: bool = False) -> str:
         scheme, _, token = (headers.get("Authorization") or "").partition(" ")
         if scheme != "Bearer" or token not in TOKENS:
             raise Answer(401, error="Invalid credentials in Authorization header")
         user, role = TOKENS[token]
         if write and role != "write":
             raise Answer(403, error="You don't have the rights to do this: the token has the role 'read'.")
-        return user, role
+        return user
 
     def _repo(self, name: str, headers: Any, write: bool = False) -> Repo:
-        user = self._user(headers, write)[0] if write or headers.get("Authorization") else None
+        user = self._user(headers, write) if write or headers.get("Authorization") else None
         repo = self.repos.get(name)
         if repo is None or (repo.private and user != name.split("/")[0]):
             raise Answer(401 if user is None else 404, {}, {"X-Error-Code": "RepoNotFound"})
@@ -230,7 +229,7 @@ class HubServer:
         return commit
 
     def _create(self, *, headers: Any, body: bytes, **_: Any) -> Answer:
-        user, _ = self._user(headers, write=True)
+        user = self._user(headers, write=True)
         content = json.loads(body)
         _require(set(content) <= {"name", "organization", "private", "visibility", "type"}, f"unknown key: {content}")
         _require(re.fullmatch(NAME, content["name"]) is not None, f"bad name {content['name']!r}")
@@ -250,10 +249,6 @@ class HubServer:
             return Answer(409, error=f"Reference already exists: {branch}")
         repo.branches[branch] = [repo.branches["main"][-1]]
         return Answer(200, {})
-
-    def _whoami(self, *, headers: Any, **_: Any) -> Answer:
-        user, role = self._user(headers)
-        return Answer(200, {"name": user, "type": "user", "auth": {"accessToken": {"role": role}}, "orgs": []})
 
     def _validate(self, *, body: bytes, **_: Any) -> Answer:
         content = json.loads(body)
@@ -395,15 +390,11 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.connections: set[socket.socket] = set()
+        self.connections: list[socket.socket] = []
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections.add(request)
+        self.connections.append(request)
         super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.connections.discard(request)
-        super().shutdown_request(request)
 
     def handle_error(self, *_: Any) -> None:
         """Clients that go away are what this is about."""
@@ -456,8 +447,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def log_message(self, *_: Any) -> None:
-        pass
+    def log_message(self, *_: Any) -> None: ...
 
 
 def problems_of(card: str) -> list[str]:
@@ -469,25 +459,23 @@ def problems_of(card: str) -> list[str]:
         return [f"not YAML: {error}"]
     if not isinstance(data, dict):
         return ["not a map"]
-    problems = []
-    for name in ("tags", "datasets"):
-        value = data.get(name, [])
-        if not (isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))):
-            problems.append(f"{name!r} must be a list of strings")
-    if data.get("license", "mit") not in LICENCES:
-        problems.append(f"unknown license {data['license']!r}")
-    if not re.fullmatch(rf"({NAME}/)?{NAME}", str(data.get("base_model", "a/b"))):
-        problems.append(f"base_model {data['base_model']!r} is no repository")
-    for model in data.get("model-index", []):
-        if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):
-            problems.append("model-index needs name and results")
-            continue
-        for result in model["results"]:
-            if not (result.get("task", {}).get("type") and result.get("dataset", {}).get("type")):
-                problems.append("a result needs task and dataset")
-            if not result.get("metrics") or any("type" not in one or "value" not in one for one in result["metrics"]):
-                problems.append("a metric needs type and value")
-    return problems
+    lists = {name: data.get(name, []) for name in ("tags", "datasets")}
+    words = {name: [value] if isinstance(value, str) else value for name, value in lists.items()}
+    models = data.get("model-index", [])
+    results = [result for model in models for result in model.get("results", [{}])]
+    metrics = [metric for result in results for metric in result.get("metrics") or [{}]]
+    rules = {
+        **{
+            name: isinstance(value, list) and all(isinstance(one, str) for one in value)
+            for name, value in words.items()
+        },
+        "license": data.get("license", "mit") in LICENCES,
+        "base_model": re.fullmatch(rf"({NAME}/)?{NAME}", str(data.get("base_model", "a/b"))) is not None,
+        "model-index": all(isinstance(model.get("name"), str) for model in models),
+        "task and dataset": all(result.get(key, {}).get("type") for result in results for key in ("task", "dataset")),
+        "metrics": all({"type", "value"} <= metric.keys() for metric in metrics),
+    }
+    return [f"{name} is not valid: {data.get(name)!r}" for name, valid in rules.items() if not valid]
 
 
 def _reset(connection: socket.socket) -> None:

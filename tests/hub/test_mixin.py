@@ -104,10 +104,8 @@ def test_a_run_is_on_the_hub_with_the_checkpoints_that_it_deleted(hub, out, plai
     assert hub.commits("alice/model")[-1].oid == commit.oid and "NOT" not in trainer.publisher.report()
 
     card = ModelCard(hub.files("alice/model")["README.md"].decode())
-    assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
-    assert {"opefo", "trl", "grpo"} <= set(card.data.tags) and f"]({PICTURE_FILE})" in card.text
-    assert hub.files("alice/model")[PICTURE_FILE][:4] == b"\x89PNG" and 'model="alice/model"' in card.text
-    assert str(out) not in card.text.split("### Reproduce it")[0]
+    assert {"opefo", "trl", "grpo"} <= set(card.data.tags) and 'model="alice/model"' in card.text
+    assert f"]({PICTURE_FILE})" in card.text and str(out) not in card.text.split("### Reproduce it")[0]
     trainer.create_model_card()
     assert trainer.hub_model_id == "alice/model"
     loaded = EntropyCurves.load("alice/model").frame.to_json(double_precision=15)
