@@ -39,15 +39,6 @@ def as_tensors(p, tokens, advantages, mask):
     return [torch.tensor(x, dtype=torch.float32) for x in (logps, entropies, advantages, mask)]
 
 
-def oracle_flow(p, tokens, advantages, mask, estimator):
-    if estimator == "covariance":
-        logps = np.log(np.take_along_axis(p, tokens[..., None], -1)[..., 0])
-        return oracle.covariance_flow(logps, np.broadcast_to(advantages[:, None], logps.shape), mask)
-    return np.array(
-        [[oracle.flow(p[b, t], tokens[b, t], advantages[b], estimator) for t in range(LENGTH)] for b in range(ROWS)]
-    )
-
-
 def flow_of(logits, tensors, estimator, temperature=1.0):
     logps, entropies, advantages, mask = tensors
     vocabulary = None
@@ -64,7 +55,7 @@ def test_flow_lambda_and_weights_match_the_numpy_oracle(estimator, temperature):
         logits, p, tokens, advantages, mask = random_batch(seed, temperature)
         tensors = as_tensors(p, tokens, advantages, mask)
         flow = flow_of(logits, tensors, estimator, temperature)
-        expected = oracle_flow(p, tokens, advantages, mask, estimator)
+        expected = oracle.flows(p, tokens, advantages, mask, estimator)
         kept = mask.astype(bool)
         np.testing.assert_allclose(flow.numpy()[kept], expected[kept], atol=1e-6, rtol=1e-6)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 
 ALPHABET = "0123456789+-*/=() abc"
 PROMPTS = ["1+1=", "2*3=", "9-4=", "(1+2)*3=", "8/2=", "7+0=", "5-5=", "6*1="]
@@ -132,6 +132,44 @@ def assert_equal_runs(ours, theirs):
         assert torch.equal(parameters(ours)[name], value), name
     for our_row, their_row in zip(metrics(ours), metrics(theirs), strict=True):
         assert {key: our_row.get(key) for key in their_row} == their_row
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of the last optimizer step, gathered where they are sharded."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.last = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Gather a sharded tensor, on all ranks at once."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
+
+class OneRank:
+    """An accelerator of a run in one process."""
+
+    num_processes = 1
+    device = torch.device("cpu")
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        return tensor
+
+
+def recorded(monkeypatch, owner: type, name: str) -> list[tuple]:
+    """Record the calls of a method, as (instance, args, kwargs, result)."""
+    calls, original = [], getattr(owner, name)
+
+    def record(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        calls.append((self, args, kwargs, result))
+        return result
+
+    monkeypatch.setattr(owner, name, record)
+    return calls
 
 
 def relative_difference(left, right) -> float:

@@ -5,7 +5,6 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -73,14 +72,6 @@ def test_samples_are_the_extremes_of_all_micro_batches(out):
     assert len(advantages) == 8 and advantages == sorted(advantages, reverse=True)  # four from either end
     assert max(advantages) == pytest.approx(max(trainer._logs["advantages"]))
     assert min(advantages) == pytest.approx(min(trainer._logs["advantages"]))
-
-
-@pytest.mark.slow
-def test_rows_do_not_depend_on_the_logging_interval(out):
-    often = train(OPEFOTrainer, OPEFOConfig, out / "often", max_steps=5).curves.to_pandas()
-    seldom = train(OPEFOTrainer, OPEFOConfig, out / "seldom", max_steps=5, logging_steps=4).curves.to_pandas()
-    clock = ["time", "step_time"]
-    pd.testing.assert_frame_equal(often.drop(columns=clock), seldom.drop(columns=clock))
 
 
 @pytest.mark.slow

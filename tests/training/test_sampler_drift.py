@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import OneRank
 
 from opefo_trl.training.sampler_drift import SamplerDrift, importance_ratio
 
@@ -30,11 +31,6 @@ def test_a_ratio_of_sequences_is_one_number_a_row():
     free = torch.tensor([[0.5], [-0.25]]).exp()
     torch.testing.assert_close(ratio("sequence_truncate", high=1.2), free.clamp(max=1.2))
     torch.testing.assert_close(ratio("sequence_mask", low=0.9), torch.tensor([[math.exp(0.5)], [0.0]]))
-
-
-class OneRank:
-    def gather(self, tensor):
-        return tensor
 
 
 class TwoRanks:

@@ -13,7 +13,7 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from opefo_trl.training.vocabulary_scores import head_settings, vocabulary_scores
+from opefo_trl.training.vocabulary_scores import vocabulary_scores
 
 SMALL = {
     "vocab_size": 50,
@@ -87,10 +87,3 @@ def test_head_in_fp32_scores_a_bf16_model_more_finely():
             model(ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True)
         scores[fp32] = found[0]
     assert scores[True].isfinite().all() and not torch.equal(scores[True], scores[False])
-
-
-def test_head_settings_of_every_family():
-    assert head_settings(HEADS["tied"]) == {"logit_scale": 1.0, "softcap": None}
-    assert head_settings(HEADS["softcap"]) == {"logit_scale": 1.0, "softcap": 2.0}
-    assert head_settings(HEADS["multiplied"]) == {"logit_scale": 3.0, "softcap": None}
-    assert head_settings(HEADS["divided"]) == {"logit_scale": 4.0, "softcap": None}
