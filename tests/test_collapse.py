@@ -1,25 +1,20 @@
 """`python train.py` keeps the promise of the quickstart: collapse without a control, diversity with one."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import ROOT, python
 
 from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.playground import MODEL
 
-ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def train(folder, *more):
-    command = [sys.executable, str(ROOT / "train.py"), "--output_dir", str(folder), "--save_strategy", "no", *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, cwd=folder.parent, env=environment)
+    words = ["--output_dir", folder, "--save_strategy", "no", *more]
+    python(ROOT / "train.py", *words, cwd=folder.parent, OMP_NUM_THREADS="1")
     scores = json.loads((folder / "eval_results.json").read_text())
     return EntropyCurves.load(folder).to_pandas(), scores
 

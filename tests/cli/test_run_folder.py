@@ -12,7 +12,6 @@ from transformers.trainer_callback import TrainerState
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.cli.parser import Parser
 from opefo_trl.cli.run_folder import (
-    _MAY_DIFFER,
     check_newest,
     check_same_run,
     has_ended,
@@ -167,7 +166,3 @@ def test_the_settings_of_another_machine_may_differ(script, tmp_path, monkeypatc
     check_same_run(tmp_path, settings(script, *more.split()))
     with pytest.raises(ValueError, match="per_device_train_batch_size=256"):
         check_same_run(tmp_path, settings(script, "--per_device_train_batch_size", "128"))
-
-
-def test_no_old_field_may_differ():
-    assert not OLD_FIELDS & _MAY_DIFFER

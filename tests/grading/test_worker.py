@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from material import read_lines
+from scripts import python
 
 from opefo_trl.grading import Grader
 
@@ -118,9 +119,7 @@ def test_a_process_that_is_forked_has_workers_of_its_own(grader):
 
 
 def test_ranks_that_are_forked_grade_the_same(tmp_path):
-    script = Path(__file__).parents[1] / "runs" / "forked_ranks.py"
-    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python(Path(__file__).parents[1] / "runs" / "forked_ranks.py", tmp_path)
     rewards = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("parent", "0", "1")]
     assert rewards == [[1.0, 0.0, 1.0, 1.0, 0.0]] * 3
 
@@ -152,8 +151,7 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path):
         "from opefo_trl.grading import Grader\n"
         "print(Grader(workers=1).grade(['2'], [chr(92) + 'boxed{2}'])[0].outcome)\n"
     )
-    done = subprocess.run([sys.executable, str(tmp_path / "plain.py")], capture_output=True, text=True)
-    assert done.stdout.split() == ["top", "correct"], done.stderr
+    assert python(tmp_path / "plain.py").split() == ["top", "correct"]
 
 
 def test_grading_is_the_same_from_a_notebook(grader):
