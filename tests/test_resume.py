@@ -62,7 +62,7 @@ def resume(checkpoint, out, **overrides):
 def test_a_checkpoint_without_state_starts_afresh_and_says_so(checkpoint, out, caplog):
     (Path(checkpoint) / "control_state.json").unlink()
     trainer = resume(checkpoint, out, flow_target="0.9x")
-    assert "control_state.json" in caplog.text and "step 2" in caplog.text
+    assert "checkpoint-2/control_state.json" in caplog.text
     assert metrics(trainer)[2]["flow/target"] != metrics(trainer)[1]["flow/target"]
 
 

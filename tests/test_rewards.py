@@ -4,9 +4,7 @@ import pickle
 import sys
 
 import pytest
-from tiny import build
 
-from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.rewards import REWARDS, MathReward, find_reward, format_reward, math_reward, overlong_reward
 
 
@@ -34,25 +32,6 @@ def test_an_answer_that_cannot_be_graded_has_no_reward():
     assert math_reward([r"\boxed{1}"], answer=[""]) == [None]
     slow = MathReward(timeout=0.7, workers=1)
     assert slow([r"\boxed{9^{9^{9^{9^{9}}}}}", r"\boxed{3}"], answer=["3", "3"]) == [None, 1.0]
-
-
-def test_a_completion_that_could_not_be_judged_takes_no_part(out):
-    """TRL adds up what there is, and a completion without a verdict would become a wrong one."""
-
-    def judge(completions, **_):
-        return [None if index == 1 else float(index % 2) for index in range(len(completions))]
-
-    def other(completions, **_):
-        return [0.5] * len(completions)
-
-    for judges in (False, True):
-        judge.judges = judges
-        trainer = build(OPEFOTrainer, OPEFOConfig, out, extra={"reward_funcs": [judge, other]})
-        inputs, completions = [{"prompt": "1+1="}] * 8, ["2"] * 8
-        rewards = trainer._calculate_rewards(inputs, ["1+1="] * 8, completions, [[3]] * 8)
-        assert rewards[:, 0].isnan().tolist() == [index == 1 for index in range(8)]
-        assert rewards[:, 1].isnan().tolist() == [judges and index == 1 for index in range(8)]
-    assert math_reward.judges and not getattr(format_reward, "judges", False)
 
 
 def test_outcomes_are_logged():

@@ -147,13 +147,6 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, m
     assert [word for word in MISTAKES[mistake].split() if word not in line] == []
 
 
-def test_a_traceback_can_be_asked_for(script, monkeypatch):
-    monkeypatch.setenv("OPEFO_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "argv", ["train.py", "--control", "opfeo"])
-    with pytest.raises(ValueError, match="opfeo"):
-        script.main()
-
-
 def test_help_shows_our_fields_with_their_words(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
     with pytest.raises(SystemExit):

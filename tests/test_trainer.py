@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig
 from tiny import (
     Gradients,
+    assert_all_moved,
     assert_equal_runs,
     build,
     digit_reward,
@@ -173,14 +174,7 @@ FEATURES = {
 def test_it_trains_with(feature, scope, model_path, out):
     run = {"max_steps": 3, "model": model_path, "flow_scope": scope, **PAPER, **FEATURES[feature]}
     trainer = train(OPEFOTrainer, OPEFOConfig, out, **run)
-    before = tiny_model().state_dict()
-    moved = []
-    for name, parameter in trainer.model.named_parameters():
-        assert parameter.isfinite().all(), name
-        if parameter.requires_grad:
-            original = before.get(name)
-            moved.append(original is None or not torch.equal(original.to(parameter.dtype), parameter.data))
-    assert all(moved)
+    assert_all_moved(trainer)
     rows = [row for row in trainer.state.log_history if "flow/lambda" in row]
     assert len(rows) == 3 and any(row["flow/lambda"] != 0 for row in rows)
     for row in rows:

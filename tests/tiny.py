@@ -13,6 +13,21 @@ ALPHABET = "0123456789+-*/=() abc"
 PROMPTS = ["1+1=", "2*3=", "9-4=", "(1+2)*3=", "8/2=", "7+0=", "5-5=", "6*1="]
 
 
+# Of models of any architecture
+SIZES = {
+    "vocab_size": len(ALPHABET) + 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     specials = ["<pad>", "<eos>"]
     vocabulary = {token: index for index, token in enumerate([*specials, *ALPHABET])}
@@ -27,21 +42,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(seed: int = 0, sharpness: float = 6.0) -> Qwen2ForCausalLM:
     """Build a random policy. `sharpness` scales its head, so that some tokens are likely and others are not."""
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(ALPHABET) + 2,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-        torch_dtype="float32",
-    )
-    model = Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False, torch_dtype="float32"))
     with torch.no_grad():
         model.lm_head.weight.mul_(sharpness)
     return model
@@ -114,6 +115,15 @@ def train(*arguments: object, **overrides: object):
 
 def parameters(trainer: object) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_all_moved(trainer: object) -> None:
+    """Check that all parameters are finite, and that each one which is trained has left its value in `tiny_model`."""
+    before = tiny_model().state_dict()
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.isfinite().all(), name
+        if parameter.requires_grad and name in before:  # an adapter has parameters of its own
+            assert not torch.equal(before[name].to(parameter.dtype), parameter.data), name
 
 
 def metrics(

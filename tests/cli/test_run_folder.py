@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 from scripts import load_script
-from tiny import train
 from transformers.trainer_callback import TrainerState
 
-from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.cli.parser import Parser
 from opefo_trl.cli.run_folder import (
     check_newest,
     check_same_run,
     has_ended,
-    is_complete,
     newest_checkpoint,
     settings_of,
     write_settings,
@@ -54,12 +51,6 @@ def test_the_newest_whole_checkpoint(tmp_path):
     checkpoint(tmp_path, 250, False)
     (tmp_path / "checkpoint-best").mkdir()
     assert newest_checkpoint(tmp_path) == good
-
-
-def test_a_checkpoint_of_the_trainer_is_whole(out):
-    train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2)
-    assert newest_checkpoint(out) == out / "checkpoint-2"
-    assert is_complete(out / "checkpoint-2")
 
 
 def test_going_back_needs_the_newer_ones_gone(tmp_path):

@@ -37,12 +37,6 @@ def test_lambda_is_bounded_on_both_sides():
     assert lam(control) == pytest.approx(-0.1)
 
 
-def test_one_empty_side_gives_lambda_zero():
-    control = make_control("opefo", flow_lambda_max=1.0)
-    control.observe(totals(0, 3), 0, 10)
-    assert lam(control) == 0
-
-
 def test_static_lambda_and_sides():
     control = make_control("opefo", static_lambda=0.5, sides="decrease")
     control.observe(totals(1, 3), 0, 10)

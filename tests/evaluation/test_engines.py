@@ -1,7 +1,7 @@
 """Samples of transformers: their log-probabilities, limits and seeds. (vLLM's: tests/with_vllm.)"""
 
 import pytest
-import torch
+from eval_script import logp_of
 from transformers import AutoModelForCausalLM
 
 from opefo_trl.evaluation.engines import Decoding, Transformers, resolve_engine, seed_of
@@ -26,16 +26,8 @@ def test_log_probabilities_are_those_of_the_distribution_that_is_sampled_from(to
     for prompt, sample in zip(prompts, samples, strict=True):
         ids = tokenizer(sample.text)["input_ids"] + ([] if sample.truncated else [tokenizer.eos_token_id])
         assert len(ids) == sample.tokens
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
-        logps = (logits / (decoding.temperature or 1.0)).log_softmax(-1)
-        if decoding.top_p < 1:  # the fewest tokens that hold so much; the others have no chance
-            ordered, order = logps.exp().sort(descending=True)
-            outside = torch.zeros_like(logps, dtype=torch.bool).scatter(
-                1, order, ordered.cumsum(-1) - ordered >= decoding.top_p
-            )
-            logps = logps.masked_fill(outside, -torch.inf).log_softmax(-1)
-        assert float(logps.gather(1, torch.tensor(ids)[:, None]).sum()) == pytest.approx(sample.logp, abs=1e-4)
+        expected = logp_of(model, prompt, ids, decoding.temperature, decoding.top_p)
+        assert sample.logp == pytest.approx(expected, abs=1e-4)
 
 
 def test_rows_stop_at_their_own_limit_and_say_that_they_are_truncated(tokenizer):

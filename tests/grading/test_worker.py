@@ -51,13 +51,6 @@ def test_nothing_hangs_and_nothing_crashes(answer):
         assert grader.grade(["4"], [r"\boxed{4}"])[0].correct and grader.alive == 1
 
 
-def test_cases_that_hang_other_graders_are_not_correct():
-    for case in read_lines("grader_cases.jsonl"):
-        if case["tier"] == "safety":
-            with Grader(workers=1, timeout=2) as grader:
-                assert not grader.grade([case["gold"]], [case["prediction"]])[0].correct and grader.alive == 1
-
-
 def test_a_timeout_is_no_wrong_answer_and_the_worker_is_replaced():
     with Grader(workers=1, timeout=0.7) as grader:
         grades = grader.grade(["3", "5", "4"], [r"\boxed{3}", rf"\boxed{{{TOWER}}}", r"\boxed{4}"])

@@ -116,6 +116,6 @@ def test_short_completions_weigh_more_where_the_loss_averages_each_by_itself(out
     covariance = flow_step(out, flow_estimator="covariance").flow_of(batch, mask, logps, entropies)
     assert all((flow[1] == 0).all() for flow in (by_token, by_row, covariance))  # no advantage, no flow
     weighed = flow_step(out).flow_of(
-        {**batch, "importance_sampling_ratio": torch.tensor([[0.5]])}, mask, logps, entropies
+        {**batch, "importance_sampling_ratio": torch.tensor([[0.5, 0.0, 1.0, 1.0]])}, mask, logps, entropies
     )
-    assert torch.allclose(weighed, by_token * 0.5)
+    assert torch.allclose(weighed[0, :2], by_token[0, :2] * torch.tensor([0.5, 0.0]))  # a token that is masked out

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import (
+    SIZES,
     Gradients,
     build,
     digit_reward,
@@ -157,10 +158,8 @@ def test_a_routers_loss_stays_where_no_token_trains(out):
 
 def moe():
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 23, "pad_token_id": 0, "eos_token_id": 1}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**small, **heads, **experts))
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **experts, head_dim=16))
 
 
 # ---- metrics are of all rows

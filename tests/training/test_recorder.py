@@ -1,14 +1,11 @@
 """The rows, samples and files that a trainer leaves: every step once, whatever happens to the run."""
 
 import math
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from tiny import build, digit_reward, settings, tiny_dataset, tiny_model, train
+from tiny import build, digit_reward, settings, tiny_dataset, train
 from transformers import TrainerState
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -95,18 +92,6 @@ def test_a_second_run_has_no_rows_of_the_first(out):
     trainer._metrics["train"]["reward"] += [100.0, 100.0]  # as an interrupted run leaves them
     trainer.train()
     assert trainer.curves.to_pandas()["reward"].max() <= 1
-
-
-@pytest.mark.slow
-def test_a_finished_run_that_is_resumed_takes_no_step(run, out):
-    shutil.copytree(run.args.output_dir, out)
-    overrides = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    trainer = build(OPEFOTrainer, OPEFOConfig, out, model=tiny_model(seed=9), **overrides)
-    trainer.train(resume_from_checkpoint=f"{out}/checkpoint-4")
-    assert trainer.state.global_step == 4
-    assert EntropyCurves.load(out).to_pandas()["step"].tolist() == [1, 2, 3, 4]
-    saved = load_file(f"{out}/checkpoint-4/model.safetensors")
-    assert all(torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items() if name in saved)
 
 
 def test_there_are_no_curves_with_entropy_curves_false(out):

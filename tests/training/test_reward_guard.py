@@ -9,6 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from watched_runs import assert_same, run
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.rewards import format_reward, math_reward
 from opefo_trl.training.guards import NonFiniteError
 from opefo_trl.training.reward_guard import RewardGuard, watch_reward
 
@@ -156,8 +157,12 @@ def test_an_environment_gives_rewards_without_completions():
         watch_reward(lambda environments: None, "environment", is_async=False)(environments=[])
 
 
-def test_a_completion_without_its_judges_verdict_has_no_reward():
-    guard = RewardGuard("stop", ["math", "format"], [False, False], judges=[0])
+@pytest.mark.parametrize("judges", [True, False])
+def test_a_completion_without_its_judges_verdict_has_no_reward(judges):
+    """TRL adds up the other rewards, and a completion without a verdict would become a wrong one."""
+    assert math_reward.judges
+    judge = math_reward if judges else digit_reward
+    guard = RewardGuard.watch("stop", [judge, format_reward], ["judge", "format"])
     rewards = torch.tensor([[1.0, 0.5], [math.nan, 0.5]])
     checked, warning = guard.check(rewards, ["a", "b"], rank=0, step=1, training=True)
-    assert checked[0].tolist() == [1.0, 0.5] and checked[1].isnan().all() and warning is None
+    assert checked[0].tolist() == [1.0, 0.5] and checked[1].isnan().tolist() == [True, judges] and warning is None
