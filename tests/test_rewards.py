@@ -25,7 +25,8 @@ from opefo_trl.rewards import REWARDS, MathReward, find_reward, format_reward, m
 )
 def test_math(gold, completion, expected):
     chat = [{"role": "assistant", "content": completion}]
-    assert math_reward([completion, chat], answer=[gold, gold]) == [expected, expected]
+    no_content = [{"role": "assistant", "tool_calls": []}]
+    assert math_reward([completion, chat, no_content], answer=[gold] * 3) == [expected, expected, 0.0]
 
 
 def test_an_answer_that_cannot_be_graded_has_no_reward():
@@ -79,10 +80,6 @@ def test_overlong_answers_are_punished_over_the_last_fifth():
 )
 def test_format(completion, expected):
     assert format_reward([completion, [{"role": "assistant", "content": completion}]]) == [expected, expected]
-
-
-def test_a_message_without_content_is_no_answer():
-    assert math_reward([[{"role": "assistant", "tool_calls": []}]], answer=["1"]) == [0.0]
 
 
 def test_rewards_are_found_by_name_or_path(tmp_path, monkeypatch):

@@ -35,17 +35,14 @@ def test_every_step_is_a_row_with_what_was_logged(run):
     assert frame["answers/distinct"].between(0, 4).all() and frame["answers/solved"].between(0, 1).all()
 
 
-def test_settings_describe_the_run(run):
-    settings = run.curves.settings
-    assert settings["control"] == "opefo" and settings["flow_target"] == "0.4x" and settings["seed"] == 3
-    assert "flow_lambda_max" not in settings  # with a target lambda is bounded by 1
-
-
-def test_a_save_draws_and_keeps_a_copy(run):
+def test_a_save_draws_and_keeps_a_copy_and_the_settings(run):
     out = Path(run.args.output_dir)
     assert EntropyCurves.load(out / "checkpoint-2").to_pandas()["step"].tolist() == [1, 2]
     assert (out / PICTURE_FILE).exists() and (out / REPORT_FILE).exists()
     assert f"]({PICTURE_FILE})" in (out / CARD_FILE).read_text()
+    settings = run.curves.settings
+    assert settings["control"] == "opefo" and settings["flow_target"] == "0.4x" and settings["seed"] == 3
+    assert "flow_lambda_max" not in settings  # with a target lambda is bounded by 1
 
 
 def test_a_sample_is_what_the_policy_wrote(run):

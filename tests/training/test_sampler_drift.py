@@ -60,15 +60,10 @@ def test_the_metrics_are_of_all_tokens_however_they_were_divided(mode, accelerat
     assert metrics == pytest.approx(expected)
 
 
-def test_nothing_to_look_at_is_no_drift():
+def test_without_a_token_that_trains_there_is_no_drift_and_the_ratio_of_a_sequence_all_the_same():
     nothing = torch.zeros(1, 3)
-    metrics = SamplerDrift.measure(LOGPS[:1], SAMPLER[:1], nothing, ratio("token_truncate")[:1], by_row=False).metrics(
-        OneRank()
-    )
-    assert set(metrics.values()) == {0.0}
-
-
-def test_a_sequence_without_a_token_that_trains_has_a_ratio_all_the_same():
+    drift = SamplerDrift.measure(LOGPS[:1], SAMPLER[:1], nothing, ratio("token_truncate")[:1], by_row=False)
+    assert set(drift.metrics(OneRank()).values()) == {0.0}
     narrow = torch.zeros(1, 1)  # as wide as a ratio of sequences
-    metrics = SamplerDrift.measure(narrow, narrow, narrow, torch.ones(1, 1), by_row=True).metrics(OneRank())
-    assert metrics["sampling/importance_sampling_ratio/mean"] == 1
+    drift = SamplerDrift.measure(narrow, narrow, narrow, torch.ones(1, 1), by_row=True)
+    assert drift.metrics(OneRank())["sampling/importance_sampling_ratio/mean"] == 1
