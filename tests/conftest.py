@@ -1,5 +1,7 @@
 import gc
+import json
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -44,6 +46,18 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     tiny_model().save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def long_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the playground's model with room for long prompts: its rotary positions have no end."""
+    from opefo_trl.playground import MODEL
+
+    folder = tmp_path_factory.mktemp("model") / "long"
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16384}))
+    return folder
 
 
 @pytest.fixture

@@ -30,6 +30,15 @@ def flow(p: np.ndarray, token: int, advantage: float, estimator: str) -> float:
     raise KeyError(estimator)
 
 
+def flows(p: np.ndarray, tokens: np.ndarray, advantages: np.ndarray, mask: np.ndarray, estimator: str) -> np.ndarray:
+    """d_t of all tokens (B, T) sampled from p (B, T, V); 0 where the mask is 0."""
+    if estimator == "covariance":
+        logps = np.log(np.take_along_axis(p, tokens[..., None], -1)[..., 0])
+        return covariance_flow(logps, np.broadcast_to(advantages[:, None], logps.shape), mask)
+    flow_of = np.vectorize(lambda b, t: flow(p[b, t], tokens[b, t], advantages[b], estimator), otypes=[float])
+    return flow_of(*np.indices(tokens.shape)) * mask
+
+
 def covariance_flow(logps: np.ndarray, advantages: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The covariance estimator needs all tokens at once; 0 where the mask is 0."""
     kept = mask.astype(bool)

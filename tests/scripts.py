@@ -1,11 +1,21 @@
-"""Load a script of the top folder or of benchmarks/ as a module."""
+"""Run Python in a process of its own; load a script of the top folder or of benchmarks/ as a module."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
+
+
+def python(*words: object, cwd: Path | None = None, **environment: str) -> str:
+    """Run Python with these words, and return what it printed."""
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 def load_script(name: str) -> ModuleType:

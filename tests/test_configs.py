@@ -26,16 +26,20 @@ def parse(path):
     return Parser(types).parse(["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
 
 
-def test_all_recipes_exist():
+def test_all_recipes_and_machines_exist_and_the_readme_lists_the_recipes():
     assert {path.stem for path in RECIPES} == {
         "quickstart", "qwen2.5-math-7b", "qwen3-4b-base", "qwen2.5-1.5b-lora-single-gpu", "qwen2.5-0.5b-gsm8k",
     }  # fmt: skip
+    assert {path.stem for path in MACHINES} == {"single_gpu", "ddp", "zero2", "zero3", "fsdp2", "cpu", "multi_node"}
+    assert [path.name for path in RECIPES if f"configs/{path.name}" not in README] == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_right(path, recwarn):
     script, args, model = parse(path)
     text = path.read_text()
+    names = re.findall(r"^(\w+):", text, re.M)
+    assert len(names) == len(set(names)) == len(yaml.safe_load(text))  # no option twice
     assert args.updates_per_rollout == 1 and args.strict_on_policy
     assert model.model_name_or_path and script.dataset_name and args.output_dir.startswith("out/")
     assert script.prompt_template in TEMPLATES
@@ -58,21 +62,6 @@ def test_a_recipe_is_right(path, recwarn):
     else:
         assert args.max_completion_length == MAX_ANSWER + 1
         assert args.per_device_train_batch_size == 32 * args.num_generations
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_names_no_option_twice(path):
-    names = re.findall(r"^(\w+):", path.read_text(), re.M)
-    assert len(names) == len(set(names)) == len(yaml.safe_load(path.read_text()))
-
-
-def test_the_readme_lists_the_recipes():
-    for path in RECIPES:
-        assert f"configs/{path.name}" in README, path.name
-
-
-def test_all_machines_exist():
-    assert {path.stem for path in MACHINES} == {"single_gpu", "ddp", "zero2", "zero3", "fsdp2", "cpu", "multi_node"}
 
 
 @pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)

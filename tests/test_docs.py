@@ -132,10 +132,6 @@ def test_the_links_in_the_documents_resolve():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_no_placeholder_is_left():
-    assert not re.search(r"TRAINING_PHASE|WHOLE_LOOP|OVERHEAD", README + PERFORMANCE)
-
-
 def test_the_numbers_of_the_training_phase_are_those_of_its_benchmark(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     benchmark = load_script("benchmarks/training_phase.py")

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import oracle
 import pytest
@@ -39,15 +37,6 @@ def as_tensors(p, tokens, advantages, mask):
     return [torch.tensor(x, dtype=torch.float32) for x in (logps, entropies, advantages, mask)]
 
 
-def oracle_flow(p, tokens, advantages, mask, estimator):
-    if estimator == "covariance":
-        logps = np.log(np.take_along_axis(p, tokens[..., None], -1)[..., 0])
-        return oracle.covariance_flow(logps, np.broadcast_to(advantages[:, None], logps.shape), mask)
-    return np.array(
-        [[oracle.flow(p[b, t], tokens[b, t], advantages[b], estimator) for t in range(LENGTH)] for b in range(ROWS)]
-    )
-
-
 def flow_of(logits, tensors, estimator, temperature=1.0):
     logps, entropies, advantages, mask = tensors
     vocabulary = None
@@ -64,7 +53,7 @@ def test_flow_lambda_and_weights_match_the_numpy_oracle(estimator, temperature):
         logits, p, tokens, advantages, mask = random_batch(seed, temperature)
         tensors = as_tensors(p, tokens, advantages, mask)
         flow = flow_of(logits, tensors, estimator, temperature)
-        expected = oracle_flow(p, tokens, advantages, mask, estimator)
+        expected = oracle.flows(p, tokens, advantages, mask, estimator)
         kept = mask.astype(bool)
         np.testing.assert_allclose(flow.numpy()[kept], expected[kept], atol=1e-6, rtol=1e-6)
 
@@ -158,11 +147,6 @@ def test_tokens_that_are_not_finite_keep_weight_one_and_are_counted():
     assert covariance[0, 0].isfinite()  # the mean is taken over the finite tokens
 
 
-def test_the_entropy_of_no_tokens_is_nan():
-    ones = torch.ones(2, 3)
-    assert FlowTotals.of(ones, 0 * ones, ones).entropy.isnan()
-
-
 def test_flows_are_fp32_and_detached():
     logps = torch.randn(2, 3, dtype=torch.bfloat16, requires_grad=True)
     flow = token_flow(-logps.abs(), logps.abs(), torch.ones(2, dtype=torch.bfloat16))
@@ -209,19 +193,21 @@ def test_totals_add_up_like_their_tokens(left, right):
     assert apart.net == apart.increase - apart.decrease
 
 
+def test_the_entropy_of_totals_is_a_mean_and_can_be_replaced():
+    ones = torch.ones(2, 3)
+    assert FlowTotals.of(ones, 0 * ones, ones).entropy.isnan()  # of no tokens
+    totals = FlowTotals.of(torch.tensor([[2.0, -1.0]]), torch.ones(1, 2), torch.tensor([[0.2, 0.4]]))
+    other = totals.with_entropy(torch.tensor(1.5))
+    assert other.entropy == 1.5 and other.increase == totals.increase and other.tokens == totals.tokens
+    assert totals.entropy.item() == pytest.approx(0.3)  # = (0.2 + 0.4) / 2
+    assert totals.with_entropy(torch.tensor(torch.nan)).entropy.isnan()
+
+
 def test_sides_rescale_one_group_only():
     flow = torch.tensor([[2.0, -3.0, 0.0]])
     assert flow_weights(flow, 0.25).tolist() == [[1.25, 0.75, 1.0]]
     assert flow_weights(flow, 0.25, "increase").tolist() == [[1.25, 1.0, 1.0]]
     assert flow_weights(flow, 0.25, "decrease").tolist() == [[1.0, 0.75, 1.0]]
-
-
-def test_with_entropy_keeps_the_flows():
-    totals = FlowTotals.of(torch.tensor([[2.0, -1.0]]), torch.ones(1, 2), torch.tensor([[0.2, 0.4]]))
-    other = totals.with_entropy(torch.tensor(1.5))
-    assert other.entropy == 1.5 and other.increase == totals.increase and other.tokens == totals.tokens
-    assert totals.entropy.item() == pytest.approx(0.3)  # = (0.2 + 0.4) / 2
-    assert math.isnan(totals.with_entropy(torch.tensor(torch.nan)).entropy)
 
 
 # ---- prediction
@@ -231,15 +217,6 @@ def next_token_logps(model, ids):
     return model(ids).logits[:, :-1].log_softmax(-1)
 
 
-@torch.no_grad()
-def sampled(model, generator):
-    ids = torch.randint(2, 23, (16, 3), generator=generator)
-    for _ in range(12):
-        probabilities = model(ids).logits[:, -1].softmax(-1)
-        ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
-    return ids
-
-
 @pytest.mark.slow
 def test_the_sign_of_a_large_predicted_flow_is_that_of_a_real_optimizer_step():
     signs = {"sampled": [], "steer": [], "exact": []}
@@ -247,7 +224,8 @@ def test_the_sign_of_a_large_predicted_flow_is_that_of_a_real_optimizer_step():
         generator = torch.Generator().manual_seed(seed)
         model = tiny_model(seed % 4)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
-        ids = sampled(model, generator)
+        torch.manual_seed(seed)
+        ids = model.generate(torch.randint(2, 23, (16, 3)), do_sample=True, min_new_tokens=12, max_new_tokens=12)
         tokens, kept = ids[:, 1:], torch.zeros_like(ids[:, 1:])
         kept[:, 2:] = 1
 

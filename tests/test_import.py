@@ -1,14 +1,19 @@
-import subprocess
-import sys
-
 import pytest
+from scripts import python
 
 import opefo_trl
 
 
-def test_importing_the_package_loads_neither_torch_nor_trl():
-    code = "import sys, opefo_trl; print([m for m in ('torch', 'trl', 'transformers', 'numpy') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("opefo_trl", ("torch", "trl", "transformers", "numpy")),
+        ("opefo_trl.evaluation.metrics", ("torch", "trl", "transformers", "datasets", "evaluate", "pandas")),
+    ],
+)
+def test_importing_a_light_module_loads_no_heavy_one(module, heavy):
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    assert python("-c", code).strip() == "[]"
 
 
 def test_public_names_can_be_imported_and_unknown_ones_cannot():

@@ -1,8 +1,7 @@
 """Without a control, and with lambda 0, a run in TRL's micro-batches is GRPOTrainer's bit for bit."""
 
 import pytest
-import torch
-from tiny import assert_equal_runs, parameters, tiny_model, train
+from tiny import assert_all_moved, assert_equal_runs, train
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -26,7 +25,7 @@ def test_none_and_lambda_zero_are_bitwise_grpo(loss_type, accumulation, beta, mo
         "gradient_accumulation_steps": accumulation,
     }
     theirs = train(GRPOTrainer, GRPOConfig, out, **run)
-    assert all(not torch.equal(p, tiny_model().state_dict()[name]) for name, p in parameters(theirs).items())
+    assert_all_moved(theirs)
     assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, control="none", **TRL, **run), theirs)
     zero = {"control_kwargs": {"static_lambda": 0}}
     assert_equal_runs(train(OPEFOTrainer, OPEFOConfig, out, **zero, **TRL, **run), theirs)

@@ -4,9 +4,7 @@ import pickle
 import sys
 
 import pytest
-from tiny import build
 
-from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.rewards import REWARDS, MathReward, find_reward, format_reward, math_reward, overlong_reward
 
 
@@ -16,12 +14,8 @@ from opefo_trl.rewards import REWARDS, MathReward, find_reward, format_reward, m
         ("72", r"so \boxed{72}", 1.0),
         ("72", r"so \boxed{73}", 0.0),
         ("72", "no answer at all", 0.0),
-        (r"\frac{1}{2}", r"\boxed{0.5}", 1.0),
-        (r"$\frac{1}{2}$", r"\boxed{\frac12}", 1.0),
+        (r"$\frac{1}{2}$", r"\boxed{0.5}", 1.0),
         ("She has 48/2 = 24.\n#### 24", r"\boxed{24}", 1.0),  # GSM8K
-        ("#### 1,234", r"\boxed{1234}", 1.0),
-        (r"Hence $x = \boxed{x^2+1}$.", r"\boxed{1+x^2}", 1.0),  # a whole solution
-        (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3, \pi/2)}", 1.0),
         (7, r"\boxed{7}", 1.0),
         ("12", "First, \\boxed{3}.\n\nWait, that is wrong. So the answer is \\boxed{12}.", 1.0),  # the last one counts
         ("3", "First, \\boxed{3}.\n\nWait, that is wrong. So the answer is \\boxed{12}.", 0.0),
@@ -31,7 +25,8 @@ from opefo_trl.rewards import REWARDS, MathReward, find_reward, format_reward, m
 )
 def test_math(gold, completion, expected):
     chat = [{"role": "assistant", "content": completion}]
-    assert math_reward([completion, chat], answer=[gold, gold]) == [expected, expected]
+    no_content = [{"role": "assistant", "tool_calls": []}]
+    assert math_reward([completion, chat, no_content], answer=[gold] * 3) == [expected, expected, 0.0]
 
 
 @pytest.mark.slow
@@ -39,25 +34,6 @@ def test_an_answer_that_cannot_be_graded_has_no_reward():
     assert math_reward([r"\boxed{1}"], answer=[""]) == [None]
     slow = MathReward(timeout=0.7, workers=1)
     assert slow([r"\boxed{9^{9^{9^{9^{9}}}}}", r"\boxed{3}"], answer=["3", "3"]) == [None, 1.0]
-
-
-def test_a_completion_that_could_not_be_judged_takes_no_part(out):
-    """TRL adds up what there is, and a completion without a verdict would become a wrong one."""
-
-    def judge(completions, **_):
-        return [None if index == 1 else float(index % 2) for index in range(len(completions))]
-
-    def other(completions, **_):
-        return [0.5] * len(completions)
-
-    for judges in (False, True):
-        judge.judges = judges
-        trainer = build(OPEFOTrainer, OPEFOConfig, out, extra={"reward_funcs": [judge, other]})
-        inputs, completions = [{"prompt": "1+1="}] * 8, ["2"] * 8
-        rewards = trainer._calculate_rewards(inputs, ["1+1="] * 8, completions, [[3]] * 8)
-        assert rewards[:, 0].isnan().tolist() == [index == 1 for index in range(8)]
-        assert rewards[:, 1].isnan().tolist() == [judges and index == 1 for index in range(8)]
-    assert math_reward.judges and not getattr(format_reward, "judges", False)
 
 
 def test_outcomes_are_logged():
@@ -105,10 +81,6 @@ def test_overlong_answers_are_punished_over_the_last_fifth():
 )
 def test_format(completion, expected):
     assert format_reward([completion, [{"role": "assistant", "content": completion}]]) == [expected, expected]
-
-
-def test_a_message_without_content_is_no_answer():
-    assert math_reward([[{"role": "assistant", "tool_calls": []}]], answer=["1"]) == [0.0]
 
 
 def test_rewards_are_found_by_name_or_path(tmp_path, monkeypatch):

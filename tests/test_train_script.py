@@ -1,7 +1,6 @@
 """train.py as a person runs it: killed and resumed, launched on two processes, given wrong options."""
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -10,14 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from scripts import load_script
+from scripts import ROOT, load_script, python
 from transformers.trainer_callback import TrainerState
 
 from opefo_trl.cli.progress import table_of
 from opefo_trl.cli.run_folder import newest_checkpoint
 from opefo_trl.curves import EntropyCurves
 
-ROOT = Path(__file__).parents[1]
 SMALL = """
     --max_steps 12 --save_steps 3 --per_device_train_batch_size 32 --num_generations 4 --num_generations_eval 4
     --per_device_eval_batch_size 36 --disable_tqdm false
@@ -28,8 +26,8 @@ def command(out, *more):
     return [sys.executable, str(ROOT / "train.py"), *SMALL, "--output_dir", str(out), *more]
 
 
-def run(out, *more, **options):
-    return subprocess.run(command(out, *more), capture_output=True, text=True, cwd=out.parent, check=True, **options)
+def run(out, *more):
+    return subprocess.run(command(out, *more), capture_output=True, text=True, cwd=out.parent, check=True)
 
 
 @pytest.mark.slow
@@ -65,13 +63,11 @@ def test_the_same_command_resumes_a_killed_run(out):
 
 @pytest.mark.slow
 def test_accelerate_launches_two_processes(out):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    machine = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu.yaml")]
-    done = subprocess.run(
-        [*launch, *machine, *command(out, "--per_device_train_batch_size", "16", "--max_steps", "3")[1:]],
-        capture_output=True, text=True, cwd=out.parent, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.stdout.count("Held out") == 1  # printed by the first rank alone
+    launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    machine = ["--config_file", ROOT / "configs" / "accelerate" / "cpu.yaml"]
+    words = command(out, "--per_device_train_batch_size", "16", "--max_steps", "3")[1:]
+    printed = python(*launch, *machine, *words, cwd=out.parent, OMP_NUM_THREADS="1")
+    assert printed.count("Held out") == 1  # by the first rank alone
     curves = EntropyCurves.load(out).to_pandas()
     assert curves["step"].tolist() == [1, 2, 3]
     tokens = curves["completions/mean_length"] * 32  # rows of both ranks
@@ -103,19 +99,10 @@ def test_the_playground_needs_no_more_than_its_name(script):
 
 # wrong options -> words that their message holds: field, value, way out
 MISTAKES = {
-    "--config nowhere.yaml": "'nowhere.yaml'",
     "--config": "--config file",
     "--config=typo.yaml": "'flow_traget' typo.yaml 'flow_target'",
-    "--config broken.yaml": "'broken.yaml' YAML",
-    "--config text.yaml": "'text.yaml' map",
-    "--flow_traget 0.4": "'flow_traget' 'flow_target'",
-    "stray": "'stray'",
-    "--max_steps many": "--max_steps 'many'",
     "--control opfeo": "`control='opfeo'` 'opefo'",
-    "--steps_per_generation 2": "steps_per_generation strict_on_policy",
-    "--dataset_name nowhere.jsonl": "'nowhere.jsonl'",
     "--dataset_name nobody/nothing": "'nobody/nothing'",
-    "--dataset_name questions.jsonl --eval_prompts 0": "'target' question, answer",
     "--dataset_name questions.jsonl --prompt_column text": "'text' question, answer",
     "--dataset_name sentences.jsonl --reward_funcs math": "1 of 1 rows 'train' answers",
     "--dataset_name questions.jsonl --reward_funcs math_answer_line --eval_prompts 0": "prompt_template answer_line",
@@ -124,7 +111,6 @@ MISTAKES = {
     "--eval_prompts -1": "`eval_prompts=-1`",
     "--reward_funcs maths": "`reward_funcs='maths'` 'math'",
     "--reward_funcs math": "'math' 'answer' prompt, target",
-    "--reward_funcs nowhere.exact": "'nowhere.exact'",
     "--prompt_template dots": "`prompt_template='dots'`",
     "--output_dir questions.jsonl/out": "`output_dir='questions.jsonl/out'`",
     "--per_device_eval_batch_size 7": "`per_device_eval_batch_size=7` num_generations_eval",
@@ -134,11 +120,8 @@ MISTAKES = {
     "--model_name_or_path ./model --use_cpu --bf16 false": "--dataset_name",
     "--model_name_or_path ./model --dataset_name playground --use_cpu --bf16 false": "'./model' folder",
     "--model_name_or_path ./model --dataset_name playground": "--use_cpu true --bf16 false",
-    "--dataset_name holes.jsonl --eval_prompts 0": "1 of 2 rows 'prompt'",
-    "--dataset_name empty.jsonl": "'empty.jsonl' empty",
     "--model_name_or_path ./model --dataset_name questions.jsonl --use_cpu --bf16 false": "--reward_funcs",
     "--dataset_name questions.jsonl --reward_funcs math --eval_prompts 0": "1 32",
-    "--reward_funcs broken.exact": "'broken.exact' SyntaxError",
     "--resume_from_checkpoint done/checkpoint-2 --output_dir done": "checkpoint-2 checkpoint-4",
     "--resume_from_checkpoint false --output_dir done": "'done' checkpoint-4",
     "--use_vllm true": "vLLM CPU",
@@ -151,11 +134,6 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, m
         pytest.skip("vLLM is here")
     monkeypatch.chdir(tmp_path)
     Path("typo.yaml").write_text("control: opefo\nflow_traget: 0.4\n")
-    Path("broken.yaml").write_text("control: [opefo\n")
-    Path("text.yaml").write_text("just text\n")
-    Path("holes.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": null}\n')
-    Path("empty.jsonl").touch()
-    Path("broken.py").write_text("def exact(:\n")
     for step in (2, 4):
         Path(f"done/checkpoint-{step}").mkdir(parents=True)
         TrainerState(global_step=step).save_to_json(f"done/checkpoint-{step}/trainer_state.json")
@@ -167,13 +145,6 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, m
     assert stop.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error: "))
     assert [word for word in MISTAKES[mistake].split() if word not in line] == []
-
-
-def test_a_traceback_can_be_asked_for(script, monkeypatch):
-    monkeypatch.setenv("OPEFO_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "argv", ["train.py", "--control", "opfeo"])
-    with pytest.raises(ValueError, match="opfeo"):
-        script.main()
 
 
 def test_help_shows_our_fields_with_their_words(script, monkeypatch, capsys):

@@ -7,11 +7,11 @@ from importlib.metadata import version
 import pytest
 import torch
 from packaging.version import Version
-from tiny import build, scripted_rollout, tiny_model, train
+from tiny import build, recorded, scripted_rollout, tiny_model, train
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 
-from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl import OPEFOTrainer
 from opefo_trl.training.rebatching import SingleRankAccelerator
 from opefo_trl.trl_compat import (
     ATTRIBUTES,
@@ -33,19 +33,6 @@ from opefo_trl.trl_compat import (
 
 def named(function) -> list[str]:
     return list(inspect.signature(function).parameters)
-
-
-def recorded(monkeypatch, owner, name) -> list:
-    """Calls of a method, as (instance, args, kwargs, result)."""
-    calls, original = [], getattr(owner, name)
-
-    def record(self, *args, **kwargs):
-        result = original(self, *args, **kwargs)
-        calls.append((self, args, kwargs, result))
-        return result
-
-    monkeypatch.setattr(owner, name, record)
-    return calls
 
 
 def test_trl_is_the_series_that_these_hooks_were_read_in():
@@ -77,54 +64,47 @@ def test_the_helpers_are_where_they_were():
 class Watched(dict):
     """A batch that notes when its advantages are read."""
 
-    def __init__(self, batch, events):
-        super().__init__(batch)
-        self.events = events
-
     def __getitem__(self, key):
-        if key == "advantages":
-            self.events.append("advantages")
+        self.events += ["advantages"] if key == "advantages" else []
         return super().__getitem__(key)
 
 
 def test_the_loss_asks_for_logps_before_it_reads_the_advantages(out, monkeypatch):
-    events = []
-    compute, score = GRPOTrainer._compute_loss, GRPOTrainer._get_per_token_logps_and_entropies
-    monkeypatch.setattr(
-        GRPOTrainer, "_compute_loss", lambda self, model, inputs: compute(self, model, Watched(inputs, events))
-    )
+    events = recorded(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies")
+    compute = GRPOTrainer._compute_loss
 
-    def scored(self, *args, **kwargs):
-        events.append("logps")
-        assert kwargs["compute_entropy"]
-        return score(self, *args, **kwargs)
+    def watched(self, model, inputs):
+        batch = Watched(inputs)
+        batch.events = events
+        return compute(self, model, batch)
 
-    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", scored)
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", watched)
     train(GRPOTrainer, GRPOConfig, out, max_steps=1)
-    assert events[0] == "logps" and "advantages" in events and events.count("logps") == 1
+    (_, _, kwargs, _), *others = events
+    assert kwargs["compute_entropy"] and others and set(others) == {"advantages"}
 
 
-def test_the_scoring_pass_keeps_the_very_tensor_that_it_was_given(out, monkeypatch):
-    scores = recorded(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies")
-    batches = recorded(monkeypatch, GRPOTrainer, "_generate_and_score_completions")
-    train(GRPOTrainer, GRPOConfig, out, max_steps=1, num_iterations=2)
-    assert batches[0][3]["old_per_token_logps"] is scores[0][3][0]
-
-
-def test_the_generation_batch_holds_what_the_flow_needs(out, monkeypatch):
-    batches = recorded(monkeypatch, GRPOTrainer, "_generate_and_score_completions")
-    train(GRPOTrainer, GRPOConfig, out, max_steps=1)
-    batch = batches[0][3]
-    assert set(batch) >= set(BATCH_KEYS)
-    assert batch["advantages"].shape == (8,) and not set(OPTIONAL_BATCH_KEYS) & set(batch)
-
-
-def test_the_optional_keys_of_a_batch_are_called_as_they_were(out, model_path, monkeypatch):
+def test_the_generation_batch_holds_what_the_flow_needs(out, model_path, monkeypatch):
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert all(f'"{name}"' in source for name in OPTIONAL_BATCH_KEYS)
     batches = recorded(monkeypatch, GRPOTrainer, "_generate_and_score_completions")
+    train(GRPOTrainer, GRPOConfig, out, max_steps=1)
     train(GRPOTrainer, GRPOConfig, out, model_path, max_steps=1, num_iterations=2, beta=0.1)
-    assert {"old_per_token_logps", "ref_per_token_logps"} <= set(batches[0][3])
+    plain, scored = (batch for *_, batch in batches)
+    assert set(plain) >= set(BATCH_KEYS)
+    assert plain["advantages"].shape == (8,) and not set(OPTIONAL_BATCH_KEYS) & set(plain)
+    assert {"old_per_token_logps", "ref_per_token_logps"} <= set(scored)
+
+
+def test_a_scoring_pass_says_how_many_rows_to_take_at_once_and_its_very_tensor_is_kept(out, monkeypatch):
+    calls = recorded(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies")
+    batches = recorded(monkeypatch, GRPOTrainer, "_generate_and_score_completions")
+    train(GRPOTrainer, GRPOConfig, out, max_steps=1, num_iterations=2)  # a scoring pass and a forward that trains
+    assert [(logps.requires_grad, kwargs.get("batch_size")) for _, _, kwargs, (logps, *_) in calls] == [
+        (False, 8),
+        (True, None),
+    ]
+    assert batches[0][3]["old_per_token_logps"] is calls[0][3][0]
 
 
 def test_what_is_not_about_text_is_called_as_it_was():
@@ -148,8 +128,7 @@ def test_entries_of_ones_own_travel_with_their_rows(out, monkeypatch):
 
     def tagged(self, inputs):
         batch = original(self, inputs)
-        batch["tag"] = batch["advantages"].unsqueeze(1) * torch.ones_like(batch["completion_ids"])
-        return batch
+        return {**batch, "tag": batch["advantages"].unsqueeze(1) * torch.ones_like(batch["completion_ids"])}
 
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", tagged)
     trainer = train(GRPOTrainer, GRPOConfig, out, max_steps=1, gradient_accumulation_steps=2)
@@ -175,16 +154,6 @@ def test_a_rollout_is_a_list_of_micro_batches_that_may_be_replaced(out, monkeypa
     assert lists[0] is lists[1] and lists[2] is lists[3] and lists[1] is not lists[2]
 
 
-def test_only_a_scoring_pass_says_how_many_rows_to_take_at_once(out, monkeypatch):
-    calls = recorded(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies")
-    train(GRPOTrainer, GRPOConfig, out, max_steps=1, num_iterations=2)  # both of its kinds
-    sizes = [
-        (torch.is_grad_enabled() and logps.requires_grad, kwargs.get("batch_size"))
-        for _, _, kwargs, (logps, *_) in calls
-    ]
-    assert sizes == [(False, 8), (True, None)]
-
-
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo", "vespo", "sapo"])
 def test_the_loss_logs_of_a_micro_batch_what_is_known_to_be_merged(model_path, out, loss_type, level):
@@ -193,20 +162,17 @@ def test_the_loss_logs_of_a_micro_batch_what_is_known_to_be_merged(model_path, o
     trainer = build(
         GRPOTrainer, GRPOConfig, out, model_path, loss_type=loss_type, importance_sampling_level=level, beta=0.1
     )
-    logged = []
     compute = trainer._compute_loss
 
     def watched(model, inputs):
         before = {name: len(values) for name, values in trainer._metrics["train"].items()}
         loss = compute(model, inputs)
-        logged.append(
-            {name for name, values in trainer._metrics["train"].items() if len(values) > before.get(name, 0)}
-        )
+        logged = {name for name, values in trainer._metrics["train"].items() if len(values) > before.get(name, 0)}
+        assert {"entropy", "kl"} <= logged <= {*LOSS_MEANS, *LOSS_EXTREMES}
         return loss
 
     trainer._compute_loss = watched
     trainer.train()
-    assert logged[0] and logged[0] <= {*LOSS_MEANS, *LOSS_EXTREMES} and {"entropy", "kl"} <= logged[0]
 
 
 def test_the_loss_asks_other_ranks_only_for_what_a_single_rank_answers(model_path, out, monkeypatch):
@@ -285,11 +251,3 @@ def test_attributes_hold_what_they_held(plain_trainer):
 @pytest.fixture(scope="module")
 def plain_trainer(tmp_path_factory):
     return build(GRPOTrainer, GRPOConfig, tmp_path_factory.mktemp("plain"))
-
-
-def test_model_state_and_card_survive_a_save(out):
-    """`_save_checkpoint` may find its folder made already, with our state in it."""
-    train(OPEFOTrainer, OPEFOConfig, out, max_steps=2, save_strategy="steps", save_steps=2)
-    assert {"control_state.json", "trainer_state.json", "model.safetensors"} <= {
-        path.name for path in (out / "checkpoint-2").iterdir()
-    }

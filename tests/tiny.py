@@ -7,10 +7,25 @@ import math
 import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 
 ALPHABET = "0123456789+-*/=() abc"
 PROMPTS = ["1+1=", "2*3=", "9-4=", "(1+2)*3=", "8/2=", "7+0=", "5-5=", "6*1="]
+
+
+# Of models of any architecture
+SIZES = {
+    "vocab_size": len(ALPHABET) + 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -27,21 +42,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(seed: int = 0, sharpness: float = 6.0) -> Qwen2ForCausalLM:
     """Build a random policy. `sharpness` scales its head, so that some tokens are likely and others are not."""
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(ALPHABET) + 2,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-        torch_dtype="float32",
-    )
-    model = Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False, torch_dtype="float32"))
     with torch.no_grad():
         model.lm_head.weight.mul_(sharpness)
     return model
@@ -116,6 +117,15 @@ def parameters(trainer: object) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
+def assert_all_moved(trainer: object) -> None:
+    """Check that all parameters are finite, and that each one which is trained has left its value in `tiny_model`."""
+    before = tiny_model().state_dict()
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.isfinite().all(), name
+        if parameter.requires_grad and name in before:  # an adapter has parameters of its own
+            assert not torch.equal(before[name].to(parameter.dtype), parameter.data), name
+
+
 def metrics(
     trainer: object, skip: tuple[str, ...] = ("step_time", "train_", "eval_runtime", "_per_second")
 ) -> list[dict]:
@@ -132,6 +142,44 @@ def assert_equal_runs(ours, theirs):
         assert torch.equal(parameters(ours)[name], value), name
     for our_row, their_row in zip(metrics(ours), metrics(theirs), strict=True):
         assert {key: our_row.get(key) for key in their_row} == their_row
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of the last optimizer step, gathered where they are sharded."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.last = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Gather a sharded tensor, on all ranks at once."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
+
+class OneRank:
+    """An accelerator of a run in one process."""
+
+    num_processes = 1
+    device = torch.device("cpu")
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        return tensor
+
+
+def recorded(monkeypatch, owner: type, name: str) -> list[tuple]:
+    """Record the calls of a method, as (instance, args, kwargs, result)."""
+    calls, original = [], getattr(owner, name)
+
+    def record(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        calls.append((self, args, kwargs, result))
+        return result
+
+    monkeypatch.setattr(owner, name, record)
+    return calls
 
 
 def relative_difference(left, right) -> float:

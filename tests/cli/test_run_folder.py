@@ -6,17 +6,13 @@ from pathlib import Path
 
 import pytest
 from scripts import load_script
-from tiny import train
 from transformers.trainer_callback import TrainerState
 
-from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.cli.parser import Parser
 from opefo_trl.cli.run_folder import (
-    _MAY_DIFFER,
     check_newest,
     check_same_run,
     has_ended,
-    is_complete,
     newest_checkpoint,
     settings_of,
     write_settings,
@@ -55,13 +51,6 @@ def test_the_newest_whole_checkpoint(tmp_path):
     checkpoint(tmp_path, 250, False)
     (tmp_path / "checkpoint-best").mkdir()
     assert newest_checkpoint(tmp_path) == good
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_the_trainer_is_whole(out):
-    train(OPEFOTrainer, OPEFOConfig, out, save_strategy="steps", save_steps=2)
-    assert newest_checkpoint(out) == out / "checkpoint-2"
-    assert is_complete(out / "checkpoint-2")
 
 
 def test_going_back_needs_the_newer_ones_gone(tmp_path):
@@ -168,7 +157,3 @@ def test_the_settings_of_another_machine_may_differ(script, tmp_path, monkeypatc
     check_same_run(tmp_path, settings(script, *more.split()))
     with pytest.raises(ValueError, match="per_device_train_batch_size=256"):
         check_same_run(tmp_path, settings(script, "--per_device_train_batch_size", "128"))
-
-
-def test_no_old_field_may_differ():
-    assert not OLD_FIELDS & _MAY_DIFFER

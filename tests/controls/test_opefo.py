@@ -27,20 +27,10 @@ def test_opefo_balances_both_flows():
     # raising tokens count 1.5 times, lowering ones 0.5 times, those without a flow once
     shaped = control.advantages(tokens_of([[1.0, -1.0, 0.0], [-2.0, 2.0, 0.0]], [2.0, -4.0]))
     assert shaped.tolist() == [[3.0, 1.0, 2.0], [-2.0, -6.0, -4.0]]
-
-
-def test_lambda_is_bounded_on_both_sides():
-    control = make_control("opefo")
-    control.observe(totals(1, 3), 0, 10)
-    assert lam(control) == pytest.approx(0.1)
-    control.observe(totals(3, 1), 0, 10)
-    assert lam(control) == pytest.approx(-0.1)
-
-
-def test_one_empty_side_gives_lambda_zero():
-    control = make_control("opefo", flow_lambda_max=1.0)
-    control.observe(totals(0, 3), 0, 10)
-    assert lam(control) == 0
+    bounded = make_control("opefo")
+    for increase, decrease, expected in ((1, 3, 0.1), (3, 1, -0.1)):
+        bounded.observe(totals(increase, decrease), 0, 10)
+        assert lam(bounded) == pytest.approx(expected)
 
 
 def test_static_lambda_and_sides():

@@ -23,6 +23,7 @@ def test_a_picture_shows_four_panels_with_names_and_units(tmp_path):
     assert all(axes.get_ylabel() for axes in figure.axes)
     assert matplotlib.image.imread(tmp_path / "new" / "curves.png").std() > 0.05  # not an empty page
     assert figure._repr_png_().startswith(b"\x89PNG")
+    assert curves(1).plot()._repr_png_()  # one step is enough
 
 
 def test_benchmark_scores_get_a_panel_of_their_own():
@@ -52,10 +53,6 @@ def test_a_picture_of_nothing_and_a_wrong_window_are_refused():
         draw([])
     with pytest.raises(ValueError, match="`smooth=0`"):
         curves().plot(smooth=0)
-
-
-def test_a_run_of_one_step_can_be_drawn(tmp_path):
-    curves(1).plot(tmp_path / "one.png")
 
 
 def test_the_command_draws_runs_and_names_what_is_wrong(tmp_path, monkeypatch, capsys):

@@ -63,21 +63,37 @@ def run(tmp_path_factory):
     return folder
 
 
-def opened(browser, path, scheme="light"):
-    """The page, with everything that it should not have done."""
-    page = browser.new_context(color_scheme=scheme, viewport={"width": 1200, "height": 900}).new_page()
+@pytest.fixture
+def opened(browser):
+    """A function that opens a page; no page may print, fail, or ask for another file."""
     faults = []
-    page.on("console", lambda message: faults.append(message.text))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: faults.append(request.url) if request.url != path.as_uri() else None)
-    page.goto(path.as_uri())
-    return page, faults
+
+    def open_page(path, scheme="light"):
+        page = browser.new_context(color_scheme=scheme, viewport={"width": 1200, "height": 900}).new_page()
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: faults.append(request.url) if request.url != path.as_uri() else None)
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    assert faults == []
+
+
+def tip_at(page, share):
+    """Point at the first chart, at this share of its width, and return what the tip says."""
+    box = page.locator("#charts svg").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * share + 1, box["y"] + 60)
+    return page.locator("#tip").inner_text()
+
+
+LEFT, RIGHT = 54 / 540, 530 / 540  # the ends of a curve
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_works_alone(browser, run, scheme):
-    page, faults = opened(browser, run / REPORT_FILE, scheme)
+def test_the_page_works_alone(opened, run, scheme):
+    page = opened(run / REPORT_FILE, scheme)
     assert page.locator("#charts figure").count() == 6
     assert page.locator("article").count() == 8
     for index in range(6):
@@ -87,29 +103,23 @@ def test_the_page_works_alone(browser, run, scheme):
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, background[4:-1].split(","))) / 3
     assert brightness > 200 if scheme == "light" else brightness < 60
-    assert faults == []
 
 
 @pytest.mark.slow
-def test_the_pointer_reads_the_values_of_a_step(browser, run):
-    page, faults = opened(browser, run / REPORT_FILE)
+def test_the_pointer_reads_the_values_of_a_step(opened, run):
+    page = opened(run / REPORT_FILE)
     frame = EntropyCurves.load(run).to_pandas()
-    chart = page.locator("#charts svg").first
-    box = chart.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * (54 / 540) + 1, box["y"] + 60)  # the left end of the curve
-    tip = page.locator("#tip").inner_text()
+    tip = tip_at(page, LEFT)
     assert tip.startswith("step 1\n")
     assert f"{frame['entropy'][0]:.4g}  entropy" in tip and "3  target" in tip
-    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 60)
-    assert page.locator("#tip").inner_text().startswith("step 8\n")
+    assert tip_at(page, RIGHT).startswith("step 8\n")
     page.mouse.move(5, 5)
     assert not page.locator("#tip").is_visible()
-    assert faults == []
 
 
 @pytest.mark.slow
-def test_tokens_are_coloured_by_their_flow(browser, run):
-    page, _ = opened(browser, run / REPORT_FILE)
+def test_tokens_are_coloured_by_their_flow(opened, run):
+    page = opened(run / REPORT_FILE)
     tokens = page.evaluate(
         "[...document.querySelectorAll('.tokens span')]"
         ".map((span) => [+span.dataset.flow, getComputedStyle(span).backgroundColor])"
@@ -126,32 +136,26 @@ def test_tokens_are_coloured_by_their_flow(browser, run):
 
 
 @pytest.mark.slow
-def test_a_completion_is_text_and_nothing_else(browser, tmp_path):
+def test_a_completion_is_text_and_nothing_else(opened, tmp_path):
     hostile = "</script><img src=x onerror=alert(1)>"
     write_report(tmp_path / "report.html", [curves(name=hostile, settings={"model": hostile}, completion=hostile)])
-    page, faults = opened(browser, tmp_path / "report.html")
+    page = opened(tmp_path / "report.html")
     assert page.locator(".tokens").inner_text() == hostile and page.locator("img").count() == 0
-    assert faults == []
 
 
 @pytest.mark.slow
-def test_several_runs_of_different_lengths(browser, tmp_path):
+def test_several_runs_of_different_lengths(opened, tmp_path):
     write_report(tmp_path / "report.html", [curves(10, "short"), curves(30, "long")])
-    page, faults = opened(browser, tmp_path / "report.html")
-    chart = page.locator("#charts svg").first
-    box = chart.bounding_box()
-    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 60)
-    tip = page.locator("#tip").inner_text()
+    page = opened(tmp_path / "report.html")
+    tip = tip_at(page, RIGHT)
     assert tip.startswith("step 30\n") and "long: entropy" in tip and "short" not in tip
     assert not page.locator("#completions").is_visible()
-    assert faults == []
 
 
 @pytest.mark.slow
-def test_a_run_of_one_step_and_a_run_without_metrics(browser, tmp_path):
+def test_a_run_of_one_step_and_a_run_without_metrics(opened, tmp_path):
     bare = curves(1)
     bare.frame = bare.frame.drop(columns=["entropy", "reward"])
     for run in (curves(1), bare):
         write_report(tmp_path / "report.html", [run])
-        _, faults = opened(browser, tmp_path / "report.html")
-        assert faults == []
+        opened(tmp_path / "report.html")

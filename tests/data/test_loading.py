@@ -26,7 +26,7 @@ def test_files(folder, name):
     assert list(splits) == ["train"] and splits["train"]["prompt"] == [row["prompt"] for row in ROWS]
 
 
-def test_folders(folder):
+def test_folders_and_the_playground(folder):
     DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:2])}).save_to_disk(folder / "saved")
     Dataset.from_list(ROWS).save_to_disk(folder / "one")
     (folder / "files").mkdir()
@@ -34,11 +34,7 @@ def test_folders(folder):
         (folder / "files" / f"{split}.jsonl").write_text((folder / "rows.jsonl").read_text())
     assert {name: len(rows) for name, rows in load_splits(str(folder / "saved")).items()} == {"train": 10, "test": 2}
     assert list(load_splits(str(folder / "one"))) == ["train"]
-    assert set(load_splits(str(folder / "files"))) == {"train", "test"}
-
-
-def test_the_playground():
-    assert set(load_splits("playground")) == {"train", "test"}
+    assert set(load_splits(str(folder / "files"))) == set(load_splits("playground")) == {"train", "test"}
 
 
 @pytest.mark.parametrize(

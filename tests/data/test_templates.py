@@ -16,12 +16,8 @@ def test_a_template_makes_a_chat_of_a_problem():
     assert message["role"] == "user"
     assert message["content"].startswith("1+1=\n") and message["content"].endswith("\\boxed{}.")
     assert templated("1+1=", "none") == "1+1="
-
-
-def test_braces_in_a_problem_are_left_alone():
-    problem = r"Find \frac{1}{2} of {x} and {problem}"
-    for template in ("boxed", "dapo"):
-        assert problem in templated(problem, template)[0]["content"]
+    braces = r"Find \frac{1}{2} of {x} and {problem}"
+    assert all(braces in templated(braces, template)[0]["content"] for template in ("boxed", "dapo"))
 
 
 def test_an_unknown_template_and_one_around_a_conversation_are_refused():

@@ -1,9 +1,7 @@
 """Samples of transformers: their log-probabilities, limits and seeds. (vLLM's: tests/with_vllm.)"""
 
-import re
-
 import pytest
-import torch
+from eval_script import logp_of
 from transformers import AutoModelForCausalLM
 
 from opefo_trl.evaluation.engines import Decoding, Transformers, resolve_engine, seed_of
@@ -28,16 +26,8 @@ def test_log_probabilities_are_those_of_the_distribution_that_is_sampled_from(to
     for prompt, sample in zip(prompts, samples, strict=True):
         ids = tokenizer(sample.text)["input_ids"] + ([] if sample.truncated else [tokenizer.eos_token_id])
         assert len(ids) == sample.tokens
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
-        logps = (logits / (decoding.temperature or 1.0)).log_softmax(-1)
-        if decoding.top_p < 1:  # the fewest tokens that hold so much; the others have no chance
-            ordered, order = logps.exp().sort(descending=True)
-            outside = torch.zeros_like(logps, dtype=torch.bool).scatter(
-                1, order, ordered.cumsum(-1) - ordered >= decoding.top_p
-            )
-            logps = logps.masked_fill(outside, -torch.inf).log_softmax(-1)
-        assert float(logps.gather(1, torch.tensor(ids)[:, None]).sum()) == pytest.approx(sample.logp, abs=1e-4)
+        expected = logp_of(model, prompt, ids, decoding.temperature, decoding.top_p)
+        assert sample.logp == pytest.approx(expected, abs=1e-4)
 
 
 def test_rows_stop_at_their_own_limit_and_say_that_they_are_truncated(tokenizer):
@@ -52,14 +42,6 @@ def test_seeds_are_distinct_and_stay():
     seeds = [seed_of(seed, name, sample) for seed in (0, 1) for name in "ab" for sample in range(100)]
     assert len(set(seeds)) == 400 and all(0 <= seed < 2**31 for seed in seeds)
     assert seed_of(0, "aime24", "aime24-60", 3) == 319078851
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("temperature", -1), ("temperature", float("inf")), ("top_p", 0), ("max_new_tokens", 0)]
-)
-def test_decoding_that_cannot_be_is_named(name, value):
-    with pytest.raises(ValueError, match=re.escape(f"`{name}={value}`")):
-        Decoding(**{name: value})
 
 
 def test_the_engine_is_vllm_only_if_it_is_installed(monkeypatch):

@@ -36,14 +36,38 @@ def load(tmp_path):
     return lambda name, **options: evaluate.load(metric_path(name), cache_dir=str(tmp_path), **options)
 
 
-def test_pass_at_k_of_one_k_or_several(load):
-    # of two samples, 1/2 and 1: 3/4
-    assert load("pass_at_k").compute(predictions=[[1, 0], [1, 1]], k=1) == {"pass@1": 0.75}
-    # of [1, 0, 0, 1]: 1/2, and 1 - C(2, 2) / C(4, 2) = 5/6; of [1, 1]: 1; of [0, 0, 0]: 0
-    assert load("pass_at_k").compute(predictions=SAMPLES, k=[1, 2]) == {
-        "pass@1": pytest.approx(1.5 / 3),
-        "pass@2": pytest.approx((5 / 6 + 1) / 3),
-    }
+def interval(values, mean, **options):
+    low, high = metrics.bootstrap_interval(values, **options)
+    return {"mean": mean, "low": low, "high": high}
+
+
+# none, and none of them right; then b by 2 to 1, or in blocks of two: a is wrong, b is right
+VOTES = {"predictions": [[None, None], ["a", None, "b", "b"]], "references": [[0, 0], [0, 0, 1, 1]]}
+CONFIDENCE = {"predictions": [0.2, 0.8, 1.0], "references": [0, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "result"),
+    [
+        ("pass_at_k", {"predictions": [[1, 0], [1, 1]], "k": 1}, {"pass@1": 3 / 4}),
+        # of [1, 0, 0, 1]: 1/2, and 1 - C(2, 2) / C(4, 2) = 5/6; of [1, 1]: 1; of [0, 0, 0]: 0
+        ("pass_at_k", {"predictions": SAMPLES, "k": [1, 2]}, {"pass@1": 1.5 / 3, "pass@2": (5 / 6 + 1) / 3}),
+        ("majority_at_k", VOTES, {"majority_at_k": 1 / 2}),
+        ("majority_at_k", {**VOTES, "k": 2}, {"majority_at_k": 1 / 4}),
+        # [0, .5): .2;  [.5, 1]: (1 - .8) + (1 - 1) = .2;  .4 / 3
+        ("calibration_error", {**CONFIDENCE, "bins": 2}, {"calibration_error": 0.4 / 3}),
+        # (1/2 + 1/3 - 1/3) / 3
+        (
+            "paired_difference",
+            {"predictions": SAMPLES, "references": BASELINE},
+            asdict(metrics.paired_difference([0, 2 / 3, 1 / 3], [0.5, 1, 0])) | {"difference": 1 / 6, "problems": 3},
+        ),
+        ("bootstrap_interval", {"predictions": SAMPLES, "level": 0.8}, interval([0.5, 1, 0], 1 / 2, level=0.8)),
+        ("bootstrap_interval", {"predictions": SAMPLES, "k": 2, "seed": 3}, interval([5 / 6, 1, 0], 11 / 18, seed=3)),
+    ],
+)
+def test_a_metric_computes_what_its_measure_does(load, name, inputs, result):
+    assert load(name).compute(**inputs) == pytest.approx(result)
 
 
 def test_avg_at_k_in_one_call_in_batches_and_one_by_one(load):
@@ -53,36 +77,6 @@ def test_avg_at_k_in_one_call_in_batches_and_one_by_one(load):
     metric.add_batch(predictions=[[bool(value) for value in row] for row in SAMPLES[1:]])
     assert metric.compute() == {"avg_at_k": 0.5}
     assert metric.compute(predictions=[[1]]) == {"avg_at_k": 1.0}  # nothing is left over from before
-
-
-def test_majority_at_k_with_samples_that_have_no_answer(load):
-    # none, and none of them right; then b by 2 to 1
-    answers, right = [[None, None], ["a", None, "b", "b"]], [[0, 0], [0, 0, 1, 1]]
-    assert load("majority_at_k").compute(predictions=answers, references=right) == {"majority_at_k": 0.5}
-    # blocks of two: a is wrong, b is right
-    assert load("majority_at_k").compute(predictions=answers, references=right, k=2) == {"majority_at_k": 0.25}
-
-
-def test_bootstrap_interval_of_the_average_or_of_pass_at_k(load):
-    low, high = metrics.bootstrap_interval([0.5, 1, 0], level=0.8)
-    found = load("bootstrap_interval").compute(predictions=SAMPLES, level=0.8)
-    assert found == {"mean": 0.5, "low": low, "high": high} and low < 0.5 < high
-    low, high = metrics.bootstrap_interval([5 / 6, 1, 0], seed=3)
-    found = load("bootstrap_interval").compute(predictions=SAMPLES, k=2, seed=3)
-    assert found == {"mean": pytest.approx(11 / 18), "low": pytest.approx(low), "high": pytest.approx(high)}
-
-
-def test_paired_difference_is_predictions_less_references(load):
-    found = load("paired_difference").compute(predictions=SAMPLES, references=BASELINE)
-    assert found == asdict(metrics.paired_difference([0, 2 / 3, 1 / 3], [0.5, 1, 0]))
-    # (1/2 + 1/3 - 1/3) / 3
-    assert found["difference"] == pytest.approx(1 / 6) and found["problems"] == 3
-
-
-def test_calibration_error_by_hand(load):
-    found = load("calibration_error").compute(predictions=[0.2, 0.8, 1.0], references=[0, 1, 1], bins=2)
-    # [0, .5): .2;  [.5, 1]: (1 - .8) + (1 - 1) = .2;  .4 / 3
-    assert found == {"calibration_error": pytest.approx(0.4 / 3)}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,11 @@
 """Samples of a benchmark in a folder: what they hold, and which settings may join them."""
 
-import json
-import shutil
-
 import pandas as pd
 import pytest
-from eval_script import run, samples
 
 from opefo_trl.evaluation.engines import Sample
 from opefo_trl.evaluation.model_source import ModelSource
-from opefo_trl.evaluation.results import read_results, score
+from opefo_trl.evaluation.results import score
 from opefo_trl.evaluation.samples import (
     Evaluation,
     PlaygroundGrader,
@@ -96,19 +92,6 @@ def test_other_settings_do_not_mix(tmp_path, change):
         check_same_settings(tmp_path, settings, [task(**change)])
     other = Task("math500", [], [], 1)
     assert set(check_same_settings(tmp_path, {"temperature": 1.0}, [other])["tasks"]) == {"amc23", "math500"}
-
-
-@pytest.mark.slow
-def test_other_benchmarks_stay_beside(whole, tmp_path):
-    out = tmp_path / "copy"
-    shutil.copytree(whole, out)
-    rows = [{"id": n, "question": f"{n} + 1 = ?", "answer": n + 1} for n in range(40)]
-    (tmp_path / "amc23.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run(out, "--benchmarks", "AMC-23", "--benchmark_source", str(tmp_path), "--k", "1")
-    results = read_results(out)
-    assert list(results["benchmarks"]) == ["playground", "amc23"] and len(samples(out, "amc23")) == 40
-    assert results["benchmarks"]["playground"] == read_results(whole)["benchmarks"]["playground"]
-    assert results["settings"]["tasks"]["amc23"]["k"] == 1
 
 
 def test_a_chat_template_may_be_missing_or_refuse_a_system_message():

@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from tiny import PROMPTS, build, digit_reward, scripted_rollout, tiny_model
-from transformers import TrainerCallback
+from tiny import PROMPTS, Gradients, build, digit_reward, scripted_rollout, tiny_model, whole
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
@@ -36,16 +35,6 @@ if FSDP:
             self.distributed_type = DistributedType.MULTI_GPU
 
     PartialState.__init__ = init_as_gpus
-
-
-def whole(tensor):
-    """Gather a sharded tensor, on all ranks at once."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
-
-
-class Gradients(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
 class PoisonLastRank(Control):
@@ -115,7 +104,7 @@ def main(out: Path) -> None:
         trainer.train()
         if trainer.accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
-            torch.save(gradients.gradients, out / f"{name}.pt")
+            torch.save(gradients.last, out / f"{name}.pt")
         row = trainer.state.log_history[0]
         watched = ("flow/", "entropy", "batching/skipped_rows", "clip_ratio/")
         results[name] = {key: row[key] for key in row if key.startswith(watched)}

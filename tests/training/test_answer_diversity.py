@@ -1,9 +1,7 @@
 """Counting different right answers."""
 
-import subprocess
-import sys
-
 import torch
+from scripts import python
 
 from opefo_trl.training.answer_diversity import digest, digests_of, distinct_right
 
@@ -20,8 +18,7 @@ def test_a_broken_surrogate_has_a_name():
 
 def test_names_are_those_of_every_other_process():
     command = "from opefo_trl.training.answer_diversity import digest; print(digest('3*8'))"
-    other = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert int(other.stdout) == digest("3*8")
+    assert int(python("-c", command)) == digest("3*8")
 
 
 def test_distinct_right_answers_are_counted_in_each_group():

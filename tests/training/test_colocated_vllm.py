@@ -1,6 +1,7 @@
 """Without vLLM; with it: tests/with_vllm."""
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,13 +9,6 @@ from tiny import settings
 
 from opefo_trl import OPEFOConfig
 from opefo_trl.training.colocated_vllm import adapt_cpu_build, seed_sampling
-
-
-class Rank:
-    num_processes = 2
-
-    def __init__(self, index):
-        self.process_index = index
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
@@ -30,7 +24,7 @@ def test_ranks_that_sample_as_one_share_a_seed_and_resumed_runs_get_another(out)
         args = OPEFOConfig(**settings(out))
         args.use_vllm, args.vllm_mode = True, "colocate"
         args.vllm_tensor_parallel_size = overrides.get("tensor_parallel", 1)
-        seed_sampling(args, Rank(rank), step)
+        seed_sampling(args, SimpleNamespace(num_processes=2, process_index=rank), step)
         return torch.rand(1).item()
 
     assert drawn(0, 0) == drawn(0, 0) != drawn(1, 0)
@@ -42,5 +36,5 @@ def test_other_runs_keep_their_random_numbers(out):
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    seed_sampling(OPEFOConfig(**settings(out)), Rank(0), 0)
+    seed_sampling(OPEFOConfig(**settings(out)), SimpleNamespace(num_processes=2, process_index=0), 0)
     assert torch.equal(torch.rand(1), expected)

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from opefo_trl.controls import Control, make_control
+from opefo_trl.controls import make_control
 from opefo_trl.files import CONTROL_STATE_FILE
 from opefo_trl.flow import FlowTotals
 from opefo_trl.training.control_state import load_control_state, save_control_state
@@ -49,13 +49,3 @@ def test_a_file_that_cannot_be_read_names_itself_and_the_way_out(content, tmp_pa
     (tmp_path / CONTROL_STATE_FILE).write_text(content)
     with pytest.raises(ValueError, match=rf"{CONTROL_STATE_FILE} cannot be read .*delete the file"):
         load_control_state(tmp_path, "opefo", make_control("opefo"), guard(tmp_path), CPU)
-
-
-def test_a_state_that_is_no_json_is_named(tmp_path):
-    class Tensors(Control):
-        def state_dict(self):
-            return {"lam": torch.ones(1)}
-
-    with pytest.raises(TypeError, match=r"`state_dict\(\)` of `control='tensors'` must be JSON"):
-        save_control_state(tmp_path, "tensors", Tensors(), None, guard(tmp_path))
-    assert not (tmp_path / CONTROL_STATE_FILE).exists()

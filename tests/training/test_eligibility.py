@@ -30,12 +30,9 @@ def transforms(out, positions="relative", aux_loss=False, **overrides) -> BatchT
     return BatchTransforms.for_run(args, args.make_control(), positions, aux_loss)
 
 
-def test_all_transforms_are_exact_by_default_and_none_with_trls_grouping(out):
+def test_transforms_are_exact_unless_positions_or_the_users_choice_forbid_them(out):
     assert transforms(out) == BatchTransforms(True, True, True, True)
     assert transforms(out, micro_batching="trl") == BatchTransforms(False, False, False, False)
-
-
-def test_positions_decide_about_trimming(out):
     assert not transforms(out, "absolute").trim_prompts and transforms(out, "absolute").trim
     assert not transforms(out, "by length").trim
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import settings
+from control_inputs import tokens_of
+from tiny import OneRank, settings
 from transformers import TrainerState
 
 from opefo_trl import OPEFOConfig
@@ -12,13 +13,6 @@ from opefo_trl.training.flow_step import FlowStep
 from opefo_trl.training.scoring import Scores
 
 STATE = TrainerState(global_step=4, max_steps=10)
-
-
-class OneRank:
-    num_processes = 1
-
-    def reduce(self, tensor, reduction):
-        return tensor
 
 
 class Watching(Control):
@@ -88,6 +82,21 @@ def test_a_measured_rollout_is_shown_before_it_is_trained_on(out):
     assert step.control.shown == [(pytest.approx(0.0, abs=1e-6), 0.5)]
 
 
+@pytest.mark.parametrize(
+    ("method", "returned", "refusal"),
+    [
+        ("advantages", None, "returned None; return a tensor"),
+        ("penalty", torch.tensor(0.5), r"returned a tensor of shape \(\); return one term for each token"),
+    ],
+)
+def test_what_a_control_may_not_return_is_named(method, returned, refusal, out):
+    step = flow_step(out)
+    setattr(step.control, method, lambda tokens: returned)
+    more = [torch.tensor(8), 1] if method == "penalty" else []
+    with pytest.raises(TypeError, match=rf"`{method}\(\)` of `control='opefo'` {refusal}"):
+        getattr(step, method)(tokens_of([[1.0]], [1.0]), *more)
+
+
 def test_a_step_logs_totals_lambda_and_change_and_starts_over(out):
     step = flow_step(out, flow_scope="running")
     metrics, entropy = take_step(step, totals(1.0, 3.0, entropy=0.5))
@@ -100,12 +109,13 @@ def test_a_step_logs_totals_lambda_and_change_and_starts_over(out):
 
 def test_short_completions_weigh_more_where_the_loss_averages_each_by_itself(out):
     batch, mask = {"advantages": torch.tensor([1.0, 0.0])}, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
-    logps, entropies = torch.full((2, 4), -1.0), torch.full((2, 4), 0.5)
+    logps, entropies = torch.tensor([[-1.0] * 4, [-2.0] * 4]), torch.full((2, 4), 0.5)
     by_token = flow_step(out).flow_of(batch, mask, logps, entropies)
     by_row = flow_step(out, loss_type="grpo").flow_of(batch, mask, logps, entropies)
     assert torch.allclose(by_row[0], by_token[0] * 12 / 2)  # max_completion_length / tokens of the row
-    assert (by_token[1] == 0).all() and (by_row[1] == 0).all()  # no advantage, no flow
+    covariance = flow_step(out, flow_estimator="covariance").flow_of(batch, mask, logps, entropies)
+    assert all((flow[1] == 0).all() for flow in (by_token, by_row, covariance))  # no advantage, no flow
     weighed = flow_step(out).flow_of(
-        {**batch, "importance_sampling_ratio": torch.tensor([[0.5]])}, mask, logps, entropies
+        {**batch, "importance_sampling_ratio": torch.tensor([[0.5, 0.0, 1.0, 1.0]])}, mask, logps, entropies
     )
-    assert torch.allclose(weighed, by_token * 0.5)
+    assert torch.allclose(weighed[0, :2], by_token[0, :2] * torch.tensor([0.5, 0.0]))  # a token that is masked out

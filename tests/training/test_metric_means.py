@@ -2,15 +2,9 @@
 
 import pytest
 import torch
+from tiny import OneRank
 
 from opefo_trl.training.metric_means import MetricMeans
-
-
-class OneRank:
-    device = "cpu"
-
-    def gather(self, tensor):
-        return tensor
 
 
 class TwoRanks(OneRank):

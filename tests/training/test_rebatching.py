@@ -2,8 +2,20 @@
 
 import pytest
 import torch
-from tiny import build, digit_reward, metrics, relative_difference, scripted_rollout, tiny_dataset, train
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
+from tiny import (
+    SIZES,
+    Gradients,
+    build,
+    digit_reward,
+    metrics,
+    recorded,
+    relative_difference,
+    scripted_rollout,
+    tiny_dataset,
+    tiny_model,
+    train,
+)
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -24,11 +36,6 @@ class EntropyPenalty(Control):
 
     def penalty(self, tokens):
         return -0.1 * tokens.entropies * (tokens.logps < -1)
-
-
-class Gradients(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.last = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def flat_for_some(prompts, completions, **_):
@@ -151,10 +158,8 @@ def test_a_routers_loss_stays_where_no_token_trains(out):
 
 def moe():
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 23, "pad_token_id": 0, "eos_token_id": 1}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**small, **heads, **experts))
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **experts, head_dim=16))
 
 
 # ---- metrics are of all rows
@@ -177,21 +182,11 @@ def test_metrics_are_means_over_all_rows(loss_type, scope, out):
 
 def test_dropped_rows_are_measured_once(out, monkeypatch):
     """By the scoring pass where there is one, else by a forward without gradient."""
-    tokens = []
-    original = GRPOTrainer._get_per_token_logps_and_entropies
-
-    def counted(self, model, input_ids, *args, **kwargs):
-        tokens.append((input_ids.numel(), torch.is_grad_enabled()))
-        return original(self, model, input_ids, *args, **kwargs)
-
-    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", counted)
-    calls = {}
-    for scope in ("batch", "running"):
-        tokens.clear()
+    calls = recorded(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies")
+    for scope, without_gradient in (("batch", 4), ("running", 1)):  # all 32 rows; the 8 dropped ones in one forward
+        calls.clear()
         one_step(out, 4, flow_scope=scope)
-        calls[scope] = [grad for _, grad in tokens]
-    assert calls["batch"] == [False] * 4 + [True] * 4  # the scoring pass measures all rows
-    assert calls["running"] == [False] + [True] * 4  # eight rows, which fit into one forward
+        assert [logps.requires_grad for *_, (logps, *_) in calls] == [False] * without_gradient + [True] * 4
 
 
 # ---- how it is said, and when it rests
@@ -222,10 +217,10 @@ def test_multimodal_batches_keep_trls_grouping(out, caplog, monkeypatch):
 
 
 def test_a_rollout_without_any_signal_trains_nothing_and_stops_nothing(out):
-    before = {name: value.clone() for name, value in build(OPEFOTrainer, OPEFOConfig, out).model.state_dict().items()}
     flat = {"extra": {"reward_funcs": lambda completions, **_: [1.0] * len(completions)}}
     gradients, trainer = one_step(out, 4, weight_decay=0.0, **flat)
     assert all((gradient == 0).all() for gradient in gradients.values())
     assert [rows for rows, _ in shapes(trainer)] == [1, 1, 1, 1]  # the shortest ones keep the count
-    assert trainer.state.log_history[0]["entropy"] > 0
+    assert trainer.state.log_history[0]["entropy"] > 0 == trainer.state.log_history[0]["flow/lambda"]
+    before = tiny_model().state_dict()
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())

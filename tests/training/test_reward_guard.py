@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from watched_runs import assert_same, run
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.rewards import format_reward, math_reward
 from opefo_trl.training.guards import NonFiniteError
 from opefo_trl.training.reward_guard import RewardGuard, watch_reward
 
@@ -42,11 +44,6 @@ def test_a_reward_that_is_no_number_stops_the_run_and_names_function_and_complet
     assert "Step 2: reward function 'picky' returned NaN or infinity for completion 3 of rank 0: '" in str(error)
     assert "Return None" in str(error)
     assert_same(before[2], after)
-
-
-def test_none_is_no_fault(out):
-    trainer, *_ = run(out, reward=broken_reward(None))
-    assert trainer.state.global_step == 4
 
 
 def test_a_bad_reward_can_be_skipped(out):
@@ -104,86 +101,68 @@ def test_a_bad_reward_in_evaluation_is_warned_about_and_left_out_of_the_means(po
     assert "Evaluation after step 1: reward function 'picky' returned NaN or infinity for completion 0" in caplog.text
 
 
-def test_many_bad_rewards_are_counted_and_not_all_listed(out):
-    error, *_ = run(out, reward=lambda completions, **_: [math.nan] * len(completions))
-    assert "for completion 2 of rank 0" in str(error) and "and 5 more. No parameter" in str(error)
-    assert "for completion 3 of rank 0" not in str(error)
-
-
-def test_a_reward_function_that_raises_is_named(out):
+def watched(returned):
     def picky(completions, **kwargs):
-        raise KeyError("answer")
+        if isinstance(returned, Exception):
+            raise returned
+        return returned
 
-    error, _, after = run(out, reward=picky)
-    assert isinstance(error, RuntimeError)
-    assert str(error) == "The reward function 'picky' raised KeyError: 'answer'"
-    assert isinstance(error.__cause__, KeyError)
-    assert_same(dict(tiny_model().named_parameters()), after)
+    return watch_reward(picky, "picky", is_async=False)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (KeyError("answer"), RuntimeError, "'picky' raised KeyError: 'answer'"),
+        (None, TypeError, "'picky' returned None; return a list with one reward per completion, here 8"),
+        ("01234567", TypeError, "'picky' returned '01234567'; return a list with one reward per completion, here 8"),
+        (dict.fromkeys(range(8), 1.0), TypeError, "return a list with one reward per completion, here 8"),
+        ([0, 0, 0, "good"] * 2, TypeError, "'picky' returned 'good' (str) for completion 3"),
+        ([0, 0, 0, "0.5"] * 2, TypeError, "'picky' returned '0.5' (str) for completion 3"),
+    ],
+    ids=str,
+)
+def test_a_reward_function_that_fails_or_returns_something_else_is_named(returned, error, message):
+    with pytest.raises(error, match=re.escape(message)) as failed:
+        watched(returned)(completions=["a"] * 8)
+    assert not isinstance(returned, Exception) or failed.value.__cause__ is returned
 
 
 @pytest.mark.parametrize("rewards", [[], [1.0], [1.0] * 9])
 def test_a_reward_list_of_wrong_length_is_refused(rewards, out):
-    def picky(completions, **kwargs):
-        return rewards
-
-    error, _, after = run(out, reward=picky)
+    error, _, after = run(out, reward=watched(rewards))
     assert isinstance(error, ValueError)
     assert f"'picky' returned {len(rewards)} rewards, but 8 were expected" in str(error)
     assert_same(dict(tiny_model().named_parameters()), after)
 
 
-@pytest.mark.parametrize("rewards", ["01234567", dict.fromkeys(range(8), 1.0)], ids=["text", "map"])
-def test_a_reward_that_is_no_list_is_refused(rewards, out):
-    def picky(completions, **kwargs):
-        return rewards
-
-    error, *_ = run(out, reward=picky)
-    assert isinstance(error, TypeError) and "return a list with one reward per completion, here 8" in str(error)
-
-
-@pytest.mark.parametrize("value", ["good", "0.5"])
-def test_a_reward_that_is_no_number_at_all_is_refused(value, out):
-    error, _, after = run(out, reward=broken_reward(value, at_call=1))
-    assert isinstance(error, TypeError)
-    assert f"The reward function 'picky' returned {value!r} (str) for completion 3" in str(error)
-    assert_same(dict(tiny_model().named_parameters()), after)
-
-
-def test_a_reward_function_that_forgets_to_return_is_named(out):
-    def picky(completions, **kwargs):
-        digit_reward(completions)
-
-    error, _, after = run(out, reward=picky)
-    assert isinstance(error, TypeError)
-    assert str(error) == (
-        "The reward function 'picky' returned None; return a list with one reward per completion, here 8."
-    )
-    assert_same(dict(tiny_model().named_parameters()), after)
-
-
-def test_reward_functions_keep_their_names_and_settings(out):
-    trainer = train(OPEFOTrainer, OPEFOConfig, out, max_steps=1)
-    assert trainer.reward_func_names == ["digit_reward"]
-    assert "rewards/digit_reward/mean" in trainer.state.log_history[0]
+def test_many_bad_rewards_are_counted_and_not_all_listed():
+    guard, bad = RewardGuard("stop", ["picky"], [False], judges=[]), torch.full((8, 1), math.inf)
+    with pytest.raises(NonFiniteError, match="for completion 2 of rank 0.*; and 5 more. No parameter") as error:
+        guard.check(bad, ["a"] * 8, rank=0, step=1, training=True)
+    assert "for completion 3 of rank 0" not in str(error.value)
 
 
 def test_a_watched_reward_hands_good_rewards_on_untouched():
     rewards = [1, 0.5, None, torch.tensor(2.0), math.inf]
-    watched = watch_reward(lambda completions: rewards, "plain", is_async=False)
-    handed = watched(completions=["a"] * 5)
+    handed = watched(rewards)(completions=["a"] * 5)
     assert all(left is right for left, right in zip(handed, rewards, strict=True))
 
 
 def test_an_environment_gives_rewards_without_completions():
     """TRL calls the reward of an environment with `environments`, and its tests do so without anything else."""
-    watched = watch_reward(lambda environments: [1.0, None], "environment", is_async=False)
-    assert watched(environments=[None, None]) == [1.0, None]
+    reward = watch_reward(lambda environments: [1.0, None], "environment", is_async=False)
+    assert reward(environments=[None, None]) == [1.0, None]
     with pytest.raises(TypeError, match="'environment' returned None; return a list"):
         watch_reward(lambda environments: None, "environment", is_async=False)(environments=[])
 
 
-def test_a_completion_without_its_judges_verdict_has_no_reward():
-    guard = RewardGuard("stop", ["math", "format"], [False, False], judges=[0])
+@pytest.mark.parametrize("judges", [True, False])
+def test_a_completion_without_its_judges_verdict_has_no_reward(judges):
+    """TRL adds up the other rewards, and a completion without a verdict would become a wrong one."""
+    assert math_reward.judges
+    judge = math_reward if judges else digit_reward
+    guard = RewardGuard.watch("stop", [judge, format_reward], ["judge", "format"])
     rewards = torch.tensor([[1.0, 0.5], [math.nan, 0.5]])
     checked, warning = guard.check(rewards, ["a", "b"], rank=0, step=1, training=True)
-    assert checked[0].tolist() == [1.0, 0.5] and checked[1].isnan().all() and warning is None
+    assert checked[0].tolist() == [1.0, 0.5] and checked[1].isnan().tolist() == [True, judges] and warning is None

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import OneRank
 
 from opefo_trl.training.sampler_drift import SamplerDrift, importance_ratio
 
@@ -30,11 +31,6 @@ def test_a_ratio_of_sequences_is_one_number_a_row():
     free = torch.tensor([[0.5], [-0.25]]).exp()
     torch.testing.assert_close(ratio("sequence_truncate", high=1.2), free.clamp(max=1.2))
     torch.testing.assert_close(ratio("sequence_mask", low=0.9), torch.tensor([[math.exp(0.5)], [0.0]]))
-
-
-class OneRank:
-    def gather(self, tensor):
-        return tensor
 
 
 class TwoRanks:
@@ -64,15 +60,10 @@ def test_the_metrics_are_of_all_tokens_however_they_were_divided(mode, accelerat
     assert metrics == pytest.approx(expected)
 
 
-def test_nothing_to_look_at_is_no_drift():
+def test_without_a_token_that_trains_there_is_no_drift_and_the_ratio_of_a_sequence_all_the_same():
     nothing = torch.zeros(1, 3)
-    metrics = SamplerDrift.measure(
-        LOGPS[:1], SAMPLER[:1], nothing, ratio("token_truncate")[:1], per_sequence=False
-    ).metrics(OneRank())
-    assert set(metrics.values()) == {0.0}
-
-
-def test_a_sequence_without_a_token_that_trains_has_a_ratio_all_the_same():
+    drift = SamplerDrift.measure(LOGPS[:1], SAMPLER[:1], nothing, ratio("token_truncate")[:1], per_sequence=False)
+    assert set(drift.metrics(OneRank()).values()) == {0.0}
     narrow = torch.zeros(1, 1)  # as wide as a ratio of sequences
-    metrics = SamplerDrift.measure(narrow, narrow, narrow, torch.ones(1, 1), per_sequence=True).metrics(OneRank())
-    assert metrics["sampling/importance_sampling_ratio/mean"] == 1
+    drift = SamplerDrift.measure(narrow, narrow, narrow, torch.ones(1, 1), per_sequence=True)
+    assert drift.metrics(OneRank())["sampling/importance_sampling_ratio/mean"] == 1

@@ -43,21 +43,14 @@ def test_it_is_trls_pass_from_fewer_tokens():
     assert torch.equal(logps, expected) and torch.equal(entropies, expected / 2)
     assert sum(trimmed.sizes) < sum(whole.sizes) == IDS.numel()
     assert scores.logps is logps and scores.vocabulary is None
+    images, *_ = run(BatchTransforms(True, True, True, True), pixel_values=torch.ones(4, 1))
+    assert images.sizes == [IDS.numel()]  # these are scored as TRL scores them
 
 
 def test_a_reference_model_is_not_asked_for_entropies():
     _, _, entropies, scores = run(BatchTransforms.none(), policy=None)
     assert entropies is None and scores is None
-
-
-def test_nothing_is_kept_outside_of_a_rollout():
-    _, _, entropies, _ = run(BatchTransforms.none(), keeps=False)
-    assert entropies is None
-
-
-def test_images_are_scored_as_trl_scores_them():
-    forward, *_ = run(BatchTransforms(True, True, True, True), pixel_values=torch.ones(4, 1))
-    assert forward.sizes == [IDS.numel()]
+    assert run(BatchTransforms.none(), keeps=False)[2] is None  # nor is the policy, outside of a rollout
 
 
 def test_the_arguments_are_those_of_trls_own_pass():

@@ -3,17 +3,14 @@
 make test-deepspeed        # in an environment of its own, .venv-deepspeed
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from scripts import ROOT, python
 
 from opefo_trl.curves import EntropyCurves
 
-ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "configs" / "accelerate"
 STEPS = 3
 RUN = f"""
@@ -35,14 +32,10 @@ def on_a_cpu(recipe: Path, folder: Path) -> Path:
 def curves(recipe: str, scope: str, folder: Path):
     out = folder / f"{recipe}-{scope}"
     machine = on_a_cpu(RECIPES / f"{recipe}.yaml", folder)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", machine]
+    words = [ROOT / "train.py", *RUN, "--flow_scope", scope, "--output_dir", out]
     # without DS_ACCELERATOR, DeepSpeed counts cores with numactl
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, str(machine), str(ROOT / "train.py"), *RUN, "--flow_scope", scope, "--output_dir", str(out)],
-        capture_output=True, text=True, cwd=folder, env=environment, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    python(*launch, *words, cwd=folder, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     return EntropyCurves.load(out).to_pandas()
 
 

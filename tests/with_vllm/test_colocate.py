@@ -2,16 +2,13 @@ import gc
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from pandas import read_parquet
 from peft import LoraConfig
-from tiny import build, settings, tiny_dataset, train
-from transformers import TrainerCallback
+from scripts import python
+from tiny import build, recorded, settings, tiny_dataset, train
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -56,36 +53,20 @@ def test_answers_are_graded_beside_the_engine(model_path, tmp_path):
     assert math_reward.grader.counts and math_reward.grader.alive >= 1
 
 
-def forwards_of(trainer) -> list[int]:
-    """Count the forwards of the policy in each optimizer step."""
-    counts = [0]
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, *_, **__):
-            counts.append(0)
-
-    def count(*_):
-        counts[-1] += 1
-
-    trainer.add_callback(Steps())
-    trainer.model.base_model.register_forward_hook(count)
-    trainer.train()
-    return counts[:-1]
-
-
 def rising_reward(completions, **_):
     """Reward no two completions alike, so that no row has zero advantage, which would cost a forward of its own."""
     return [float(index) for index in range(len(completions))]
 
 
-def test_the_running_scope_takes_one_forward_less(model_path, tmp_path, capfd):
+def test_the_running_scope_takes_one_forward_less(model_path, tmp_path, monkeypatch):
+    calls = recorded(monkeypatch, GRPOTrainer, "_get_per_token_logps_and_entropies")
     common = {**VLLM, "model": model_path, "max_steps": 3, "extra": {"reward_funcs": rising_reward}}
-    counts = {"GRPOTrainer": forwards_of(build(GRPOTrainer, GRPOConfig, tmp_path, **common))}
-    for scope in ("batch", "running"):
-        counts[scope] = forwards_of(build(OPEFOTrainer, OPEFOConfig, tmp_path, flow_scope=scope, **common))
-    with capfd.disabled():
-        print(f"\nforwards per step: {', '.join(f'{name} {count[0]}' for name, count in counts.items())}")
-    assert counts == {"GRPOTrainer": [2] * 3, "batch": [2] * 3, "running": [1] * 3}
+    train(GRPOTrainer, GRPOConfig, tmp_path, **common)
+    assert len(calls) == 2 * 3
+    for scope, forwards in (("batch", 2), ("running", 1)):
+        calls.clear()
+        train(OPEFOTrainer, OPEFOConfig, tmp_path, flow_scope=scope, **common)
+        assert len(calls) == forwards * 3
 
 
 MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -164,31 +145,13 @@ def test_the_seed_and_a_resume_change_what_vllm_samples(model_path, tmp_path):
 
 def test_two_processes_train_on_what_their_engines_sampled(model_path, tmp_path):
     script = Path(__file__).parents[1] / "runs" / "two_engines.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(script), model_path, str(tmp_path)], check=True, timeout=200)
+    python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, model_path, tmp_path)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     for first, second in zip(*(rank["steps"] for rank in ranks), strict=True):
         assert first == second  # lambda, flows and drift are those of both
         assert first["sampling/sampling_logp_difference/mean"] < 1e-5
     assert ranks[0]["parameters"] == ranks[1]["parameters"]
     assert ranks[0]["completions"] != ranks[1]["completions"]  # each engine samples with a seed of its own
-
-
-def test_tokens_that_importance_sampling_masks_out_carry_no_flow(model_path, tmp_path):
-    half = 1.0 - 1e-9  # about half of the ratios fall below by rounding
-    masked_out = {"vllm_importance_sampling_mode": "token_mask", "vllm_importance_sampling_clip_min": half}
-    trainer = run(model_path, tmp_path, max_steps=1, **masked_out)
-    inputs = trainer._buffered_inputs[0]
-    masked = (inputs["importance_sampling_ratio"] == 0) & inputs["completion_mask"].bool()
-    assert masked.any()
-    assert (inputs["token_flow"][masked] == 0).all()
-    assert (inputs["token_flow"][~masked & inputs["completion_mask"].bool()] != 0).any()
-
-
-def test_exact_flow_of_a_colocated_run(model_path, tmp_path):
-    trainer = run(model_path, tmp_path, max_steps=2, flow_estimator="exact")
-    assert all(row["flow/increase"] > 0 < row["flow/decrease"] for row in trainer.state.log_history[:2])
-    assert torch.isfinite(trainer.flow_step.last.sums).all()
 
 
 def test_the_playground_is_served_by_vllm(tmp_path):

@@ -1,27 +1,24 @@
 """eval.py with real vLLM: samples fit their log-probabilities, a killed run resumes, all six benchmarks run."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 import torch
+from eval_script import logp_of, samples
 from material import BENCH
 from peft import LoraConfig, get_peft_model
+from scripts import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opefo_trl.data.benchmarks import SIX
 from opefo_trl.evaluation.results import read_results
 from opefo_trl.playground import MODEL, question
 
-ROOT = Path(__file__).parents[2]
 COMMON = ["--gpu_memory_utilization", "0.1", "--dtype", "float32"]
 SMALL = "--benchmarks playground --temperature 1 --top_p 0.9 --max_new_tokens 12 --batch_size 16 --k 32".split()  # noqa: SIM905
 
@@ -42,10 +39,6 @@ def run(*words, **options):
     return done
 
 
-def samples(out, name="playground"):
-    return pd.read_parquet(out / "samples" / f"{name}.parquet")
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation") / "whole"
@@ -63,12 +56,7 @@ def check_logps(frame, model):
         ids = tokenizer(row.completion)["input_ids"] + ([] if row.truncated else [tokenizer.eos_token_id])
         if len(ids) != row.tokens:
             continue  # text that does not spell its tokens
-        with torch.no_grad():
-            logps = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        ordered, order = logps.exp().sort(descending=True)
-        outside = torch.zeros_like(logps, dtype=torch.bool).scatter(1, order, ordered.cumsum(-1) - ordered >= 0.9)
-        logps = logps.masked_fill(outside, -torch.inf).log_softmax(-1)
-        assert float(logps.gather(1, torch.tensor(ids)[:, None]).sum()) == pytest.approx(row.logp, abs=1e-3)
+        assert row.logp == pytest.approx(logp_of(model, prompt, ids, temperature=1, top_p=0.9), abs=1e-3)
         checked += 1
     assert checked > 0.8 * len(frame)
 
@@ -113,13 +101,9 @@ def test_a_lora_adapter(tmp_path):
     check_logps(samples(tmp_path / "out"), adapted.merge_and_unload())
 
 
-def test_all_six_benchmarks_go_through(tmp_path):
-    model = tmp_path / "long"
-    shutil.copytree(MODEL, model)
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+def test_all_six_benchmarks_go_through(long_context, tmp_path):
     words = ["--benchmark_source", str(BENCH), "--max_new_tokens", "6", "--k", "1"]
-    run(tmp_path / "out", *words, model=model)
+    run(tmp_path / "out", *words, model=long_context)
     results = read_results(tmp_path / "out")["benchmarks"]
     assert list(results) == list(SIX) and sum(scores["problems"] for scores in results.values()) == 1547
     assert all(scores["avg"] < 0.1 for scores in results.values())
