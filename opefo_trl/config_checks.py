@@ -17,6 +17,8 @@ from opefo_trl.controls.options import CONTROL_FIELDS
 from opefo_trl.flow import ESTIMATORS
 from opefo_trl.validation import check_bool, check_choice, check_number
 
+__all__: list[str] = []  # of use inside this package only
+
 _CHOICES = {
     "flow_estimator": ESTIMATORS,
     "flow_scope": ("batch", "running", "micro"),

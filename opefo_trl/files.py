@@ -8,6 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+__all__ = ["write_whole"]
+
 # In a run's output folder
 CARD_FILE = "README.md"  # the model card
 RUN_FILE = "run.json"  # the settings that train.py was started with

@@ -14,6 +14,8 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx
 
+__all__: list[str] = []  # of use inside this package only
+
 # Methods that we override, with the parameters that we count on
 HOOKS: dict[type, dict[str, list[str]]] = {
     GRPOTrainer: {

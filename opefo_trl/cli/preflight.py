@@ -19,6 +19,8 @@ from opefo_trl.files import ADAPTER_FILE
 from opefo_trl.playground import resolve_model
 from opefo_trl.rewards import MathReward
 
+__all__: list[str] = []  # of use inside this package only
+
 # Arguments that TRL passes to every reward function, besides the columns of the data
 _TRL_ARGUMENTS = {
     "prompts",

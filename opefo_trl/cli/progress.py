@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 from transformers.trainer_callback import ProgressCallback
 
+__all__ = ["EntropyProgress"]
+
 TABLE = {  # column of the curves -> its name in the table
     "reward": "reward",
     "entropy": "entropy, nats per token",

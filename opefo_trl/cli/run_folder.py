@@ -11,6 +11,8 @@ from typing import Any
 
 from opefo_trl.files import CHECKPOINT_PREFIX, RUN_FILE, TRAINER_STATE_FILE, write_whole
 
+__all__ = ["checkpoints", "newest_checkpoint"]
+
 # Settings that may differ when a run is resumed. run.json has all others, and resuming with other values is refused,
 # so a field that is unknown here is compared. `eval_prompts` is, too: it decides which rows are left to train on.
 _MAY_DIFFER_BY_TOPIC = {

@@ -11,6 +11,8 @@ from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.entropy import EntropyControl
 from opefo_trl.controls.options import choice, number
 
+__all__: list[str] = []  # of use inside this package only
+
 _Bounds = tuple[Tensor | float, Tensor | float]
 
 

@@ -17,6 +17,8 @@ from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.options import number
 from opefo_trl.controls.statistics import at_random, covariance, largest, mean, std, token_budget
 
+__all__: list[str] = []  # of use inside this package only
+
 
 class ClipCov(Control):
     """

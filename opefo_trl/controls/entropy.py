@@ -17,6 +17,8 @@ from opefo_trl.controls.options import number
 from opefo_trl.controls.target import EntropyTarget, FirstEntropy
 from opefo_trl.flow import FlowTotals
 
+__all__: list[str] = []  # of use inside this package only
+
 
 def toward(value: Tensor | float, condition: Tensor, step: float, low: float, high: float) -> Tensor:
     """Return `value` plus `step` where the condition holds, else minus `step`, within the bounds."""

@@ -17,6 +17,8 @@ from opefo_trl.controls.entropy import EntropyControl, toward
 from opefo_trl.controls.options import choice, number
 from opefo_trl.controls.statistics import at_random, token_budget
 
+__all__: list[str] = []  # of use inside this package only
+
 
 def _scaled(advantages: Tensor, positive: Tensor | float, negative: Tensor | float = 1.0) -> Tensor:
     """Return advantages above 0 times `positive`, those below times `negative`."""

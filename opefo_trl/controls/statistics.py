@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__: list[str] = []  # of use inside this package only
+
 
 def mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean over the tokens where `mask` is 1, or 0 if there are none."""

@@ -10,6 +10,8 @@ from opefo_trl.controls.entropy import EntropyControl, toward
 from opefo_trl.controls.options import boolean, choice, number
 from opefo_trl.controls.statistics import largest, mean, std
 
+__all__: list[str] = []  # of use inside this package only
+
 
 class STARE(EntropyControl):
     """

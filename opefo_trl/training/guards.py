@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from opefo_trl.controls import Tokens
 
+__all__ = ["NonFiniteError", "StaleWeightsError"]
+
 _SKIPS_IN_A_ROW = 10
 _DRIFTS_IN_A_ROW = 5
 _COLLAPSED = 0.005  # nats; near 0.0004 vLLM's log-probabilities become NaN

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__: list[str] = []  # of use inside this package only
+
 _PROMPT_TENSORS = ("prompt_ids", "prompt_mask")  # padded on the left; all others on the right
 
 

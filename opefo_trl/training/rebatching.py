@@ -25,6 +25,8 @@ from opefo_trl.trl_compat import MULTIMODAL
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+__all__: list[str] = []  # of use inside this package only
+
 logger = get_logger(__name__)
 
 BOOKKEEPING = "bookkeeping"  # the key of a micro-batch's `Bookkeeping` among its tensors
