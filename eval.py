@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def check(options: EvalArguments) -> None:
-    """Check what can be wrong before a model is looked at."""
+    """Check the options before the model is loaded."""
     if options.model is None and options.watch is None:
         raise ValueError("There is no model. Give --model: a folder, or a name on the Hub.")
     kind, _ = resolve_engine(options.engine)

@@ -51,23 +51,21 @@ class OPEFOConfig(GRPOConfig):
             softmax step), `"steer"`, `"own_logit"`, `"covariance"`, or `"expected"` (an ablation). `"exact"` and
             `"expected"` sum over the vocabulary, in a scoring pass in every `flow_scope`.
         flow_scope (`str`, *optional*, defaults to `"batch"`):
-            Whose flows fix lambda: `"batch"` (the paper) measures the whole generation batch over all ranks before it
-            is trained on, in the scoring pass that vLLM's importance sampling runs anyway, and otherwise in one more
-            forward, unless one micro-batch is the whole batch; `"running"` takes the totals of the previous optimizer
-            step, for free, and with vLLM spares TRL's scoring pass; `"micro"` the live micro-batch of this rank, for
-            ablation.
+            Totals that set lambda. `"batch"` (the paper): the generation batch over all ranks, measured before it is
+            trained on, by TRL's scoring pass for vLLM or by one more forward, unless it is a single micro-batch.
+            `"running"`: the previous optimizer step, at no cost; with vLLM it also avoids TRL's scoring pass.
+            `"micro"`: the live micro-batch of this rank, for ablation.
         flow_lambda_max (`float`, *optional*, defaults to `0.1`):
-            Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays under 0.002
-            and never meets it; on short completions lambda is far larger, and balancing costs reward. `1.0` is the
-            paper's unbounded rule.
+            Bound on |lambda| while no `flow_target` is set. The paper's lambda stays under 0.002; on short completions
+            it is far larger, and balancing costs reward. `1.0` is the paper's unbounded rule.
         flow_shape (`str`, *optional*):
-            Shape of the correction. `"sign"` is the paper's 1 + lambda and 1 - lambda. `"minimal"` moves the predicted
-            flow as far by weights that change the learning signal least. `None` is `"minimal"` with a constant
-            `flow_target`, and else `"sign"`, each where it measured better.
+            How token weights are chosen. `"sign"`: the paper's 1 + lambda and 1 - lambda. `"minimal"`: the same
+            predicted flow by the smallest change of the learning signal. `None`: `"minimal"` with a constant
+            `flow_target` and `sides="both"`, else `"sign"`.
         flow_target (`float` or `str`, *optional*):
-            Entropy to hold. `None` balances always, as in the paper; a number is in nats; `"0.4x"` is a fraction of
-            the first step's entropy. Lambda is then the share of the balancing one that the target needs, learned as
-            the run goes, between 0 and 1.
+            Entropy to hold. `None`: balance at every step, within `flow_lambda_max`; a number is in nats; `"0.4x"` is
+            a fraction of the first step's entropy. Lambda is then a learned share of the balancing lambda plus a
+            correction for the current error.
         flow_schedule (`str`, *optional*, defaults to `"constant"`):
             How the target moves over the run: `"constant"`; from the first step's entropy to the target, `"linear"` or
             `"cosine"`; around the target by up to half of it, `"increase_decrease"`, `"decrease_increase_decrease"` or
@@ -76,9 +74,9 @@ class OPEFOConfig(GRPOConfig):
         > Parameters that make a run fast
 
         micro_batching (`str`, *optional*, defaults to `"exact"`):
-            How a rollout is divided into micro-batches. `"exact"` gives the gradient of TRL's from fewer tokens:
-            padding is trimmed, rows of like length share a micro-batch, and rows without a signal are left out, each
-            where the loss allows it. `"trl"` is TRL's grouping.
+            How a rollout is divided into micro-batches. `"exact"` gives TRL's gradient from fewer tokens: padding is
+            trimmed, rows are regrouped by length, and zero-advantage rows skip the backward, each where the loss
+            allows it. `"trl"` keeps TRL's grouping.
 
         > Parameters that keep a run right
 
@@ -86,13 +84,11 @@ class OPEFOConfig(GRPOConfig):
             Whether to insist on one optimizer step per generation batch: `num_iterations=1` and
             `steps_per_generation` equal to `gradient_accumulation_steps`.
         nonfinite (`str`, *optional*, defaults to `"stop"`):
-            What a NaN or infinite loss, gradient or reward does: `"stop"` before the update, with a dump of the rows,
-            or `"skip"` the step and count it (ten in a row stop the run). In fp16, gradients are left to the gradient
-            scaler, which skips by itself.
+            On a NaN or infinite loss, gradient or reward: `"stop"` before the update, with a dump of the rows, or
+            `"skip"` the step and count it (ten in a row stop the run). In fp16 the gradient scaler handles gradients.
         sampling_drift_max (`float`, *optional*, defaults to `0.1`):
-            Mean difference, in nats, between the log-probabilities that vLLM sampled with and the policy's, above
-            which vLLM is suspected of serving stale weights: a warning, and after five rollouts in a row a stop.
-            `None` disables the check.
+            Mean difference, in nats, between vLLM's log-probabilities and the policy's, above which vLLM's weights are
+            suspected to be stale: a warning, and after five rollouts in a row an error. `None` disables the check.
         entropy_curves (`bool`, *optional*, defaults to `True`):
             Whether to record the entropy flow of every optimizer step in `output_dir`, and to draw it
             (`entropy_curves.png`, `report.html`) at every save and at the end.
@@ -128,35 +124,33 @@ class OPEFOConfig(GRPOConfig):
     flow_scope: str = field(
         default="batch",
         metadata={
-            "help": "Whose flows fix lambda: 'batch' (the paper) measures the whole generation batch over all ranks "
-            "before it is trained on, in the scoring pass that vLLM's importance sampling runs anyway, and otherwise "
-            "in one more forward, unless one micro-batch is the whole batch; 'running' takes the totals of the "
-            "previous optimizer step, for free, and with vLLM spares TRL's scoring pass; 'micro' the live micro-batch "
-            "of this rank, for ablation.",
+            "help": "Totals that set lambda. 'batch' (the paper): the generation batch over all ranks, measured "
+            "before it is trained on, by TRL's scoring pass for vLLM or by one more forward, unless it is a single "
+            "micro-batch. 'running': the previous optimizer step, at no cost; with vLLM it also avoids TRL's scoring "
+            "pass. 'micro': the live micro-batch of this rank, for ablation.",
         },
     )
     flow_lambda_max: float = field(
         default=0.1,
         metadata={
-            "help": "Bound on the absolute value of lambda while no `flow_target` is set. The paper's lambda stays "
-            "under 0.002 and never meets it; on short completions lambda is far larger, and balancing costs reward. "
-            "1.0 is the paper's unbounded rule."
+            "help": "Bound on |lambda| while no `flow_target` is set. The paper's lambda stays under 0.002; on short "
+            "completions it is far larger, and balancing costs reward. 1.0 is the paper's unbounded rule."
         },
     )
     flow_shape: str | None = field(
         default=None,
         metadata={
-            "help": "Shape of the correction. 'sign' is the paper's 1 + lambda and 1 - lambda. 'minimal' moves the "
-            "predicted flow as far by weights that change the learning signal least. None is 'minimal' with a "
-            "constant `flow_target`, and else 'sign', each where it measured better."
+            "help": "How token weights are chosen. 'sign': the paper's 1 + lambda and 1 - lambda. 'minimal': the same "
+            "predicted flow by the smallest change of the learning signal. None: 'minimal' with a constant "
+            "`flow_target` and `sides='both'`, else 'sign'."
         },
     )
     flow_target: float | str | None = field(
         default=None,
         metadata={
-            "help": "Entropy to hold. None balances always, as in the paper; a number is in nats; '0.4x' is a "
-            "fraction of the first step's entropy. Lambda is then the share of the balancing one that the target "
-            "needs, learned as the run goes, between 0 and 1."
+            "help": "Entropy to hold. None: balance at every step, within `flow_lambda_max`; a number is in nats; "
+            "'0.4x' is a fraction of the first step's entropy. Lambda is then a learned share of the balancing lambda "
+            "plus a correction for the current error."
         },
     )
     flow_schedule: str = field(
@@ -170,9 +164,9 @@ class OPEFOConfig(GRPOConfig):
     micro_batching: str = field(
         default="exact",
         metadata={
-            "help": "How a rollout is divided into micro-batches. 'exact' gives the gradient of TRL's from fewer "
-            "tokens: padding is trimmed, rows of like length share a micro-batch, and rows without a signal are left "
-            "out, each where the loss allows it. 'trl' is TRL's grouping."
+            "help": "How a rollout is divided into micro-batches. 'exact' gives TRL's gradient from fewer tokens: "
+            "padding is trimmed, rows are regrouped by length, and zero-advantage rows skip the backward, each where "
+            "the loss allows it. 'trl' keeps TRL's grouping."
         },
     )
     strict_on_policy: bool = field(
@@ -185,17 +179,17 @@ class OPEFOConfig(GRPOConfig):
     nonfinite: str = field(
         default="stop",
         metadata={
-            "help": "What a NaN or infinite loss, gradient or reward does: 'stop' before the update, with a dump of "
-            "the rows, or 'skip' the step and count it (ten in a row stop the run). In fp16, gradients are left to "
-            "the gradient scaler, which skips by itself."
+            "help": "On a NaN or infinite loss, gradient or reward: 'stop' before the update, with a dump of the "
+            "rows, or 'skip' the step and count it (ten in a row stop the run). In fp16 the gradient scaler handles "
+            "gradients."
         },
     )
     sampling_drift_max: float | None = field(
         default=0.1,
         metadata={
-            "help": "Mean difference, in nats, between the log-probabilities that vLLM sampled with and the policy's, "
-            "above which vLLM is suspected of serving stale weights: a warning, and after five rollouts in a row a "
-            "stop. None disables the check."
+            "help": "Mean difference, in nats, between vLLM's log-probabilities and the policy's, above which vLLM's "
+            "weights are suspected to be stale: a warning, and after five rollouts in a row an error. None disables "
+            "the check."
         },
     )
     entropy_curves: bool = field(
@@ -237,7 +231,7 @@ class OPEFOConfig(GRPOConfig):
         return make_control(self.control, **{name: getattr(self, name) for name in fields}, **self.control_kwargs)
 
     def _apply_presets(self, control: Control) -> None:
-        """Set the fields of TRL that a control consists of, but overrule none that the user has set otherwise."""
+        """Set the control's `presets`; raise if the user has set one of these fields to another value."""
         for name, value in control.presets.items():
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) not in (default, value):
@@ -268,10 +262,8 @@ class OPEFOConfig(GRPOConfig):
         return self.micro_batches_per_rollout / self.gradient_accumulation_steps
 
     def measuring(self, control: Control) -> str:
-        """
-        Return when the flow of a whole generation batch is measured: `"ahead"` of its training by a scoring pass,
-        `"live"` by the forward that trains it, where one micro-batch is the whole batch of its rank, or `"never"`.
-        """
+        """Return when the generation batch's flow is measured: `"ahead"`, by a scoring pass; `"live"`, by the training
+        forward, if one micro-batch is the rank's whole batch; or `"never"`."""
         estimator = self.estimator_of(control)
         if estimator in VOCABULARY_ESTIMATORS:
             return "ahead"
@@ -286,11 +278,11 @@ class OPEFOConfig(GRPOConfig):
         return self.use_vllm and self.vllm_importance_sampling_correction
 
     def corrects_live(self, control: Control) -> bool:
-        """Return whether the forward that trains a rollout gives that ratio, so that TRL need not score it."""
+        """Return whether the training forward gives that ratio, so that TRL need not score the rollout."""
         scored = self.flow_scope == "batch" or self.measuring(control) == "ahead"
         return self.corrects_vllm and self.updates_per_rollout == 1 and not scored
 
     @property
     def updates_in_backward(self) -> bool:
-        """Return whether parameters change inside the backward pass, before a gradient can be looked at."""
+        """Return whether parameters change inside the backward pass, before a gradient can be checked."""
         return self.deepspeed_plugin is not None or any(word in self.optim for word in ("lomo", "layerwise"))

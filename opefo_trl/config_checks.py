@@ -69,7 +69,7 @@ def check_on_policy(args: GRPOConfig, control: Control) -> list[str]:
     if not args.strict_on_policy:
         if args.flow_scope == "batch" and control.needs_totals and not args.updates_per_rollout.is_integer():
             raise ValueError(
-                f"{sizes} lets an optimizer step span several rollouts, and `flow_scope='batch'` would fix its lambda "
+                f"{sizes} lets an optimizer step span several rollouts, and `flow_scope='batch'` would set its lambda "
                 "by the first of them. Use `flow_scope='running'`, or make `steps_per_generation` a multiple of "
                 "`gradient_accumulation_steps`."
             )
@@ -87,8 +87,8 @@ def check_on_policy(args: GRPOConfig, control: Control) -> list[str]:
     if control.acts_on_policy:
         return []
     return [
-        f"`control={args.control!r}` does nothing strictly on-policy, where the ratio of every token is 1. It acts "
-        f"with `strict_on_policy=False` and several updates per rollout, such as `steps_per_generation="
+        f"`control={args.control!r}` has no effect strictly on-policy, where the ratio of every token is 1. It needs "
+        f"`strict_on_policy=False` and several updates per rollout, such as `steps_per_generation="
         f"{4 * args.gradient_accumulation_steps}` (4 updates)."
     ]
 
@@ -132,7 +132,7 @@ def check_loss(args: GRPOConfig, control: Control) -> list[str]:
 
 
 def conflicts_with_trl(args: GRPOConfig, control: Control) -> list[str]:
-    """Return warnings about settings of TRL that work against a control, or that it cannot see."""
+    """Return warnings about settings of TRL that work against a control, or that its flows leave out."""
     if not control.shapes_tokens:
         return []
     warnings = []
@@ -146,7 +146,7 @@ def conflicts_with_trl(args: GRPOConfig, control: Control) -> list[str]:
     filters = {"top_entropy_quantile": masks_tokens, "off_policy_mask_threshold": masks_completions}
     return warnings + [
         f"`{name}={getattr(args, name)}` removes tokens from the loss after `control={args.control!r}` has counted "
-        "their flow, so lambda balances tokens that do not train."
+        "their flow, so lambda balances tokens outside the loss."
         for name, is_set in filters.items()
         if is_set
     ]
@@ -187,7 +187,7 @@ def checkpoints_inside_a_rollout(args: GRPOConfig) -> list[str]:
 
 
 def unverified_source(args: GRPOConfig, control: Control) -> list[str]:
-    """Return a note on a control whose formula or defaults were not read in the authors' text or code."""
+    """Return a warning about a control that is not verified."""
     if control.source is None:
         return []
     return [f"`control={args.control!r}` is not verified against its authors' text or code: {control.source}."]
@@ -210,7 +210,7 @@ def parse_control_kwargs(value: Any) -> dict[str, Any]:
 
 
 def parse_drift_bound(value: Any) -> float | None:
-    """Return `sampling_drift_max` as a number, or None where no bound is wanted; YAML and shells give text."""
+    """Return `sampling_drift_max` as a number, or None for no bound; YAML and shells give text."""
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
         return None
     return check_number("sampling_drift_max", value, above=0, why="It is in nats; `None` disables the check.")

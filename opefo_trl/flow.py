@@ -53,7 +53,7 @@ def token_flow(
         entropies (`Tensor`): entropy of the distribution that it was sampled from, in nats, (B, T).
         advantages (`Tensor`): (B,), (B, 1) or (B, T).
         estimator (`str`): one of `ESTIMATORS`.
-        mask (`Tensor`, *optional*): 1 on the tokens that train, (B, T). `covariance` takes its means over them.
+        mask (`Tensor`, *optional*): 1 on the trained tokens, (B, T). `covariance` takes its means over them.
         accelerator (`Accelerator`, *optional*): takes these means over all ranks.
         vocabulary (`Tensor`, *optional*): `vocabulary_score` of the same estimator, (B, T); needed by `exact` and
             `expected`.

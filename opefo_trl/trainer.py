@@ -190,15 +190,12 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
             batch["reward"], batch["solved"] = self._answers.rewards, self._answers.solved_share
             if self.args.corrects_vllm and not self._corrects_live:
                 self._check_drift(self._metrics["train"][f"{SAMPLING_DRIFT}/mean"][-1])
-            # In strictly on-policy runs without vLLM, TRL runs no scoring pass
             logps = batch.get("old_per_token_logps")
             if logps is None and self.flow_step.measuring == "ahead":
                 logps = self._score(batch)
             scores = self.scoring.scores_of(logps)
         if scores is not None:
-            if (
-                self.args.updates_per_rollout == 1 and self.rebatcher.transforms.drop
-            ):  # still valid while it is trained on
+            if self.args.updates_per_rollout == 1 and self.rebatcher.transforms.drop:  # valid until the update
                 batch["logps"], batch["entropies"] = scores.logps, scores.entropies
             if self.flow_step.measuring == "ahead":
                 self.flow_step.measure_rollout(batch, trained_mask(batch), scores)
@@ -314,8 +311,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         return logps, entropies, aux_loss
 
     def _apply_control(self, live: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
-        """Measure the micro-batch's flow, then write the control's advantages and clip range into `live` and
-        `epsilon_low`, `epsilon_high` before TRL's loss reads them."""
+        """Measure the micro-batch's flow, then write the control's advantages and clip range before TRL reads them."""
         mask = trained_mask(live)
         drift = None if self._correction is None else self._correction.apply(live, logps.detach(), mask)
         if drift is not None and has_rows(live):
@@ -383,8 +379,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         return grad_norm
 
     def _check_step(self, loss: Tensor, grad_norm: Any) -> bool:
-        """Return whether loss and gradient are finite on every rank. If not, raise (`nonfinite='stop'`) or count the
-        step as skipped ('skip'; the caller zeroes the gradient)."""
+        """Raise on a non-finite step, or return False if it counts as skipped (the caller zeroes the gradient)."""
         step = self.state.global_step + 1
         numbers = self.guard.check(loss, grad_norm, self.accelerator, step, self.reward_guard.step_is_bad)
         self.recorder.step_numbers = {"loss": numbers.loss, "learning_rate": float(self._get_learning_rate())}

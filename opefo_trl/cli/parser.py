@@ -35,9 +35,7 @@ class Parser(TrlParser):
         raise UsageError(message)
 
     def parse(self, arguments: Sequence[str], default_config: Path | None = None) -> tuple[Any, ...]:
-        """
-        Return the dataclasses. `default_config` is read if there is no `--config` and no model but the playground's.
-        """
+        """Return the dataclasses. Without `--config`, read `default_config` if the model is the playground's."""
         words = [part for word in arguments for part in _split_config(word)]
         if "--config" in words:
             self._check_config(_value_of("--config", words))
@@ -123,10 +121,8 @@ def plain_errors(program: str) -> Iterator[None]:
 
 
 def _is_users_mistake(error: Exception, program: str) -> bool:
-    """
-    Return whether a user can mend the error: a missing file or package anywhere, or a ValueError that was raised by a
-    check of ours or of TRL's. A ValueError from deeper down (torch, transformers) may be a bug.
-    """
+    """Return whether a user can mend the error: a missing file or package, or a ValueError from a check of ours or of
+    TRL's. A ValueError from deeper down (torch, transformers) may be a bug."""
     if isinstance(error, OSError | ImportError):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

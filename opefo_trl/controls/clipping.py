@@ -171,7 +171,7 @@ class BAPO(Control):
         P(high) = sum over A >= 0 of min(r, high) A          N(low) = sum over A < 0 of max(r, low) |A|
 
     First `low` rises in steps from its start to its end until P / N reaches the target, then `high` does. Verified
-    against the authors' code, except that sums are over the micro-batch of this rank (theirs are over all ranks).
+    against the authors' code, except that it sums over all ranks, and we over the micro-batch of this rank.
 
     Args:
         target (`float`): the P / N to reach. The code's, 1.

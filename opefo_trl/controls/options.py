@@ -1,4 +1,4 @@
-"""Where a control's options come from (config fields or `control_kwargs`), and checks of the latter."""
+"""Sources of a control's options (config fields or `control_kwargs`), and checks of the latter."""
 
 from __future__ import annotations
 

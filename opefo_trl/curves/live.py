@@ -18,7 +18,7 @@ class _HasCurves(Protocol):
 
 class LivePlot(TrainerCallback):
     """
-    Redraws the curves of a run in the notebook cell that trains, every `seconds`.
+    Redraws the curves of a run every `seconds`, in the notebook cell that called `trainer.train()`.
 
         trainer.add_callback(LivePlot(trainer))
     """

@@ -36,10 +36,8 @@ class Cleaned:
 def clean(
     dataset: Dataset, unique: bool = True, bare: bool = False, benchmarks: dict[str, Sequence[str]] | None = None
 ) -> tuple[Dataset, Cleaned]:
-    """
-    Return the data and counts of what was removed: repetitions and disputed problems if `unique`, the words of DAPO's
-    template if `bare`, and the problems of `benchmarks`.
-    """
+    """Return the data and counts of what was removed: repetitions and disputed problems if `unique`, the words of
+    DAPO's template if `bare`, and the problems of `benchmarks`."""
     rows, repeated, disputed = len(dataset), 0, 0
     if unique:
         answers = dataset["answer"] if "answer" in dataset.column_names else None
@@ -63,10 +61,8 @@ def clean(
 
 
 def _each_once(problems: Iterable[Any], answers: Iterable[Any] | None) -> tuple[list[int], int, int]:
-    """
-    Return the rows to keep, the number of repetitions, and the number of problems whose copies have different answers.
-    Texts that differ in white space only are the same.
-    """
+    """Return the rows to keep, the number of repetitions, and the number of problems whose copies have different
+    answers. Texts that differ in white space only are the same."""
     first_row: dict[str, int] = {}
     first_answer: dict[str, str] = {}
     disputed: set[str] = set()

@@ -107,10 +107,7 @@ def standard_error(values: Iterable[float]) -> float:
 def bootstrap_interval(
     values: Iterable[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """
-    Return the percentile bootstrap interval of the mean over problems, from one value per problem: the middle `level`
-    of the means of as many problems, drawn with replacement.
-    """
+    """Return the percentile bootstrap interval of the mean over problems, from one value per problem."""
     array = _finite_values("values", values)
     _check_resampling(level, resamples)
     rng = np.random.default_rng(seed)
@@ -156,10 +153,8 @@ def paired_difference(
 
 
 def calibration_error(confidence: Iterable[float], right: Iterable[float], bins: int = 10) -> float:
-    """
-    Return the expected calibration error, from a confidence in [0, 1] and a verdict for each sample. Bins are equally
-    wide and include their lower bound; the last one includes 1 too.
-    """
+    """Return the expected calibration error, from a confidence in [0, 1] and a verdict for each sample. Bins are
+    equally wide and include their lower bound; the last one includes 1 too."""
     sure, verdicts = _finite_values("confidence", confidence, "sample"), _finite_values("right", right, "sample")
     if not _is_whole(bins) or bins < 1:
         raise ValueError(f"`bins={bins!r}` must be a whole number, 1 or more.")
@@ -197,10 +192,8 @@ def _vote(block: Sequence[str | None], worth: dict[str | None, float]) -> float:
 
 
 def _sign_flip(changes: NDArray[np.float64], resamples: int, seed: int) -> float:
-    """
-    Return the two-sided p value: the share of all assignments of signs to the changes whose sum is as far from 0. Too
-    many assignments are sampled at random, and the observed one is counted among them.
-    """
+    """Return the two-sided p value: the share of all assignments of signs to the changes whose sum is as far from 0.
+    Too many are sampled at random, and the observed one is counted among them."""
     # A sum that equals the observed one but for rounding counts
     observed = abs(changes.sum()) - 1e-12 * np.abs(changes).sum()
     if len(changes) <= MAX_EXACT:

@@ -31,10 +31,7 @@ _COMPARISON_HEAD = ("", "problems", "before", "after", "difference", "95 %", "p"
 
 
 def score(frame: pd.DataFrame, title: str) -> dict[str, Any]:
-    """
-    Return the scores of one benchmark's samples, as results.json has them. A sample that was cut off, timed out in
-    grading or failed counts as not right.
-    """
+    """Return the scores of one benchmark's samples, as results.json has them. Only the outcome `correct` is right."""
     frame = frame.assign(right=(frame["outcome"] == Outcome.CORRECT).astype(int))
     problems = [rows for _, rows in frame.groupby("id", sort=False)]
     right = [rows["right"].tolist() for rows in problems]
@@ -156,10 +153,7 @@ def check_comparable(before: dict[str, Any], names: Sequence[str]) -> None:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """
-    Compare two results on the problems that both have. Return table rows, one for each benchmark, and the settings in
-    which the two differ.
-    """
+    """Compare two results on their common problems: return a table row per benchmark, and the different settings."""
     check_comparable(before, list(after["benchmarks"]))
     rows, differences = [], []
     for name, scores in after["benchmarks"].items():
@@ -198,10 +192,8 @@ def _differences(before: dict[str, Any], after: dict[str, Any], names: set[str],
 def report(
     folder: Path, settings: dict[str, Any], results: dict[str, dict[str, Any]], other: dict[str, Any] | None
 ) -> None:
-    """
-    Write `results.json` and `results.md`, and print the table, with a comparison if there are other results. Earlier
-    results of other benchmarks in the folder stay.
-    """
+    """Write `results.json` and `results.md`, and print the table, with a comparison if there are other results.
+    Earlier results of other benchmarks in the folder stay."""
     if (folder / RESULTS_FILE).exists():
         results = {**read_results(folder)["benchmarks"], **results}
     content = {"model": settings["model"], "settings": settings, "mean": _mean(results), "benchmarks": results}

@@ -200,10 +200,7 @@ def tokenize_problems(
 
 
 def check_same_settings(folder: Path, settings: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
-    """
-    Refuse to mix samples of different settings in a folder, then write and return the settings of all its samples.
-    Samples of other benchmarks stay.
-    """
+    """Raise if the folder has samples of other settings; write and return the settings of all its samples."""
     path = folder / SAMPLING_FILE
     saved = json.loads(path.read_text()) if path.exists() else {}
     if not any((folder / SAMPLES_FOLDER).rglob("*.parquet")):

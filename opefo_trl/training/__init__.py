@@ -1,1 +1,1 @@
-"""The parts of a training that `OPEFOTrainer` delegates to, one file for each."""
+"""Components of training that `OPEFOTrainer` delegates to, one file each."""

@@ -68,11 +68,8 @@ def digests_of(completions: list[Any], device: torch.device) -> Tensor:
 
 
 def distinct_right(digests: Tensor, right: Tensor, generations: int) -> tuple[float, float]:
-    """
-    Return the mean number of different right completions in a group, and the share of groups that have any.
-
-    `digests` and `right` are (N,), groups of `generations` completions one after the other.
-    """
+    """Return the mean number of distinct right completions in a group, and the share of groups that have any, from
+    `digests` and `right`, (N,), in which groups of `generations` completions follow each other."""
     groups = [
         set(names[is_right].tolist())
         for names, is_right in zip(digests.view(-1, generations), right.view(-1, generations), strict=True)

@@ -41,10 +41,8 @@ def seed_sampling(args: OPEFOConfig, accelerator: Accelerator, step: int) -> Non
 
 
 def adapt_cpu_build(dtype: str) -> None:
-    """
-    Monkeypatch vLLM's CPU gemm dispatch to keep the weights, and TRL's `LLM` to serve in `dtype`, before a trainer
-    builds its engine. Raise an `ImportError` if vLLM is missing; do nothing if it runs on a GPU.
-    """
+    """Monkeypatch vLLM's CPU gemm dispatch to keep the weights, and TRL's `LLM` to serve in `dtype`, before a trainer
+    builds its engine. Raise an `ImportError` if vLLM is missing; do nothing if it runs on a GPU."""
     if find_spec("vllm") is None:
         raise ImportError(
             "`use_vllm=True` with `use_cpu=True` needs vLLM's CPU build, and there is no vLLM here. Install it as "

@@ -29,10 +29,7 @@ def save_control_state(
     try:
         text = json.dumps(content, indent=2)
     except TypeError as error:
-        raise TypeError(
-            f"`state_dict()` of `control={name!r}` must be JSON (numbers, strings, lists, maps), got "
-            f"{content['state']!r}."
-        ) from error
+        raise TypeError(f"`state_dict()` of `control={name!r}` must be JSON, got {content['state']!r}.") from error
     checkpoint.mkdir(parents=True, exist_ok=True)
     write_whole(checkpoint / CONTROL_STATE_FILE, lambda part: part.write_text(text))
 

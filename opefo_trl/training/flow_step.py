@@ -75,7 +75,7 @@ class FlowStep:
         ratio = batch.get("importance_sampling_ratio")
         if ratio is not None and self.args.loss_type != "vespo":
             flow = flow * ratio
-        # These losses average each completion by itself: a token of a short one moves more.
+        # These losses average each completion separately, so a token of a short one has more weight
         if self.args.loss_type in ("grpo", "sapo"):
             flow = flow * (self.args.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
         # `covariance` gives a flow to tokens without an advantage as well; they have no gradient.

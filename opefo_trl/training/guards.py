@@ -1,8 +1,8 @@
 """Guards against a run that goes wrong without an error: NaN and infinity on their way to the optimizer, stale
 weights in vLLM, an entropy that has collapsed.
 
-`StepGuard` decides once per optimizer step whether to stop, to skip, or to go on; `DriftGuard` looks at every rollout,
-`CollapseGuard` at every step's entropy. They raise, or return a warning for the trainer to log.
+`StepGuard` decides once per optimizer step whether to stop, to skip, or to go on; `DriftGuard` checks every rollout,
+`CollapseGuard` every step's entropy. They raise, or return a warning for the trainer to log.
 """
 
 from __future__ import annotations

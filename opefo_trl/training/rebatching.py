@@ -101,10 +101,8 @@ class Rebatcher:
         log(str(self.transforms))
 
     def divide(self, micro_batches: list[dict[str, Any]], means: MetricMeans, may_have_images: bool) -> list[dict]:
-        """
-        Divide a rollout, as TRL split it, into our micro-batches. If a rollout on any rank has images, return it
-        unchanged and turn all transforms off for the rest of the run.
-        """
+        """Divide a rollout, as TRL split it, into our micro-batches. If a rollout on any rank has images, return it
+        unchanged and turn all transforms off for the rest of the run."""
         has_images = bool(MULTIMODAL & set(micro_batches[0]))
         if may_have_images:  # of any rank, so that all ranks group their rows in the same way
             flag = torch.tensor([has_images], device=self.accelerator.device)
@@ -171,10 +169,8 @@ class Rebatcher:
         return [widths.group([row.index for row in kept]) for kept in chosen], weights
 
     def _dropped_groups(self, rows: list[int], widths: Widths, budget: Group, scored: bool) -> list[Group]:
-        """
-        Group the dropped rows for a pass without gradient, in as many groups on every rank: one, whatever its size, if
-        they are scored already, else as few as fit.
-        """
+        """Group the dropped rows for a pass without gradient, in as many groups on every rank: one, whatever its size,
+        if they are scored already, else as few as fit."""
         if not self.transforms.drop:
             return []
         # Rows that a scoring pass has measured need no forward, and so no memory, in TRL's loss

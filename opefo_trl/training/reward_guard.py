@@ -112,10 +112,8 @@ class RewardGuard:
     def check(
         self, rewards: Tensor, completions: list, rank: int, step: int, training: bool
     ) -> tuple[Tensor, str | None]:
-        """
-        Return rewards, (completions of all ranks, functions), with NaN for those that count as no reward, and a
-        warning, if any. In training, raise `NonFiniteError` on bad rewards if `policy="stop"`.
-        """
+        """Return rewards, (completions of all ranks, functions), with NaN for those that count as no reward, and a
+        warning, if any. In training, raise `NonFiniteError` on bad rewards if `policy="stop"`."""
         warning = None
         # A reward model has no None that its NaN could stand for.
         bad = rewards.isinf() | (rewards.isnan() & torch.tensor(self.models, dtype=torch.bool, device=rewards.device))
