@@ -1,6 +1,7 @@
 """Two processes over gloo, DDP and FSDP2: lambda and gradient are those of one process; a fault stops both."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,13 @@ LAUNCHES = {"one": (1, []), "two": (2, []), "sharded": (2, ["fsdp"])}
 def runs(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("processes")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    for name, (processes, arguments) in LAUNCHES.items():
+
+    def launch(name):
+        processes, arguments = LAUNCHES[name]
         python(*torchrun, processes, SCRIPT, out / name, *arguments)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(launch, LAUNCHES))
     return out
 
 

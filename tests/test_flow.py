@@ -88,20 +88,13 @@ def test_exact_predicts_the_true_entropy_change_of_a_softmax_step():
 
 
 @pytest.mark.parametrize("estimator", VOCABULARY_ESTIMATORS)
-def test_vocabulary_score_is_the_same_in_any_chunking_and_honours_bias_scale_and_softcap(estimator):
+def test_vocabulary_score_is_the_same_in_any_chunking(estimator):
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(3, 5, 8), torch.randn(VOCABULARY, 8), torch.randn(VOCABULARY)
     head = {"bias": bias, "estimator": estimator, "temperature": 0.7, "logit_scale": 0.5, "softcap": 3.0}
     whole = vocabulary_score(hidden, weight, **head)
     tiny = vocabulary_score(hidden, weight, **head, budget=1)  # one position at a time
     torch.testing.assert_close(whole, tiny, rtol=1e-6, atol=1e-7)
-
-    logits = 3.0 * np.tanh(0.5 * (hidden.double() @ weight.double().T + bias).numpy() / 3.0) / 0.7
-    for index in np.ndindex(3, 5):
-        p = oracle.softmax(logits[index])
-        h = oracle.entropy(p)
-        spread = p**2 if estimator == "exact" else p * (1 - p) ** 2
-        assert whole[index].item() == pytest.approx(float((spread * (np.log(p) + h)).sum()), abs=1e-6)
 
 
 def test_wrong_estimators_and_sides_are_refused():
@@ -155,12 +148,6 @@ def test_flows_are_fp32_and_detached():
     assert not flow.requires_grad and not totals.sums.requires_grad
 
 
-def test_one_side_empty_gives_lambda_zero():
-    ones = torch.ones(1, 2)
-    for flow in (torch.tensor([[1.0, 2.0]]), torch.tensor([[-1.0, -2.0]]), torch.zeros(1, 2)):
-        assert balance(FlowTotals.of(flow, ones, ones)) == 0
-
-
 flows = hnp.arrays(
     np.float32, (3, 4), elements=st.floats(-100, 100, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
 )
@@ -179,6 +166,8 @@ def test_balanced_flow_is_zero_and_weights_are_positive(flow):
     if totals.increase > 0 and totals.decrease > 0:
         balanced = (weights.double() * flow).sum().item()
         assert abs(balanced) <= 1e-5 * flow.double().abs().sum().item()
+    else:
+        assert lam == 0
 
 
 @settings(deadline=None, max_examples=100)

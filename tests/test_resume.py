@@ -82,10 +82,3 @@ def test_state_that_is_no_json_leaves_no_checkpoint_behind(out, monkeypatch):
     with pytest.raises(TypeError, match=r"`state_dict\(\)` of `control='heavy'` .*JSON.*'weights'"):
         train(OPEFOTrainer, OPEFOConfig, out, control="heavy", save_strategy="steps", save_steps=1)
     assert not (out / "checkpoint-1").exists()
-
-
-def test_the_anchor_of_a_target_is_restored(checkpoint, out):
-    trainer = resume(checkpoint, out, flow_target="0.9x")
-    targets = [row["flow/target"] for row in metrics(trainer)[:3]]
-    assert targets[0] == targets[1] == targets[2]
-    assert isinstance(trainer.flow_step.last.sums, torch.Tensor)

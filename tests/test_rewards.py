@@ -74,7 +74,6 @@ def test_overlong_answers_are_punished_over_the_last_fifth():
         (r"\boxed{\frac{1}{2}}", 1.0),
         ("72", 0.0),
         (r"\boxed{}", 0.0),
-        (r"\boxed{ }", 0.0),
         (r"\boxed{72", 0.0),
         (r"\boxed{1} or \boxed{2}", 0.0),
     ],

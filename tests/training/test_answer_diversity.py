@@ -9,11 +9,7 @@ from opefo_trl.training.answer_diversity import digest, digests_of, distinct_rig
 def test_a_text_and_a_conversation_have_one_name():
     assert digest("3*8") == digest([{"role": "assistant", "content": "3*8"}]) == digest(" 3*8\n")
     assert digest("3*8") != digest("8*3")
-    assert 0 <= digest("") < 2**63
-
-
-def test_a_broken_surrogate_has_a_name():
-    assert digest("\ud800") != digest("")
+    assert 0 <= digest("") < 2**63 and digest("\ud800") != digest("")  # a broken surrogate has a name too
 
 
 def test_names_are_those_of_every_other_process():

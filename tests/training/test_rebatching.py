@@ -198,8 +198,6 @@ def test_the_start_says_what_is_left_out_and_why(model_path, out, caplog):
     one_step(out, 4, model=model_path, beta=0.1)
     said = "Exact micro-batching trims padding, regroups rows by length. It does not drop, since `beta=0.1` pulls"
     assert caplog.text.count(said) == 1
-    one_step(out, 4, flow_estimator="covariance", flow_scope="running")
-    assert "It does not regroup or drop, since `flow_estimator='covariance'` takes its means" in caplog.text
 
 
 def test_multimodal_batches_keep_trls_grouping(out, caplog, monkeypatch):
