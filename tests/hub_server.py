@@ -30,13 +30,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKENS = {"hf_alice": ("alice", "write"), "hf_bob": ("bob", "write"), "hf_reader": ("alice", "read")}
-LFS_NAMES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet", "*.zip", "*.onnx", "*.h5", "*.arrow")
+LFS_NAMES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet")
 LFS_SIZE = 10 << 20
-LICENCES = ("apache-2.0", "mit", "other", "llama3.1", "cc-by-4.0", "gemma")
+LICENCES = ("apache-2.0", "mit", "other", "llama3.1")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 REPO, SHA = rf"({NAME}/{NAME})", "([0-9a-f]{64})"
-# Kind of a request, as faults name it; method, path, and the method of `HubServer` that answers
-RULES = (
+# The kind of a request, as faults name it; its method and path; and the method of `HubServer` that answers
+ROUTES = (
     ("create", "POST", "/api/repos/create", "_create"),
     ("create", "POST", rf"/api/models/{REPO}/branch/([^/]+)", "_branch"),
     ("card", "POST", "/api/validate-yaml", "_validate"),
@@ -49,7 +49,6 @@ RULES = (
     ("info", "GET", rf"/api/models/{REPO}(?:/revision/([^/]+))?", "_info"),
     ("info", "POST", rf"/api/models/{REPO}/paths-info/([^/]+)", "_paths"),
     ("resolve", "GET|HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", "_resolve"),
-    ("resolve", "GET", f"/cdn/{SHA}", "_cdn"),
     ("unknown", ".*", "(.*)", "_unknown"),
 )
 
@@ -64,10 +63,8 @@ class Blob(NamedTuple):
 
     @property
     def oid(self) -> str:
-        """Git's hash of the file or of its LFS pointer."""
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
-        content = pointer.encode() if self.lfs else self.content
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        """Git's hash of a file that is not in LFS."""
+        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
 
 class Commit(NamedTuple):
@@ -76,8 +73,7 @@ class Commit(NamedTuple):
     files: dict[str, Blob]
 
 
-@dataclass
-class Repo:
+class Repo(NamedTuple):
     private: bool
     branches: dict[str, list[Commit]]
 
@@ -87,15 +83,27 @@ class Repo:
         return next((one for branch in self.branches.values() for one in branch if one.oid == revision), None)
 
 
+class Request(NamedTuple):
+    kind: str
+    path: str
+    query: dict[str, list[str]]
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
 @dataclass
 class Fault:
-    """What goes wrong, in requests of a kind (see `RULES`, or "any"), and how often."""
+    """What goes wrong in requests of a kind, and how often."""
 
-    where: str
+    kind: str
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
-    reset_after: int | None = None  # bytes of the body that are read first
-    after: bool = False  # only the answer is lost
+    reset_after: int | None = None  # the connection breaks after that many bytes of the body
+    lost: bool = False  # the request is served, and the answer is lost
     hang: float = 0.0
     times: float = 1
 
@@ -104,24 +112,24 @@ class Answer(Exception):  # noqa: N818
     def __init__(self, status: int, content: Any = None, headers: dict[str, str] | None = None, error: str = ""):
         super().__init__(status, error)
         self.status, self.headers = status, {**(headers or {}), **({"X-Error-Message": error} if error else {})}
-        content = {"error": error} if error else content
-        self.body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.body = (
+            content
+            if isinstance(content, bytes)
+            else json.dumps({"error": error} if content is None else content).encode()
+        )
 
 
 class HubServer:
     def __init__(self, latency: float = 0.0, bandwidth: float | None = None, part: int = 4 << 20):
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
-        self.uploads: dict[str, dict[int, bytes]] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}
         self.faults: list[Fault] = []
-        self.requests: list[tuple[str, str, str]] = []  # kind, method, path
-        self.bodies: list[bytes] = []  # as they came
+        self.requests: list[Request] = []
         self.latency, self.bandwidth, self.part = latency, bandwidth, part
         self.lock = threading.RLock()
         self.port, self.server = 0, None
         self.up()
-
-    # ---- its life
 
     def up(self) -> None:
         self.server = Server(("127.0.0.1", self.port), type("Bound", (Handler,), {"hub": self}))
@@ -129,7 +137,7 @@ class HubServer:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def down(self) -> None:
-        """Connections are refused, and open ones break."""
+        """Refuse connections, and break the open ones."""
         server, self.server = self.server, None
         if server is not None:
             server.shutdown()
@@ -154,27 +162,32 @@ class HubServer:
 
     # ---- what a test asks of it
 
-    def fault(self, where: str, **what: Any) -> None:
-        with self.lock:
-            self.faults.append(Fault(where, **what))
+    def fault(self, kind: str, **options: Any) -> None:
+        self.faults.append(Fault(kind, **options))
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         return {path: blob.content for path, blob in self.repos[repo].commit(revision).files.items()}
 
     def commits(self, repo: str, revision: str = "main") -> list[Commit]:
-        """Without the first, which the Hub makes itself."""
+        """Return the commits without the first, which the Hub makes itself."""
         return self.repos[repo].branches[revision][1:] if repo in self.repos else []
 
-    def write(self, repo: str, path: str, content: bytes | str, message: str = "by hand") -> None:
-        """As somebody does in the browser."""
+    def count(self, kind: str) -> int:
+        return sum(request.kind == kind for request in self.requests)
+
+    def write(self, repo: str, path: str, content: bytes | str) -> None:
+        """Commit a file, as somebody does in the browser; a new repository is made for it."""
         content = content.encode() if isinstance(content, str) else content
         with self.lock:
-            self._append(repo, "main", {**self.repos[repo].commit("main").files, path: Blob(content, False)}, message)
+            if repo not in self.repos:
+                self.make(repo)
+            self._append(
+                repo, "main", {**self.repos[repo].commit("main").files, path: Blob(content, False)}, "by hand"
+            )
 
     def make(self, repo: str, private: bool = False) -> None:
-        attributes = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in LFS_NAMES)
         self.repos[repo] = Repo(private, {"main": []})
-        self._append(repo, "main", {".gitattributes": Blob(attributes.encode(), False)}, "initial commit")
+        self._append(repo, "main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)}, "initial commit")
 
     def _append(self, repo: str, branch: str, files: dict[str, Blob], message: str) -> Commit:
         commits = self.repos[repo].branches[branch]
@@ -184,104 +197,79 @@ class HubServer:
 
     # ---- its answers
 
-    def answer(self, method: str, path: str, query: dict, headers: Any, body: bytes) -> Answer:
-        match, function = next(
-            (match, function)
-            for _, methods, pattern, function in RULES
-            if (match := re.fullmatch(pattern, path)) and re.fullmatch(methods, method)
-        )
-        words = [unquote(word) for word in match.groups() if word is not None]
+    def answer(self, request: Request, function: str, words: list[str]) -> Answer:
         with self.lock:
             try:
-                return getattr(self, function)(*words, query=query, headers=headers, body=body)
+                return getattr(self, function)(request, *words)
             except Answer as answer:
                 return answer
 
-    @staticmethod
-    def kind(path: str) -> str:
-        return next(kind for kind, _, pattern, _ in RULES if re.fullmatch(pattern, path))
-
-    def _unknown(self, path: str, **_: Any) -> Answer:
+    def _unknown(self, request: Request, path: str) -> Answer:
         return Answer(404, error=f"no such endpoint: {path}")
 
-    def _user(self, headers: Any, write: bool = False) -> str:
-        scheme, _, token = (headers.get("Authorization") or "").partition(" ")
-        if scheme != "Bearer" or token not in TOKENS:
+    def _user(self, request: Request, write: bool = False) -> str:
+        user, role = TOKENS.get((request.headers.get("Authorization") or "").removeprefix("Bearer "), (None, None))
+        if user is None:
             raise Answer(401, error="Invalid credentials in Authorization header")
-        user, role = TOKENS[token]
         if write and role != "write":
             raise Answer(403, error="You don't have the rights to do this: the token has the role 'read'.")
         return user
 
-    def _repo(self, name: str, headers: Any, write: bool = False) -> Repo:
-        user = self._user(headers, write) if write or headers.get("Authorization") else None
-        repo = self.repos.get(name)
-        if repo is None or (repo.private and user != name.split("/")[0]):
-            raise Answer(401 if user is None else 404, {}, {"X-Error-Code": "RepoNotFound"})
-        if write and user != name.split("/")[0]:
+    def _commit_of(self, request: Request, name: str, revision: str, write: bool = False) -> Commit:
+        """Return a commit, if the user may read it or write there."""
+        user = self._user(request, write) if write or request.headers.get("Authorization") else None
+        repo, owner = self.repos.get(name), name.split("/")[0]
+        if repo is None or (repo.private and user != owner):
+            raise Answer(401 if user is None else 404, headers={"X-Error-Code": "RepoNotFound"})
+        if write and user != owner:
             raise Answer(403, error=f"You don't have write access to {name}.")
-        return repo
-
-    def _at(self, name: str, revision: str, headers: Any, write: bool = False) -> Commit:
-        commit = self._repo(name, headers, write).commit(revision)
+        commit = repo.commit(revision)
         if commit is None:
-            raise Answer(404, {}, {"X-Error-Code": "RevisionNotFound"})
+            raise Answer(404, headers={"X-Error-Code": "RevisionNotFound"})
         return commit
 
-    def _create(self, *, headers: Any, body: bytes, **_: Any) -> Answer:
-        user = self._user(headers, write=True)
-        content = json.loads(body)
-        _require(set(content) <= {"name", "organization", "private", "visibility", "type"}, f"unknown key: {content}")
+    def _create(self, request: Request) -> Answer:
+        user, content = self._user(request, write=True), request.json
         _require(re.fullmatch(NAME, content["name"]) is not None, f"bad name {content['name']!r}")
-        owner = content.get("organization") or user
-        if owner != user:
-            raise Answer(403, error=f"You don't have the rights to create a model under the namespace {owner!r}.")
-        name = f"{owner}/{content['name']}"
+        name = f"{content.get('organization') or user}/{content['name']}"
+        if content.get("organization") not in (None, user):
+            raise Answer(403, error=f"You don't have the rights to create {name}.")
         answer = {"url": f"{self.url}/{name}", "name": name}
         if name in self.repos:
             return Answer(409, {**answer, "error": "You already created this model repo"})
         self.make(name, bool(content.get("private")) or content.get("visibility") == "private")
         return Answer(200, answer)
 
-    def _branch(self, name: str, branch: str, *, headers: Any, **_: Any) -> Answer:
-        repo = self._repo(name, headers, write=True)
-        if branch in repo.branches:
+    def _branch(self, request: Request, name: str, branch: str) -> Answer:
+        head, branches = self._commit_of(request, name, "main", write=True), self.repos[name].branches
+        if branch in branches:
             return Answer(409, error=f"Reference already exists: {branch}")
-        repo.branches[branch] = [repo.branches["main"][-1]]
-        return Answer(200, {})
+        branches[branch] = [head]
+        return Answer(200)
 
-    def _validate(self, *, body: bytes, **_: Any) -> Answer:
-        content = json.loads(body)
-        _require(content.get("repoType") == "model", "only models here")
-        errors = problems_of(content["content"])
+    def _validate(self, request: Request) -> Answer:
+        errors = problems_of(request.json["content"])
         return Answer(400 if errors else 200, {"errors": [{"message": text} for text in errors], "warnings": []})
 
-    def _preupload(self, name: str, revision: str, *, headers: Any, body: bytes, **_: Any) -> Answer:
-        commit = self._at(name, revision, headers, write=True)
-        ignored = commit.files[".gitignore"].content.decode().split() if ".gitignore" in commit.files else []
-        answers = []
-        for file in json.loads(body)["files"]:
-            _require(set(file) == {"path", "sample", "size"}, f"bad file {file}")
-            path, sample = _path(file["path"]), base64.b64decode(file["sample"], validate=True)
-            _require(len(sample) == min(512, file["size"]), f"sample of {len(sample)} bytes")
-            lfs = file["size"] > LFS_SIZE or b"\0" in sample
+    def _preupload(self, request: Request, name: str, revision: str) -> Answer:
+        files, answers = self._commit_of(request, name, revision, write=True).files, []
+        ignored = files[".gitignore"].content.decode().split() if ".gitignore" in files else []
+        for file in request.json["files"]:
+            path = _checked_path(file["path"])
+            lfs = file["size"] > LFS_SIZE or b"\0" in base64.b64decode(file["sample"], validate=True)
             lfs = lfs or any(fnmatch.fnmatch(path.split("/")[-1], pattern) for pattern in LFS_NAMES)
             answer = {"path": path, "uploadMode": "lfs" if lfs else "regular"}
             answer["shouldIgnore"] = any(fnmatch.fnmatch(path, pattern) for pattern in ignored)
-            if path in commit.files:
-                answer["oid"] = commit.files[path].sha256 if commit.files[path].lfs else commit.files[path].oid
+            if path in files:
+                answer["oid"] = files[path].sha256 if files[path].lfs else files[path].oid
             answers.append(answer)
         return Answer(200, {"files": answers})
 
-    def _batch(self, name: str, *, headers: Any, body: bytes, **_: Any) -> Answer:
-        self._repo(name, headers, write=True)
-        content = json.loads(body)
-        _require(content["operation"] == "upload" and content["hash_algo"] == "sha256", "bad operation")
-        _require({"basic", "multipart"} <= set(content["transfers"]), "no transfer that we speak")
+    def _batch(self, request: Request, name: str) -> Answer:
+        self._commit_of(request, name, "main", write=True)
         objects = []
-        for wanted in content["objects"]:
+        for wanted in request.json["objects"]:
             oid, size = wanted["oid"], wanted["size"]
-            _require(re.fullmatch(SHA, oid) is not None and size > 0, f"bad object {wanted}")
             answer: dict[str, Any] = {"oid": oid, "size": size}
             if oid not in self.objects:
                 upload: dict[str, Any] = {"href": f"{self.url}/lfs/{oid}?size={size}"}
@@ -294,39 +282,33 @@ class HubServer:
             objects.append(answer)
         return Answer(200, {"transfer": "basic", "objects": objects})
 
-    def _put(self, oid: str, *, query: dict, headers: Any, body: bytes, **_: Any) -> Answer:
-        _require(headers.get("Authorization") is None, "signed addresses take no token")
-        if "part" in query:
-            self.uploads.setdefault(oid, {})[int(query["part"][0])] = body
-            return Answer(200, {}, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
-        return self._store(oid, query, body)
+    def _put(self, request: Request, oid: str) -> Answer:
+        _require(request.headers.get("Authorization") is None, "signed addresses take no token")
+        if "part" in request.query:
+            self.parts.setdefault(oid, {})[int(request.query["part"][0])] = request.body
+            return Answer(200, headers={"ETag": f'"{hashlib.md5(request.body).hexdigest()}"'})
+        return self._store(request, oid, request.body)
 
-    def _complete(self, oid: str, *, query: dict, body: bytes, **_: Any) -> Answer:
-        content, parts = json.loads(body), self.uploads.get(oid, {})
-        _require(content["oid"] == oid and [part["partNumber"] for part in content["parts"]] == sorted(parts), "parts")
-        for part in content["parts"]:
-            etag = f'"{hashlib.md5(parts[part["partNumber"]]).hexdigest()}"'
-            _require(part["etag"] == etag, f"etag of part {part['partNumber']}")
-        return self._store(oid, query, b"".join(parts[number] for number in sorted(parts)))
+    def _complete(self, request: Request, oid: str) -> Answer:
+        parts = self.parts.get(oid, {})
+        etags = {part["partNumber"]: part["etag"] for part in request.json["parts"]}
+        _require(etags == {number: f'"{hashlib.md5(part).hexdigest()}"' for number, part in parts.items()}, "etags")
+        return self._store(request, oid, b"".join(parts[number] for number in sorted(parts)))
 
-    def _store(self, oid: str, query: dict, content: bytes) -> Answer:
-        _require(len(content) == int(query["size"][0]), f"{len(content)} bytes, and not {query['size'][0]}")
-        _require(hashlib.sha256(content).hexdigest() == oid, "not the content that was announced")
+    def _store(self, request: Request, oid: str, content: bytes) -> Answer:
+        _require(len(content) == int(request.query["size"][0]), f"size {len(content)} is not the announced one")
+        _require(hashlib.sha256(content).hexdigest() == oid, "the content is not the announced one")
         self.objects[oid] = content
-        return Answer(200, {})
+        return Answer(200)
 
-    def _verify(self, oid: str, *, headers: Any, body: bytes, **_: Any) -> Answer:
-        self._user(headers)
-        content = json.loads(body)
-        _require(content["oid"] == oid and len(self.objects.get(oid, b"")) == content["size"], "not there")
-        return Answer(200, {})
+    def _verify(self, request: Request, oid: str) -> Answer:
+        self._user(request)
+        _require(oid in self.objects, "not uploaded")
+        return Answer(200)
 
-    def _commit(self, name: str, revision: str, *, headers: Any, body: bytes, **_: Any) -> Answer:
-        head = self._at(name, revision, headers, write=True)
-        _require(revision in self.repos[name].branches, f"{revision!r} is no branch")
-        _require(headers.get("Content-Type") == "application/x-ndjson", "not ndjson")
-        first, *operations = [json.loads(line) for line in body.decode().splitlines()]
-        _require(first["key"] == "header" and bool(first["value"]["summary"]), "no header")
+    def _commit(self, request: Request, name: str, revision: str) -> Answer:
+        head = self._commit_of(request, name, revision, write=True)
+        first, *operations = [json.loads(line) for line in request.body.splitlines()]
         if first["value"].get("parentCommit") not in (None, head.oid):
             return Answer(412, error="A commit has happened since. Please refresh and try again.")
         files = dict(head.files)
@@ -337,52 +319,39 @@ class HubServer:
         return Answer(200, {"success": True, "commitUrl": url, "commitOid": commit.oid})
 
     def _apply(self, files: dict[str, Blob], key: str, value: dict[str, Any]) -> None:
-        path = _path(value["path"])
+        path = _checked_path(value["path"])
         if key == "file":
-            _require(value["encoding"] == "base64", "encoding")
             content = base64.b64decode(value["content"], validate=True)
             _require(len(content) <= LFS_SIZE and b"\0" not in content[:512], f"{path} belongs into LFS")
-            if path == "README.md":
-                _require(not problems_of(content.decode()), f"{problems_of(content.decode())}")
+            problems = problems_of(content.decode()) if path == "README.md" else []
+            _require(not problems, str(problems))
             files[path] = Blob(content, False)
         elif key == "lfsFile":
-            _require(value["algo"] == "sha256" and value["oid"] in self.objects, f"{path} was not uploaded")
-            _require(value["size"] == len(self.objects[value["oid"]]), f"size of {path}")
+            _require(value["oid"] in self.objects, f"{path} was not uploaded")
             files[path] = Blob(self.objects[value["oid"]], True)
         else:
             _require(key == "deletedFile" and path in files, f"{key} of {path}")
             del files[path]
 
-    def _info(self, name: str, revision: str = "main", *, headers: Any, **_: Any) -> Answer:
-        commit = self._at(name, revision, headers)
+    def _info(self, request: Request, name: str, revision: str = "main") -> Answer:
+        commit = self._commit_of(request, name, revision)
         content = {"_id": "0", "id": name, "modelId": name, "sha": commit.oid, "private": self.repos[name].private}
-        content |= {"siblings": [{"rfilename": path} for path in sorted(commit.files)], "tags": [], "downloads": 0}
-        return Answer(200, content)
+        return Answer(200, {**content, "siblings": [{"rfilename": path} for path in commit.files]})
 
-    def _paths(self, name: str, revision: str, *, headers: Any, body: bytes, **_: Any) -> Answer:
-        files, entries = self._at(name, revision, headers).files, []
-        for path in filter(files.__contains__, parse_qs(body.decode())["paths"]):
-            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(files[path].content)}
-            if files[path].lfs:
-                entry["lfs"] = {"oid": files[path].sha256, "size": len(files[path].content), "pointerSize": 128}
-            entries.append({**entry, "oid": files[path].oid})
+    def _paths(self, request: Request, name: str, revision: str) -> Answer:
+        files, entries = self._commit_of(request, name, revision).files, []
+        for path in filter(files.__contains__, parse_qs(request.body.decode())["paths"]):
+            size, blob = len(files[path].content), files[path]
+            lfs = {"lfs": {"oid": blob.sha256, "size": size, "pointerSize": 128}} if blob.lfs else {}
+            entries.append({"type": "file", "path": path, "size": size, "oid": blob.oid, **lfs})
         return Answer(200, entries)
 
-    def _resolve(self, name: str, revision: str, path: str, *, headers: Any, **_: Any) -> Answer:
-        commit = self._at(name, revision, headers)
-        at, blob = {"X-Repo-Commit": commit.oid}, commit.files.get(path)
+    def _resolve(self, request: Request, name: str, revision: str, path: str) -> Answer:
+        commit = self._commit_of(request, name, revision)
+        headers, blob = {"X-Repo-Commit": commit.oid}, commit.files.get(path)
         if blob is None:
-            return Answer(404, {}, {**at, "X-Error-Code": "EntryNotFound"})
-        if not blob.lfs:
-            return Answer(200, blob.content, {**at, "ETag": f'"{blob.oid}"'})
-        linked = {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
-        self.objects.setdefault(blob.sha256, blob.content)
-        elsewhere = self.url.replace("127.0.0.1", "localhost")  # another host, as on the real Hub
-        return Answer(302, b"", {**at, **linked, "Location": f"{elsewhere}/cdn/{blob.sha256}"})
-
-    def _cdn(self, oid: str, *, headers: Any, **_: Any) -> Answer:
-        _require(headers.get("Authorization") is None, "signed addresses take no token")
-        return Answer(200, self.objects[oid], {"ETag": f'"{oid}"'})
+            return Answer(404, headers={**headers, "X-Error-Code": "EntryNotFound"})
+        return Answer(200, blob.content, {**headers, "ETag": f'"{blob.sha256 if blob.lfs else blob.oid}"'})
 
 
 class Server(ThreadingHTTPServer):
@@ -407,22 +376,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def do(self) -> None:
         hub, url = self.hub, urlsplit(self.path)
-        kind = hub.kind(url.path)
+        kind, function, words = next(
+            (kind, function, [unquote(word) for word in match.groups() if word is not None])
+            for kind, methods, pattern, function in ROUTES
+            if (match := re.fullmatch(pattern, url.path)) and re.fullmatch(methods, self.command)
+        )
         with hub.lock:
-            hub.requests.append((kind, self.command, url.path))
-            fault = next((one for one in hub.faults if one.times > 0 and one.where in (kind, "any")), Fault("none"))
+            fault = next((one for one in hub.faults if one.times > 0 and one.kind == kind), Fault("none"))
             fault.times -= 1
-        if fault.reset_after is not None and not fault.after:
-            self.rfile.read(min(fault.reset_after, int(self.headers.get("Content-Length") or 0)))
+        size = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(size if fault.reset_after is None else min(size, fault.reset_after))
+        request = Request(kind, url.path, parse_qs(url.query), self.headers, body)
+        hub.requests.append(request)
+        if fault.reset_after is not None:
             return self._break()
-        body = self._body()
-        hub.bodies.append(body)
         time.sleep(hub.latency + fault.hang + (len(body) / hub.bandwidth if hub.bandwidth else 0.0))
-        if fault.status is not None:
-            answer = Answer(fault.status, {}, fault.headers, error="made to fail")
-        else:
-            answer = hub.answer(self.command, url.path, parse_qs(url.query), self.headers, body)
-        if fault.after:
+        failed = fault.status is not None and Answer(fault.status, headers=fault.headers, error="made to fail")
+        answer = failed or hub.answer(request, function, words)
+        if fault.lost:
             return self._break()
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
@@ -437,16 +408,6 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         _reset(self.connection)
 
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        chunks = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
-
     def log_message(self, *_: Any) -> None: ...
 
 
@@ -455,27 +416,23 @@ def problems_of(card: str) -> list[str]:
     match = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
     try:
         data = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError as error:
-        return [f"not YAML: {error}"]
-    if not isinstance(data, dict):
-        return ["not a map"]
-    lists = {name: data.get(name, []) for name in ("tags", "datasets")}
-    words = {name: [value] if isinstance(value, str) else value for name, value in lists.items()}
-    models = data.get("model-index", [])
-    results = [result for model in models for result in model.get("results", [{}])]
-    metrics = [metric for result in results for metric in result.get("metrics") or [{}]]
-    rules = {
-        **{
-            name: isinstance(value, list) and all(isinstance(one, str) for one in value)
-            for name, value in words.items()
-        },
-        "license": data.get("license", "mit") in LICENCES,
-        "base_model": re.fullmatch(rf"({NAME}/)?{NAME}", str(data.get("base_model", "a/b"))) is not None,
-        "model-index": all(isinstance(model.get("name"), str) for model in models),
-        "task and dataset": all(result.get(key, {}).get("type") for result in results for key in ("task", "dataset")),
-        "metrics": all({"type", "value"} <= metric.keys() for metric in metrics),
-    }
+        results = [result for model in data.get("model-index", []) for result in model["results"]]
+        rules = {
+            "tags": _are_words(data.get("tags", [])),
+            "datasets": _are_words(data.get("datasets", [])),
+            "license": data.get("license", "mit") in LICENCES,
+            "base_model": re.fullmatch(rf"({NAME}/)?{NAME}", str(data.get("base_model", "a/b"))) is not None,
+            "model-index": all(isinstance(model["name"], str) for model in data.get("model-index", [])),
+            "task and dataset": all(result[key]["type"] for result in results for key in ("task", "dataset")),
+            "metrics": all({"type", "value"} <= metric.keys() for result in results for metric in result["metrics"]),
+        }
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError) as error:
+        return [f"{type(error).__name__}: {error}"]
     return [f"{name} is not valid: {data.get(name)!r}" for name, valid in rules.items() if not valid]
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def _reset(connection: socket.socket) -> None:
@@ -486,7 +443,7 @@ def _reset(connection: socket.socket) -> None:
         connection.close()
 
 
-def _path(path: str) -> str:
+def _checked_path(path: str) -> str:
     _require(bool(path) and not path.startswith("/") and ".." not in path.split("/"), f"bad path {path!r}")
     return path
 

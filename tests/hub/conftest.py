@@ -47,20 +47,16 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A folder as a run leaves it: two checkpoints and the last model, some files of it in several parts of LFS."""
+    """Make a folder as a run leaves it: two checkpoints and the last model, some files in several parts of LFS."""
     out = tmp_path / "model"
-    for step in (2, 10):
-        checkpoint = out / f"checkpoint-{step}"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "model.safetensors").write_bytes(bytes([step]) * (600 << 10))
-        (checkpoint / "optimizer.pt").write_bytes(bytes([step]) * 10)
-        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    (out / "model.safetensors").write_bytes(b"\1" * (600 << 10))
-    (out / "config.json").write_text("{}")
-    (out / "README.md").write_text(CARD)
-    (out / "report.html").write_text("<html></html>")
-    (out / "completions").mkdir()
-    (out / "completions" / "1.parquet").write_bytes(b"rows")
-    (out / "nonfinite").mkdir()
-    (out / "nonfinite" / "dump.pt").write_text("private")
+    files = {
+        **{f"checkpoint-{step}/model.safetensors": bytes([step]) * (600 << 10) for step in (2, 10)},
+        **{f"checkpoint-{step}/optimizer.pt": bytes([step]) * 10 for step in (2, 10)},
+        **{f"checkpoint-{step}/trainer_state.json": json.dumps({"global_step": step}).encode() for step in (2, 10)},
+        **{"model.safetensors": b"\1" * (600 << 10), "config.json": b"{}", "README.md": CARD.encode()},
+        **{"report.html": b"<html></html>", "completions/1.parquet": b"rows", "nonfinite/dump.pt": b"private"},
+    }
+    for path, content in files.items():
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(content)
     return out
