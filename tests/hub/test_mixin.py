@@ -228,7 +228,7 @@ def test_a_run_that_is_killed_loses_no_save(hub, out, tmp_path):
 def test_a_script_tells_the_truth_and_no_secret(hub, out, option, monkeypatch, capsys):
     secret = "hf_alice"  # too short to be known by its form
     out.mkdir()
-    hub.fault("commit", status=500, times=float("inf"))
+    hub.fault("commit", status=501, times=float("inf"))  # which huggingface_hub itself does not retry
     patience = "import runpy, sys; from opefo_trl.hub import publisher; publisher.PAUSES = (0.1,); "
     program = patience + "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     words = [*script(out)[1:], *([option, secret] if option else [])]
