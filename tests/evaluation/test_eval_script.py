@@ -114,8 +114,3 @@ def test_without_a_model(capsys, monkeypatch):
 def test_other_settings_are_refused(whole):
     assert "temperature=1.0 (now 0.5)" in refusal(whole, "--temperature", "0.5")
     assert "limit=None (now 3)" in refusal(whole, "--limit", "3")
-
-
-def test_a_start_that_came_to_nothing_does_not_hold_the_folder(tmp_path):
-    (tmp_path / "settings.json").write_text('{"dtype": "float61", "tasks": {}}')
-    run(tmp_path, "--limit", "1")
