@@ -1,4 +1,4 @@
-"""The controls of the literature once more, in numpy and one token at a time, straight from their formulas."""
+"""The controls of the literature once more, in numpy, straight from their formulas."""
 
 from __future__ import annotations
 
@@ -14,23 +14,15 @@ def covariances(logps, advantages, mask):
 
 def steer(p, old_p, entropy, advantage, mask, kind, low, high):
     """Weights of all tokens; `advantage` is given per token."""
-    omega = np.zeros_like(p)
-    for i in np.ndindex(p.shape):
-        x = p[i]
-        omega[i] = advantage[i] / old_p[i] * x * (1 - x) * (math.log(x) + entropy[i]) if mask[i] else 0.0
-    valid = mask.astype(bool)
-    most, least = np.abs(omega)[valid].max(), np.abs(omega)[valid].min()
-    k = -math.log(low) / max(most, 0.02)
-    weights = np.ones_like(p)
-    for i in np.ndindex(p.shape):
-        if kind == "exponential":
-            w = math.exp(-k * abs(omega[i]))
-        elif kind == "asymmetric":
-            w = math.exp(-k * omega[i])
-        else:
-            w = high - (abs(omega[i]) - least) * (high - low) / (most - least)
-        weights[i] = min(max(w, low), high)
-    return weights
+    omega = np.where(mask == 1, advantage / old_p * p * (1 - p) * (np.log(p) + entropy), 0)
+    sizes = np.abs(omega)[mask == 1]
+    k = -math.log(low) / max(sizes.max(), 0.02)
+    weights = {
+        "exponential": np.exp(-k * np.abs(omega)),
+        "asymmetric": np.exp(-k * omega),
+        "linear": high - (np.abs(omega) - sizes.min()) * (high - low) / (sizes.max() - sizes.min()),
+    }
+    return np.clip(weights[kind], low, high)
 
 
 def ce_gppo(r, advantage, beta_low=0.75, beta_high=1.0, low=0.2, high=0.2, dual=3.0):
@@ -49,17 +41,12 @@ def bapo(r, advantage, mask, target=1.0, lows=(0.6, 0.8), highs=(1.2, 2.0), step
     kept = mask.astype(bool)
     r, advantage = r[kept], advantage[kept]
 
-    def share(low, high):
+    def short(low, high):
         gain = sum(min(x, high) * a for x, a in zip(r, advantage, strict=True) if a >= 0)
         loss = sum(max(x, low) * -a for x, a in zip(r, advantage, strict=True) if a < 0)
-        return gain, loss
-
-    (low, low_end), (high, high_end) = lows, highs
-
-    def short(low, high):
-        gain, loss = share(low, high)
         return gain < target * loss
 
+    (low, low_end), (high, high_end) = lows, highs
     while short(low, high) and low < low_end - 1e-9:
         low += step
     while short(low, high) and high < high_end - 1e-9:

@@ -44,7 +44,8 @@ _MAY_DIFFER_BY_TOPIC = {
         fsdp_config ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
         ddp_static_graph ddp_timeout dataloader_multiprocessing_context dataloader_num_workers
         dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor gradient_checkpointing
-        gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs micro_batching torch_compile torch_compile_backend torch_compile_mode
+        gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs micro_batching
+        torch_compile torch_compile_backend torch_compile_mode
         torch_empty_cache_steps use_liger_kernel liger_kernel_config use_cache cache_implementation
         auto_find_batch_size use_transformers_paged use_transformers_continuous_batching
         transformers_continuous_batching_config use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode

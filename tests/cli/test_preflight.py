@@ -1,6 +1,5 @@
 """Mistakes that are refused before the first step. (More of them: test_train_script.py.)"""
 
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,6 @@ from opefo_trl.cli.preflight import (
     check_columns,
     check_prompts,
     check_sizes,
-    check_writable,
     missing_columns,
 )
 from opefo_trl.data.templates import DAPO_PREFIX, DAPO_SUFFIX
@@ -72,11 +70,3 @@ def test_rollouts_and_evaluation_batches_must_be_filled():
     check_sizes(args, 8, False)
     with pytest.raises(ValueError, match="`per_device_eval_batch_size=6` on 2 .* 5 samples"):
         check_sizes(args, 8, True)
-
-
-def test_an_output_folder_that_cannot_be_written_to(tmp_path):
-    check_writable(str(tmp_path / "new" / "folder"))
-    (tmp_path / "file").touch()
-    folder = str(tmp_path / "file" / "out")
-    with pytest.raises(ValueError, match=re.escape(f"`output_dir={folder!r}`")):
-        check_writable(folder)

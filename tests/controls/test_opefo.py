@@ -121,10 +121,7 @@ def test_the_minimal_shape_moves_the_flow_as_far_with_the_least_change():
     assert (weights[4] == 1).all()  # no advantage
     extreme = minimal_weights(tokens.flow, tokens.advantages, 1e6)
     assert extreme.min() == 0 and extreme.max() == 3
-
-
-def test_the_minimal_shape_has_no_sides():
-    with pytest.raises(ValueError, match="`sides='increase'` .*`flow_shape='minimal'`"):
+    with pytest.raises(ValueError, match="`sides='increase'` .*`flow_shape='minimal'`"):  # it has no groups
         make_control("opefo", flow_shape="minimal", sides="increase")
 
 

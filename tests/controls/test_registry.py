@@ -42,12 +42,6 @@ def test_a_wrong_value_is_refused_in_plain_words(name, option, value, allowed):
 
 
 @pytest.mark.parametrize("name", sorted(CONTROLS))
-def test_an_unknown_option_is_refused(name):
-    with pytest.raises(ValueError, match=f"`control='{name}'` .*'nonsense'"):
-        make_control(name, nonsense=1)
-
-
-@pytest.mark.parametrize("name", sorted(CONTROLS))
 def test_the_state_of_a_control_survives_a_restart(name):
     kwargs = {"flow_target": 0.5} if name == "opefo" else {"adaptive": True} if name == "stare" else {}
     control, restarted = make_control(name, **kwargs), make_control(name, **kwargs)

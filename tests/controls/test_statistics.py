@@ -19,15 +19,12 @@ def test_means_are_over_the_trained_tokens():
 
 
 def test_the_largest_are_chosen_among_the_eligible():
+    assert token_budget(torch.ones(10, 10), 0.057) == 5 and token_budget(torch.ones(10, 10), 0.0001) == 1
     assert largest(VALUES, MASK.bool(), torch.tensor(2.0)).tolist() == [[False, True, True, False]]
     assert largest(VALUES, MASK.bool(), torch.tensor(9.0)).tolist() == [[True, True, True, False]]
     assert not largest(VALUES, torch.zeros(1, 4, dtype=torch.bool), torch.tensor(1.0)).any()
     ties = torch.zeros(4, 4, dtype=torch.float64)
     assert largest(ties, torch.ones(4, 4, dtype=torch.bool), torch.tensor(3.0)).sum() == 3
-
-
-def test_a_share_of_the_tokens_is_rounded_down_to_at_least_one():
-    assert token_budget(torch.ones(10, 10), 0.057) == 5 and token_budget(torch.ones(10, 10), 0.0001) == 1
 
 
 def test_random_tokens_are_drawn_uniformly():

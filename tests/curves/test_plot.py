@@ -39,6 +39,8 @@ def test_smoothing_is_a_moving_mean():
     strong = run.plot(smooth=5).axes[0].lines[-1].get_ydata()
     assert strong[10] == pytest.approx(run.frame["entropy"][8:13].mean())
     assert run.plot(smooth=1).axes[0].lines[-1].get_ydata()[10] == run.frame["entropy"][10]
+    with pytest.raises(ValueError, match="`smooth=0`"):
+        run.plot(smooth=0)
 
 
 def test_several_runs_are_told_apart(tmp_path):
@@ -46,13 +48,8 @@ def test_several_runs_are_told_apart(tmp_path):
     figure = EntropyCurves.compare(runs, tmp_path / "both.png", labels=["GRPO", "OPEFO"])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["GRPO", "OPEFO"]
     assert len({line.get_color() for line in figure.axes[0].lines}) == 2
-
-
-def test_a_picture_of_nothing_and_a_wrong_window_are_refused():
     with pytest.raises(ValueError, match="no run"):
         draw([])
-    with pytest.raises(ValueError, match="`smooth=0`"):
-        curves().plot(smooth=0)
 
 
 def test_the_command_draws_runs_and_names_what_is_wrong(tmp_path, monkeypatch, capsys):

@@ -101,5 +101,3 @@ def test_load_names_what_is_wrong(tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"other\.parquet .*`step`"):
         EntropyCurves.load(tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="`revision`"):
-        EntropyCurves.load(tmp_path, revision="main")

@@ -96,30 +96,14 @@ def test_the_page_works_alone(opened, run, scheme):
     page = opened(run / REPORT_FILE, scheme)
     assert page.locator("#charts figure").count() == 6
     assert page.locator("article").count() == 8
-    for index in range(6):
-        page.locator("#charts svg").nth(index).hover()
-    page.locator("#steps button").last.click()
-    page.locator("#smooth").fill("10")
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = sum(map(int, background[4:-1].split(","))) / 3
-    assert brightness > 200 if scheme == "light" else brightness < 60
-
-
-@pytest.mark.slow
-def test_the_pointer_reads_the_values_of_a_step(opened, run):
-    page = opened(run / REPORT_FILE)
-    frame = EntropyCurves.load(run).to_pandas()
+    # The pointer reads the values of a step
+    entropy = EntropyCurves.load(run).to_pandas()["entropy"][0]
     tip = tip_at(page, LEFT)
-    assert tip.startswith("step 1\n")
-    assert f"{frame['entropy'][0]:.4g}  entropy" in tip and "3  target" in tip
+    assert tip.startswith("step 1\n") and f"{entropy:.4g}  entropy" in tip and "3  target" in tip
     assert tip_at(page, RIGHT).startswith("step 8\n")
     page.mouse.move(5, 5)
     assert not page.locator("#tip").is_visible()
-
-
-@pytest.mark.slow
-def test_tokens_are_coloured_by_their_flow(opened, run):
-    page = opened(run / REPORT_FILE)
+    # Tokens are coloured by their flow
     tokens = page.evaluate(
         "[...document.querySelectorAll('.tokens span')]"
         ".map((span) => [+span.dataset.flow, getComputedStyle(span).backgroundColor])"
@@ -127,12 +111,16 @@ def test_tokens_are_coloured_by_their_flow(opened, run):
     assert len(tokens) > 20
     for flow, color in tokens:
         red, _, blue, *alpha = (float(part) for part in color.split("(")[1].rstrip(")").split(","))
-        if flow == 0:
-            assert alpha == [0.0]
-        else:
-            assert (blue > red) == (flow > 0) and alpha[0] >= 0.08
+        assert alpha == [0.0] if flow == 0 else (blue > red) == (flow > 0) and alpha[0] >= 0.08
     page.locator(".tokens span").first.hover()
     assert "entropy flow" in page.locator("#tip").inner_text()
+    for index in range(6):
+        page.locator("#charts svg").nth(index).hover()
+    page.locator("#steps button").last.click()
+    page.locator("#smooth").fill("10")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, background[4:-1].split(","))) / 3
+    assert brightness > 200 if scheme == "light" else brightness < 60
 
 
 @pytest.mark.slow

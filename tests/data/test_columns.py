@@ -7,11 +7,6 @@ from opefo_trl.data import bare_problems
 from opefo_trl.data.columns import find_column
 
 
-def test_named_columns_are_renamed():
-    data = Dataset.from_list([{"question": "1+1=", "solution": "2", "answer": "two"}])
-    assert bare_problems(data, "question", "solution")[0] == {"prompt": "1+1=", "answer": "2"}
-
-
 @pytest.mark.parametrize(
     ("row", "answer"),
     [
@@ -35,19 +30,17 @@ def test_the_first_name_wins_and_lower_case_goes_first():
     assert find_column(("answer",), ["gold"]) is None
 
 
-def test_a_field_of_a_column_can_be_named():
+def test_columns_and_fields_can_be_named():
+    data = Dataset.from_list([{"question": "1+1=", "solution": "2", "answer": "two"}])
+    assert bare_problems(data, "question", "solution")[0] == {"prompt": "1+1=", "answer": "2"}
+    with pytest.raises(ValueError, match=r"'prompt'; it has text, answer.*--prompt_column"):
+        bare_problems(Dataset.from_list([{"text": "1+1=", "answer": "2"}]))
+    with pytest.raises(ValueError, match=r"'gold'.*--answer_column"):
+        bare_problems(data, "question", "gold")
     data = Dataset.from_list([{"prompt": "p", "meta": {"gold": {"text": "5"}}}])
     assert bare_problems(data, None, "meta.gold.text")[0]["answer"] == "5"
     with pytest.raises(ValueError, match=r"'meta\.silver'; it has prompt, meta.*--answer_column"):
         bare_problems(data, None, "meta.silver")
-
-
-def test_missing_columns_are_named_beside_those_that_are_there():
-    data = Dataset.from_list([{"text": "1+1=", "answer": "2"}])
-    with pytest.raises(ValueError, match=r"'prompt'; it has text, answer.*--prompt_column"):
-        bare_problems(data)
-    with pytest.raises(ValueError, match=r"'gold'.*--answer_column"):
-        bare_problems(data, "text", "gold")
 
 
 @pytest.mark.parametrize(

@@ -11,24 +11,15 @@ from opefo_trl.data import load_splits, pick_split
 ROWS = [{"prompt": f"{index}+1=", "answer": str(index + 1)} for index in range(10)]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
-    Dataset.from_list(ROWS).to_csv(tmp_path / "rows.csv")
-    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv", "rows.json"])
-def test_files(folder, name):
-    splits = load_splits(str(folder / name))
-    assert list(splits) == ["train"] and splits["train"]["prompt"] == [row["prompt"] for row in ROWS]
-
-
-def test_folders_and_the_playground(folder):
-    DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:2])}).save_to_disk(folder / "saved")
-    Dataset.from_list(ROWS).save_to_disk(folder / "one")
+def test_files_folders_and_the_playground(tmp_path):
+    data, folder = Dataset.from_list(ROWS), tmp_path
+    data.to_json(folder / "rows.jsonl"), data.to_parquet(folder / "rows.parquet"), data.to_csv(folder / "rows.csv")
+    (folder / "rows.json").write_text(json.dumps(ROWS))
+    for kind in ("jsonl", "parquet", "csv", "json"):
+        splits = load_splits(str(folder / f"rows.{kind}"))
+        assert list(splits) == ["train"] and splits["train"]["prompt"] == data["prompt"]
+    DatasetDict({"train": data, "test": data.select([0, 1])}).save_to_disk(folder / "saved")
+    data.save_to_disk(folder / "one")
     (folder / "files").mkdir()
     for split in ("train", "test"):
         (folder / "files" / f"{split}.jsonl").write_text((folder / "rows.jsonl").read_text())

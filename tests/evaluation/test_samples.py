@@ -75,23 +75,28 @@ def test_samples_of_another_folder_are_not_gathered(tmp_path):
         run.gather(task)
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"k": 3}, {"problem": "another?"}, {"prompts": [[1]]}])
-def test_other_settings_do_not_mix(tmp_path, change):
-    def task(k=2, problem="?", prompts=None):
-        return Task("amc23", [{"id": "a", "problem": problem, "answer": "1"}], prompts or [[1, 2]], k)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"temperature": 0.5}, "temperature=1.0 .*0.5"),
+        ({"k": 3}, "amc23 k=2 .*3"),
+        ({"problem": "another?"}, "amc23 problems="),
+        ({"prompt": [1]}, "amc23 problems="),
+    ],
+)
+def test_other_settings_do_not_mix(tmp_path, change, named):
+    def check(name="amc23", temperature=1.0, k=2, problem="?", prompt=(1, 2)):
+        task = Task(name, [{"id": "a", "problem": problem, "answer": "1"}], [prompt], k)
+        return check_same_settings(tmp_path, {"temperature": temperature}, [task])
 
-    settings = {"temperature": change.pop("temperature", 1.0)}
-    check_same_settings(tmp_path, {"temperature": 2.0}, [task()])  # no samples yet, so it does not hold the folder
-    check_same_settings(tmp_path, {"temperature": 1.0}, [task()])
+    check(temperature=2.0)  # no samples yet, so it does not hold the folder
+    check()
     (tmp_path / "samples" / "amc23").mkdir(parents=True)
     pd.DataFrame({"id": []}).to_parquet(tmp_path / "samples" / "amc23" / "00000.parquet")
-    check_same_settings(tmp_path, {"temperature": 1.0}, [task()])
-    name = next(iter(change), "temperature")
-    words = {"k": "amc23 k=2 .*3", "problem": "amc23 problems=", "prompts": "amc23 problems="}
-    with pytest.raises(ValueError, match=f"{words.get(name, 'temperature=1.0 .*0.5')}.*--output_dir"):
-        check_same_settings(tmp_path, settings, [task(**change)])
-    other = Task("math500", [], [], 1)
-    assert set(check_same_settings(tmp_path, {"temperature": 1.0}, [other])["tasks"]) == {"amc23", "math500"}
+    check()
+    with pytest.raises(ValueError, match=f"{named}.*--output_dir"):
+        check(**change)
+    assert set(check("math500")["tasks"]) == {"amc23", "math500"}
 
 
 def test_a_chat_template_may_be_missing_or_refuse_a_system_message():

@@ -13,12 +13,6 @@ from opefo_trl.grading.grader import LONGEST, cores_of_rank
 
 
 @pytest.fixture(scope="module")
-def grader():
-    with Grader() as shared:
-        yield shared
-
-
-@pytest.fixture(scope="module")
 def lenient():
     with Grader(policy="lenient", workers=1) as shared:
         yield shared

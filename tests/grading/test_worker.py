@@ -24,12 +24,6 @@ LONG_WORK = (
 )
 
 
-@pytest.fixture(scope="module")
-def grader():
-    with Grader() as shared:
-        yield shared
-
-
 @pytest.mark.parametrize(
     "answer",
     [
