@@ -1,4 +1,4 @@
-"""The publishing hooks of a trainer: saves go into the outbox, and the training never waits for the Hub."""
+"""The trainer's side of publishing: saves go into the outbox, and the training never waits for the Hub."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -27,7 +27,7 @@ _NOT_GIVEN = ("_token", "generation_batch_size", "accelerator_config")  # tokens
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts about a run that only its script knows: the data's name, whether that is on the Hub, and the recipe."""
+    """Facts that a script adds to the card: name of the data, whether that is on the Hub, and the recipe file."""
 
     data: str | None = None
     on_hub: bool = False
