@@ -22,21 +22,18 @@ def test_fields_reach_the_control():
     assert config(control_kwargs={"static_lambda": "1e-3"}).make_control().lam == 0.001
 
 
-def test_the_command_line_and_yaml_reach_the_fields(tmp_path):
-    parser = TrlParser(OPEFOConfig)
-    common = ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"]
-    (args,) = parser.parse_args_and_config(
-        [*common, "--flow_target", "0.4x", "--control_kwargs", '{"sides": "increase"}', "--strict_on_policy", "false"]
-    )
-    assert (args.flow_target, args.control_kwargs, args.strict_on_policy) == ("0.4x", {"sides": "increase"}, False)
+def test_the_command_line_reaches_the_fields(tmp_path):
+    def parse(*words):
+        (args,) = TrlParser(OPEFOConfig).parse_args_and_config(
+            ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", *words]
+        )
+        return args
 
+    args = parse("--flow_target", "0.4x", "--control_kwargs", '{"sides": "increase"}', "--strict_on_policy", "false")
+    assert (args.flow_target, args.control_kwargs, args.strict_on_policy) == ("0.4x", {"sides": "increase"}, False)
     (tmp_path / "run.yaml").write_text("flow_target: 0.3\ncontrol_kwargs:\n  sides: decrease\n")
-    (args,) = parser.parse_args_and_config([*common, "--config", str(tmp_path / "run.yaml")])
-    assert (float(args.flow_target), args.control_kwargs) == (0.3, {"sides": "decrease"})
-    (args,) = parser.parse_args_and_config(
-        [*common, "--config", str(tmp_path / "run.yaml"), "--flow_target", "none", "--sampling_drift_max", "none"]
-    )
-    assert args.flow_target is None and args.sampling_drift_max is None
+    args = parse("--config", str(tmp_path / "run.yaml"), "--flow_target", "none", "--sampling_drift_max", "none")
+    assert args.flow_target is args.sampling_drift_max is None and args.control_kwargs == {"sides": "decrease"}
 
 
 def test_the_flow_is_measured_by_a_scoring_pass_only_where_it_must_be():

@@ -31,10 +31,15 @@ def release():
     gc.collect()
 
 
+ADAPTER = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("more", [{}, {"learning_rate": 0.05, "extra": {"peft_config": ADAPTER}}], ids=["all", "lora"])
 @pytest.mark.parametrize("scope", ["batch", "running"])
-def test_a_colocated_run_trains_on_what_vllm_sampled(scope, model_path, tmp_path):
-    trainer = run(model_path, tmp_path, flow_scope=scope)
+def test_a_colocated_run_trains_on_what_vllm_sampled(scope, more, model_path, tmp_path):
+    trainer = run(model_path, tmp_path, flow_scope=scope, **more)
     rows = trainer.state.log_history[:4]
+    assert abs(rows[-1]["entropy"] - rows[0]["entropy"]) > 1e-3  # it moves
     # the weights are synchronised: vLLM's log-probabilities stay those of the policy while it moves
     assert all(row["sampling/sampling_logp_difference/mean"] < 1e-5 for row in rows)
     assert any(row["flow/lambda"] != 0 for row in rows)
@@ -95,15 +100,6 @@ def test_the_live_ratio_and_its_metrics_are_trls(mode, model_path, tmp_path, mon
     assert ours.state.log_history[0]["grad_norm"] == pytest.approx(theirs.state.log_history[0]["grad_norm"], rel=1e-4)
     for (name, p), q in zip(ours.model.named_parameters(), theirs.model.parameters(), strict=True):
         assert (p - q).abs().max() < 1e-3, name  # Adam's first step is the sign of the gradient times 0.01
-
-
-@pytest.mark.parametrize("scope", ["batch", "running"])
-def test_an_adapter_reaches_vllm(scope, model_path, tmp_path):
-    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = run(model_path, tmp_path, flow_scope=scope, learning_rate=0.05, extra={"peft_config": adapter})
-    rows = trainer.state.log_history[:4]
-    assert abs(rows[-1]["entropy"] - rows[0]["entropy"]) > 1e-3  # it moves
-    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-5 for row in rows)
 
 
 @pytest.mark.parametrize("correction", ["batch", "running", "off"])
