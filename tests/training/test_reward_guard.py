@@ -3,9 +3,7 @@ import re
 
 import pytest
 import torch
-from tiny import digit_reward, tiny_dataset, tiny_model, tiny_tokenizer, train
-from transformers import Qwen2Config
-from transformers.modeling_outputs import SequenceClassifierOutput
+from tiny import digit_reward, tiny_dataset, tiny_model, train
 from watched_runs import assert_same, run
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -72,22 +70,6 @@ def test_a_step_is_skipped_if_any_of_its_rollouts_is_bad(out):
     assert not all(torch.equal(before[3][name], after[name]) for name in after)
 
 
-def test_a_reward_model_is_watched_too(out):
-    class Judge(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.config = Qwen2Config(name_or_path="org/judge")
-
-        def forward(self, input_ids, **kwargs):
-            logits = torch.zeros(len(input_ids), 1)
-            logits[2] = math.nan
-            return SequenceClassifierOutput(logits=logits)
-
-    extra = {"reward_funcs": Judge(), "reward_processing_classes": tiny_tokenizer()}
-    with pytest.raises(NonFiniteError, match=r"'judge' returned NaN or infinity for completion 2 of rank 0: '"):
-        train(OPEFOTrainer, OPEFOConfig, out, max_steps=1, extra=extra)
-
-
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_bad_reward_in_evaluation_is_warned_about_and_left_out_of_the_means(policy, out, caplog):
     def picky(completions, held_out=None, **kwargs):
@@ -134,6 +116,13 @@ def test_a_reward_list_of_wrong_length_is_refused(rewards, out):
     assert isinstance(error, ValueError)
     assert f"'picky' returned {len(rewards)} rewards, but 8 were expected" in str(error)
     assert_same(dict(tiny_model().named_parameters()), after)
+
+
+def test_the_nan_of_a_reward_model_is_a_fault():
+    """A reward model has no None that its NaN could stand for."""
+    guard = RewardGuard.watch("stop", [torch.nn.Linear(1, 1)], ["judge"])
+    with pytest.raises(NonFiniteError, match="'judge' returned NaN or infinity for completion 2 of rank 0: 'c'"):
+        guard.check(torch.tensor([[0.0], [0.0], [math.nan]]), list("abc"), rank=0, step=0, training=True)
 
 
 def test_many_bad_rewards_are_counted_and_not_all_listed():
