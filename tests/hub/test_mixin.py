@@ -25,23 +25,27 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def build(out, callback=None, peft_config=None, **options):
+def build(out, peft_config=None, **options):
     options = {"hub_strategy": "all_checkpoints", "save_steps": 2, "max_steps": 4, "push_to_hub": True, **options}
     args = OPEFOConfig(
         str(out / "model"), per_device_train_batch_size=32, num_generations=4, max_completion_length=12,
         learning_rate=1e-3, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, **options,
     )  # fmt: skip
     data = playground_dataset()
-    trainer = OPEFOTrainer("playground", playground_reward, args, train_dataset=data, peft_config=peft_config)
-    if callback is not None:
-        trainer.add_callback(callback)
-    return trainer
+    return OPEFOTrainer("playground", playground_reward, args, train_dataset=data, peft_config=peft_config)
 
 
 def trained(*arguments, **options):
     trainer = build(*arguments, **options)
     trainer.train()
     return trainer
+
+
+def calling(event, function):
+    """Return a callback that gives the step of an event to a function."""
+    callback = TrainerCallback()
+    setattr(callback, event, lambda args, state, control, **_: function(state.global_step))
+    return callback
 
 
 @pytest.fixture(scope="module")
@@ -64,27 +68,18 @@ def check_everything(hub, out, strategy="all_checkpoints"):
     assert Outbox(out / "model").waiting() == []
 
 
-class AtStep(TrainerCallback):
-    """Calls what is given for a step at its end."""
-
-    def __init__(self, **steps):
-        self.steps = {int(name[1:]): action for name, action in steps.items()}
-
-    def on_step_end(self, args, state, control, **_):
-        self.steps.get(state.global_step, lambda: None)()
-
-
 def test_a_run_is_on_the_hub_with_the_checkpoints_that_it_deleted(hub, out, plain):
     saved = {}
 
-    class AfterSave(TrainerCallback):
-        def on_save(self, args, state, control, **_):
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            paths = (f"{folder.name}/model.safetensors", f"{folder.name}/optimizer.pt", CURVES_FILE)
-            saved[state.global_step] = {path: (folder.parent / path).read_bytes() for path in paths}
-            saved[state.global_step]["model.safetensors"] = (folder / "model.safetensors").read_bytes()
+    def after_save(step):
+        folder = f"checkpoint-{step}"
+        paths = (f"{folder}/model.safetensors", f"{folder}/optimizer.pt", CURVES_FILE)
+        saved[step] = {path: (out / "model" / path).read_bytes() for path in paths}
+        saved[step]["model.safetensors"] = saved[step][f"{folder}/model.safetensors"]
 
-    trainer = trained(out, AfterSave(), save_total_limit=1)
+    trainer = build(out, save_total_limit=1)
+    trainer.add_callback(calling("on_save", after_save))
+    trainer.train()
     commit = trainer.push_to_hub()
     assert same(trainer, plain)
     commits = {commit.message: commit.files for commit in hub.commits("alice/model")}
@@ -108,8 +103,9 @@ def test_a_run_is_on_the_hub_with_the_checkpoints_that_it_deleted(hub, out, plai
 def test_a_hub_that_is_down_and_then_slow_holds_no_run_up(hub, out, plain):
     hub.latency = 0.2
     hub.down()
-    steps = {"_1": lambda: trainer.save_model(), "_3": lambda: pushed.append(trainer.push_to_hub()) or hub.up()}
-    trainer, pushed = build(out, AtStep(**steps)), []
+    trainer, pushed = build(out), []
+    steps = {1: trainer.save_model, 3: lambda: pushed.append(trainer.push_to_hub()) or hub.up()}
+    trainer.add_callback(calling("on_step_end", lambda step: steps.get(step, lambda: None)()))
     trainer.train()
     assert same(trainer, plain) and trainer.publisher.missing() and pushed == [None]
     hub.down()
@@ -131,24 +127,8 @@ def test_strategies(hub, out, strategy):
     assert ("last-checkpoint/optimizer.pt" in hub.files("alice/model")) == (strategy == "checkpoint")
 
 
-def test_a_full_disk_and_a_broken_card_cost_no_run(hub, out, plain, monkeypatch, caplog):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    (out / "model").mkdir(parents=True)
-    (out / "model" / "README.md").write_text("---\n- not a map\n---\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(Outbox, "stage", full)
-        trainer = trained(out)
-    assert same(trainer, plain) and "No space left on device" in caplog.text
-    assert "The model card could not be written" in caplog.text and "metadata" in caplog.text
-    (out / "model" / "README.md").unlink()
-    trainer.push_to_hub()  # with room again: what the run still has
-    check_everything(hub, out)
-
-
-def test_an_adapter_keeps_its_card(out):
-    trainer = trained(out, None, LoraConfig(r=2), push_to_hub=False, max_steps=2)
+def test_an_adapter_keeps_its_card_and_a_broken_one_costs_no_run(out, caplog):
+    trainer = trained(out, LoraConfig(r=2), push_to_hub=False, max_steps=2)
     trainer.create_model_card()
     trainer.save_model()  # PEFT writes a card of its own
     card = ModelCard.load(out / "model" / "README.md")
@@ -156,6 +136,9 @@ def test_an_adapter_keeps_its_card(out):
     assert card.text.count("## Training") == 1
     assert "More Information Needed" not in card.text and str(MODEL) not in str(card)
     assert AutoModelForCausalLM.from_pretrained(out / "model") is not None  # as the card says, with peft
+    (out / "model" / "README.md").write_text("---\n- not a map\n---\n")
+    trainer.create_model_card()
+    assert "The model card could not be written" in caplog.text and "metadata" in caplog.text
 
 
 def test_a_name_that_is_none_of_a_repository_is_told_at_once(out):
