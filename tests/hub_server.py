@@ -123,6 +123,7 @@ class HubServer:
         self.up()
 
     def up(self) -> None:
+        self.down()
         self.server = Server(("127.0.0.1", self.port), type("Bound", (Handler,), {"hub": self}))
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -169,7 +169,7 @@ def test_a_run_that_is_killed_loses_no_save(hub, out, tmp_path):
     assert Outbox(out / "model").waiting()
     done = subprocess.run(script(out), capture_output=True, text=True, cwd=out)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Going on from" in done.stdout and "Pushed: http" in done.stdout
+    assert "Resuming from" in done.stdout and "Pushed: http" in done.stdout
     files = hub.files("alice/model")
     assert {f"checkpoint-{step}/model.safetensors" for step in (2, 4, 6)} <= files.keys()
     for checkpoint in checkpoints(out / "model"):  # two of them are kept
