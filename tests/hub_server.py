@@ -1,11 +1,5 @@
 """A Hub on loopback that the real huggingface_hub client talks to: strict about what it takes, and faulty on demand.
 
-    with HubServer() as hub:
-        environment = hub.environment(token="hf_alice")       # HF_ENDPOINT and what else a client needs
-        hub.fault("commit", status=500, times=2)
-        ...
-        hub.files("alice/model")["README.md"]                  # bytes
-
 It has models only, keeps every commit, and speaks LFS in one part or several. Not spoken: Xet.
 """
 
@@ -20,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,11 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+from huggingface_hub import ModelCard
 
 TOKENS = {"hf_alice": ("alice", "write"), "hf_bob": ("bob", "write"), "hf_reader": ("alice", "read")}
 LFS_NAMES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet")
-LFS_SIZE = 10 << 20
 LICENCES = ("apache-2.0", "mit", "other", "llama3.1")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 REPO, SHA = rf"({NAME}/{NAME})", "([0-9a-f]{64})"
@@ -44,12 +38,11 @@ ROUTES = (
     ("batch", "POST", rf"/{REPO}\.git/info/lfs/objects/batch", "_batch"),
     ("lfs", "PUT", f"/lfs/{SHA}", "_put"),
     ("lfs", "POST", f"/lfs/{SHA}/complete", "_complete"),
-    ("lfs", "POST", f"/lfs/{SHA}/verify", "_verify"),
     ("commit", "POST", rf"/api/models/{REPO}/commit/([^/]+)", "_commit"),
     ("info", "GET", rf"/api/models/{REPO}(?:/revision/([^/]+))?", "_info"),
     ("info", "POST", rf"/api/models/{REPO}/paths-info/([^/]+)", "_paths"),
     ("resolve", "GET|HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", "_resolve"),
-    ("unknown", ".*", "(.*)", "_unknown"),
+    ("unknown", ".*", ".*", "_unknown"),
 )
 
 
@@ -58,12 +51,10 @@ class Blob(NamedTuple):
     lfs: bool
 
     @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
     def oid(self) -> str:
-        """Git's hash of a file that is not in LFS."""
+        """Return what LFS or git knows the content by."""
+        if self.lfs:
+            return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
 
@@ -132,8 +123,10 @@ class HubServer:
         self.up()
 
     def up(self) -> None:
+        self.down()
         self.server = Server(("127.0.0.1", self.port), type("Bound", (Handler,), {"hub": self}))
         self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def down(self) -> None:
@@ -150,10 +143,6 @@ class HubServer:
 
     def __exit__(self, *_: Any) -> None:
         self.down()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def environment(self, token: str | None = "hf_alice", home: Path | None = None) -> dict[str, str]:
         settings = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
@@ -197,53 +186,38 @@ class HubServer:
 
     # ---- its answers
 
-    def answer(self, request: Request, function: str, words: list[str]) -> Answer:
-        with self.lock:
-            try:
-                return getattr(self, function)(request, *words)
-            except Answer as answer:
-                return answer
-
-    def _unknown(self, request: Request, path: str) -> Answer:
-        return Answer(404, error=f"no such endpoint: {path}")
+    def _unknown(self, request: Request) -> Answer:
+        return Answer(404, error=f"no such endpoint: {request.path}")
 
     def _user(self, request: Request, write: bool = False) -> str:
         user, role = TOKENS.get((request.headers.get("Authorization") or "").removeprefix("Bearer "), (None, None))
-        if user is None:
-            raise Answer(401, error="Invalid credentials in Authorization header")
-        if write and role != "write":
-            raise Answer(403, error="You don't have the rights to do this: the token has the role 'read'.")
+        _require(user is not None, "Invalid credentials in Authorization header", 401)
+        _require(not write or role == "write", "You don't have the rights: the token has the role 'read'.", 403)
         return user
 
     def _commit_of(self, request: Request, name: str, revision: str, write: bool = False) -> Commit:
         """Return a commit, if the user may read it or write there."""
         user = self._user(request, write) if write or request.headers.get("Authorization") else None
         repo, owner = self.repos.get(name), name.split("/")[0]
-        if repo is None or (repo.private and user != owner):
-            raise Answer(401 if user is None else 404, headers={"X-Error-Code": "RepoNotFound"})
-        if write and user != owner:
-            raise Answer(403, error=f"You don't have write access to {name}.")
-        commit = repo.commit(revision)
-        if commit is None:
-            raise Answer(404, headers={"X-Error-Code": "RevisionNotFound"})
-        return commit
+        found = repo is not None and (not repo.private or user == owner)
+        _require(found, name, 401 if user is None else 404, {"X-Error-Code": "RepoNotFound"})
+        _require(not write or user == owner, f"You don't have write access to {name}.", 403)
+        _require(repo.commit(revision) is not None, revision, 404, {"X-Error-Code": "RevisionNotFound"})
+        return repo.commit(revision)
 
     def _create(self, request: Request) -> Answer:
         user, content = self._user(request, write=True), request.json
-        _require(re.fullmatch(NAME, content["name"]) is not None, f"bad name {content['name']!r}")
         name = f"{content.get('organization') or user}/{content['name']}"
-        if content.get("organization") not in (None, user):
-            raise Answer(403, error=f"You don't have the rights to create {name}.")
+        _require(content.get("organization") in (None, user), f"You don't have the rights to create {name}.", 403)
         answer = {"url": f"{self.url}/{name}", "name": name}
         if name in self.repos:
-            return Answer(409, {**answer, "error": "You already created this model repo"})
+            return Answer(409, answer)
         self.make(name, bool(content.get("private")) or content.get("visibility") == "private")
         return Answer(200, answer)
 
     def _branch(self, request: Request, name: str, branch: str) -> Answer:
         head, branches = self._commit_of(request, name, "main", write=True), self.repos[name].branches
-        if branch in branches:
-            return Answer(409, error=f"Reference already exists: {branch}")
+        _require(branch not in branches, f"Reference already exists: {branch}", 409)
         branches[branch] = [head]
         return Answer(200)
 
@@ -255,74 +229,51 @@ class HubServer:
         files, answers = self._commit_of(request, name, revision, write=True).files, []
         ignored = files[".gitignore"].content.decode().split() if ".gitignore" in files else []
         for file in request.json["files"]:
-            path = _checked_path(file["path"])
-            lfs = file["size"] > LFS_SIZE or b"\0" in base64.b64decode(file["sample"], validate=True)
-            lfs = lfs or any(fnmatch.fnmatch(path.split("/")[-1], pattern) for pattern in LFS_NAMES)
-            answer = {"path": path, "uploadMode": "lfs" if lfs else "regular"}
-            answer["shouldIgnore"] = any(fnmatch.fnmatch(path, pattern) for pattern in ignored)
-            if path in files:
-                answer["oid"] = files[path].sha256 if files[path].lfs else files[path].oid
-            answers.append(answer)
+            path = file["path"]
+            lfs = b"\0" in base64.b64decode(file["sample"]) or _matches(path, LFS_NAMES)
+            answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": _matches(path, ignored)}
+            answers.append(answer | ({"oid": files[path].oid} if path in files else {}))
         return Answer(200, {"files": answers})
 
     def _batch(self, request: Request, name: str) -> Answer:
         self._commit_of(request, name, "main", write=True)
         objects = []
-        for wanted in request.json["objects"]:
-            oid, size = wanted["oid"], wanted["size"]
-            answer: dict[str, Any] = {"oid": oid, "size": size}
-            if oid not in self.objects:
-                upload: dict[str, Any] = {"href": f"{self.url}/lfs/{oid}?size={size}"}
-                if size > self.part:
-                    parts = range(1, -(-size // self.part) + 1)
-                    upload = {"href": f"{self.url}/lfs/{oid}/complete?size={size}"}
-                    upload["header"] = {str(part): f"{self.url}/lfs/{oid}?part={part}" for part in parts}
-                    upload["header"]["chunk_size"] = str(self.part)
-                answer["actions"] = {"upload": upload, "verify": {"href": f"{self.url}/lfs/{oid}/verify"}}
-            objects.append(answer)
+        for oid, size in ((wanted["oid"], wanted["size"]) for wanted in request.json["objects"]):
+            parts = range(1, -(-size // self.part) + 1)
+            header = {str(part): f"{self.url}/lfs/{oid}?part={part}" for part in parts}
+            upload = {"href": f"{self.url}/lfs/{oid}/complete", "header": {**header, "chunk_size": str(self.part)}}
+            actions = {} if oid in self.objects else {"actions": {"upload": upload}}
+            objects.append({"oid": oid, "size": size, **actions})
         return Answer(200, {"transfer": "basic", "objects": objects})
 
     def _put(self, request: Request, oid: str) -> Answer:
         _require(request.headers.get("Authorization") is None, "signed addresses take no token")
-        if "part" in request.query:
-            self.parts.setdefault(oid, {})[int(request.query["part"][0])] = request.body
-            return Answer(200, headers={"ETag": f'"{hashlib.md5(request.body).hexdigest()}"'})
-        return self._store(request, oid, request.body)
+        self.parts.setdefault(oid, {})[int(request.query["part"][0])] = request.body
+        return Answer(200, headers={"ETag": hashlib.md5(request.body).hexdigest()})
 
     def _complete(self, request: Request, oid: str) -> Answer:
         parts = self.parts.get(oid, {})
         etags = {part["partNumber"]: part["etag"] for part in request.json["parts"]}
-        _require(etags == {number: f'"{hashlib.md5(part).hexdigest()}"' for number, part in parts.items()}, "etags")
-        return self._store(request, oid, b"".join(parts[number] for number in sorted(parts)))
-
-    def _store(self, request: Request, oid: str, content: bytes) -> Answer:
-        _require(len(content) == int(request.query["size"][0]), f"size {len(content)} is not the announced one")
-        _require(hashlib.sha256(content).hexdigest() == oid, "the content is not the announced one")
-        self.objects[oid] = content
-        return Answer(200)
-
-    def _verify(self, request: Request, oid: str) -> Answer:
-        self._user(request)
-        _require(oid in self.objects, "not uploaded")
+        _require(etags == {number: hashlib.md5(part).hexdigest() for number, part in parts.items()}, "etags")
+        self.objects[oid] = b"".join(parts[number] for number in sorted(parts))
+        _require(hashlib.sha256(self.objects[oid]).hexdigest() == oid, "the content is not the announced one")
         return Answer(200)
 
     def _commit(self, request: Request, name: str, revision: str) -> Answer:
         head = self._commit_of(request, name, revision, write=True)
         first, *operations = [json.loads(line) for line in request.body.splitlines()]
-        if first["value"].get("parentCommit") not in (None, head.oid):
-            return Answer(412, error="A commit has happened since. Please refresh and try again.")
+        _require(first["value"].get("parentCommit") in (None, head.oid), "A commit has happened since.", 412)
         files = dict(head.files)
         for operation in operations:
             self._apply(files, operation["key"], operation["value"])
         commit = self._append(name, revision, files, first["value"]["summary"])
-        url = f"{self.url}/{name}/commit/{commit.oid}"
-        return Answer(200, {"success": True, "commitUrl": url, "commitOid": commit.oid})
+        return Answer(200, {"commitUrl": f"{self.url}/{name}/commit/{commit.oid}", "commitOid": commit.oid})
 
     def _apply(self, files: dict[str, Blob], key: str, value: dict[str, Any]) -> None:
-        path = _checked_path(value["path"])
+        path = value["path"]
         if key == "file":
             content = base64.b64decode(value["content"], validate=True)
-            _require(len(content) <= LFS_SIZE and b"\0" not in content[:512], f"{path} belongs into LFS")
+            _require(b"\0" not in content[:512], f"{path} belongs into LFS")
             problems = problems_of(content.decode()) if path == "README.md" else []
             _require(not problems, str(problems))
             files[path] = Blob(content, False)
@@ -341,17 +292,16 @@ class HubServer:
     def _paths(self, request: Request, name: str, revision: str) -> Answer:
         files, entries = self._commit_of(request, name, revision).files, []
         for path in filter(files.__contains__, parse_qs(request.body.decode())["paths"]):
-            size, blob = len(files[path].content), files[path]
-            lfs = {"lfs": {"oid": blob.sha256, "size": size, "pointerSize": 128}} if blob.lfs else {}
-            entries.append({"type": "file", "path": path, "size": size, "oid": blob.oid, **lfs})
+            content = {"oid": files[path].oid, "size": len(files[path].content)}
+            lfs = {"lfs": {**content, "pointerSize": 128}} if files[path].lfs else {}
+            entries.append({"type": "file", "path": path, **content, **lfs})
         return Answer(200, entries)
 
     def _resolve(self, request: Request, name: str, revision: str, path: str) -> Answer:
         commit = self._commit_of(request, name, revision)
         headers, blob = {"X-Repo-Commit": commit.oid}, commit.files.get(path)
-        if blob is None:
-            return Answer(404, headers={**headers, "X-Error-Code": "EntryNotFound"})
-        return Answer(200, blob.content, {**headers, "ETag": f'"{blob.sha256 if blob.lfs else blob.oid}"'})
+        _require(blob is not None, path, 404, {**headers, "X-Error-Code": "EntryNotFound"})
+        return Answer(200, blob.content, {**headers, "ETag": f'"{blob.oid}"'})
 
 
 class Server(ThreadingHTTPServer):
@@ -391,8 +341,12 @@ class Handler(BaseHTTPRequestHandler):
         if fault.reset_after is not None:
             return self._break()
         time.sleep(hub.latency + fault.hang + (len(body) / hub.bandwidth if hub.bandwidth else 0.0))
-        failed = fault.status is not None and Answer(fault.status, headers=fault.headers, error="made to fail")
-        answer = failed or hub.answer(request, function, words)
+        try:
+            _require(fault.status is None, "made to fail", fault.status, fault.headers)
+            with hub.lock:
+                answer = getattr(hub, function)(request, *words)
+        except Answer as refusal:
+            answer = refusal
         if fault.lost:
             return self._break()
         self.send_response(answer.status)
@@ -413,26 +367,20 @@ class Handler(BaseHTTPRequestHandler):
 
 def problems_of(card: str) -> list[str]:
     """Return what the Hub's own validation would find wrong with a card's metadata."""
-    match = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
     try:
-        data = yaml.safe_load(match[1]) if match else {}
-        results = [result for model in data.get("model-index", []) for result in model["results"]]
-        rules = {
-            "tags": _are_words(data.get("tags", [])),
-            "datasets": _are_words(data.get("datasets", [])),
-            "license": data.get("license", "mit") in LICENCES,
-            "base_model": re.fullmatch(rf"({NAME}/)?{NAME}", str(data.get("base_model", "a/b"))) is not None,
-            "model-index": all(isinstance(model["name"], str) for model in data.get("model-index", [])),
-            "task and dataset": all(result[key]["type"] for result in results for key in ("task", "dataset")),
-            "metrics": all({"type", "value"} <= metric.keys() for result in results for metric in result["metrics"]),
-        }
-    except (yaml.YAMLError, AttributeError, LookupError, TypeError) as error:
+        data = ModelCard(card).data  # its results are checked there, too
+    except Exception as error:
         return [f"{type(error).__name__}: {error}"]
+    rules = {
+        "license": data.license in (None, *LICENCES),
+        "base_model": re.fullmatch(rf"({NAME}/)?{NAME}", str(data.base_model or "a/b")) is not None,
+        **{name: all(isinstance(word, str) for word in data.get(name) or []) for name in ("tags", "datasets")},
+    }
     return [f"{name} is not valid: {data.get(name)!r}" for name, valid in rules.items() if not valid]
 
 
-def _are_words(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(path.split("/")[-1], pattern) for pattern in patterns)
 
 
 def _reset(connection: socket.socket) -> None:
@@ -443,11 +391,6 @@ def _reset(connection: socket.socket) -> None:
         connection.close()
 
 
-def _checked_path(path: str) -> str:
-    _require(bool(path) and not path.startswith("/") and ".." not in path.split("/"), f"bad path {path!r}")
-    return path
-
-
-def _require(condition: bool, problem: str) -> None:
+def _require(condition: bool, problem: str, status: int = 400, headers: dict[str, str] | None = None) -> None:
     if not condition:
-        raise Answer(400, error=problem)
+        raise Answer(status, headers=headers, error=problem)

@@ -21,11 +21,9 @@ def test_generated_blocks_are_replaced_and_everything_else_stays():
     places = [body.index(text) for text in ("# Mine", "words", "new", "fresh", "## Note", "by hand", "citation")]
     assert places == sorted(places) and "old" not in body
     assert merge(new, merge(new, old)) == merge(new, old)
-
-
-def test_a_card_without_marks_keeps_its_words_before_ours():
-    merged = merge(card(block("model", "ours")), card("# Theirs\n\nText.\n"))
-    assert merged.index("# Theirs") < merged.index("ours")
+    without_marks = merge(new, card("# Theirs\n\nText.\n"))
+    assert without_marks.index("# Theirs") < without_marks.index("new")
+    assert "scores" in merge(new, card(block("evaluation", "scores")))  # which the new card lacks
 
 
 def test_words_of_both_sides_stay_and_none_twice():
@@ -36,10 +34,6 @@ def test_words_of_both_sides_stay_and_none_twice():
         merged = merge(ours, merged)
     assert merged.count("local words") == merged.count("words on the Hub") == merged.count(code) == 1
     assert "old" in theirs and "old" not in merged
-
-
-def test_a_block_that_the_new_card_lacks_stays():
-    assert "scores" in merge(card(block("model", "new")), card(block("evaluation", "scores")))
 
 
 def test_metadata_of_both():
@@ -55,11 +49,7 @@ def test_metadata_of_both():
 def test_results_replace_those_of_the_same_data_and_metric_only():
     def results(**values):
         entries = [
-            {
-                "task": {"type": "text-generation"},
-                "dataset": {"type": key[0], "name": key[0]},
-                "metrics": [{"type": key[2:], "value": value}],
-            }
+            {"dataset": {"type": key[0]}, "metrics": [{"type": key[2:], "value": value}]}
             for key, value in values.items()
         ]
         return {"model-index": [{"name": "m", "results": entries}]}

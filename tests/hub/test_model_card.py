@@ -17,6 +17,8 @@ from opefo_trl.hub.card_blocks import join, split
 from opefo_trl.hub.model_card import RunFacts, RunSummary, describe_base, write_card
 from opefo_trl.playground import MODEL, playground_dataset
 
+LICENCED = {"license": "other", "license_name": "qwen", "base_model": "Qwen/Qwen3-0.6B"}
+
 
 @pytest.fixture
 def summary(out):
@@ -57,10 +59,6 @@ def test_the_card_of_a_run(summary, out):
     assert "opefo_trl 0" in body and "transformers " in body
     assert "{%" not in text and "hf_secret" not in text and "\n\n\n" not in text and "|\n\n|" not in body
     assert "None" not in body.split("### Reproduce it")[0].replace("`None`", "")
-
-
-def test_what_its_author_wrote_stays(summary, out):
-    *_, text = write(summary)
     (out / "README.md").write_text(text + "\n## Afterword\n\nBy hand.\n")
     _, body, _ = write(replace(summary, steps=(4, 4)))
     assert "By hand." in body and body.count("## Training") == 1 and "4 of 4" in body
@@ -87,16 +85,15 @@ def test_an_adapter_is_called_one(summary, tmp_path):
     assert "A LoRA adapter for a local model, `base`, itself from [Qwen/Qwen3-0.6B](https://" in body
 
 
-def test_what_is_not_known_is_not_said(summary):
-    unknown = replace(summary, base_model="", repo=None, curves=None, dataset=None)
-    metadata, body, _ = write(unknown)
+def test_data_and_prompts_are_those_that_were_trained_on(summary):
+    metadata, body, _ = write(replace(summary, base_model="", repo=None, curves=None, dataset=None))
     assert "a model of the user's own" in body and "data of its author's own" in body
     assert metadata.keys().isdisjoint({"base_model", "base_model_relation", "datasets", "license"})
-
-
-def test_prompts_are_of_the_kind_that_was_trained_on(summary):
     assert '[{"role": "user", "content": "' in write(summary)[1]
     assert 'generator("What is the sum' in write(replace(summary, dataset=tiny_dataset(), base_model="a/b"))[1]
+    files = {"hf://datasets/openai/gsm8k@e53f/main/train.parquet": {}, "https://elsewhere/x": {}}
+    dataset = SimpleNamespace(info=SimpleNamespace(download_checksums=files))  # as a `Dataset` remembers
+    assert write(replace(summary, dataset=dataset))[0]["datasets"] == ["openai/gsm8k"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of controls that do nothing strictly on-policy
@@ -108,23 +105,20 @@ def test_each_control_is_named_for_what_it_is(summary, control):
     assert named == (control not in ("opefo", "none")) and ("trained with OPEFO" in body) == (control == "opefo")
 
 
-def test_data_sets_remember_where_they_are_from(summary):
-    files = {"hf://datasets/openai/gsm8k@e53f/main/train.parquet": {}, "https://elsewhere/x": {}}
-    dataset = SimpleNamespace(info=SimpleNamespace(download_checksums=files))
-    assert write(replace(summary, dataset=dataset))[0]["datasets"] == ["openai/gsm8k"]
-
-
-def test_where_a_model_comes_from(tmp_path):
-    def of_card(**metadata):
-        (tmp_path / "README.md").write_text(join(metadata, ""))
-        return describe_base(str(tmp_path))
-
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        (None, {}),
+        ("---\n: [\n---\n", {}),
+        (join({"base_model": "/data/llama"}, ""), {}),
+        (join({"base_model": ["Qwen/Qwen3-0.6B"]}, ""), {"base_model": "Qwen/Qwen3-0.6B"}),
+        (join(LICENCED, ""), LICENCED),
+    ],
+)
+def test_where_a_model_comes_from(tmp_path, card, expected):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert describe_base(str(tmp_path)) == expected
     assert describe_base("Qwen/Qwen3-0.6B") == {"base_model": "Qwen/Qwen3-0.6B"}
     assert describe_base(str(MODEL)) == {"license": "apache-2.0"}
-    assert describe_base(str(tmp_path)) == describe_base("/tmp/merged-and-gone") == describe_base("") == {}
-    licence = {"license": "other", "license_name": "qwen"}
-    assert of_card(base_model="Qwen/Qwen3-0.6B", **licence) == {"base_model": "Qwen/Qwen3-0.6B", **licence}
-    assert of_card(base_model=["Qwen/Qwen3-0.6B"]) == {"base_model": "Qwen/Qwen3-0.6B"}
-    assert of_card(base_model="/data/llama") == {}
-    (tmp_path / "README.md").write_text("---\n: [\n---\n")
-    assert describe_base(str(tmp_path)) == {}
+    assert describe_base("/tmp/merged-and-gone") == describe_base("") == {}

@@ -1,0 +1,1 @@
+from hub.conftest import hub  # noqa: F401
