@@ -1,6 +1,7 @@
 """Rows of invented benchmarks, and files of them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,9 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def refusal(name: str, source: object) -> str:
-    """The error of `load_benchmark`, which must be one line."""
+def refusal(name: str, source: object, load: Callable = load_benchmark) -> str:
+    """Return the error of loading a benchmark, which must be one line."""
     with pytest.raises(ValueError) as caught:
-        load_benchmark(name, source)
+        load(name, source)
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -21,7 +21,6 @@ def lenient():
 @pytest.mark.parametrize(
     ("gold", "completion", "outcome"),
     [
-        ("1/2", r"\boxed{0.5}", "correct"),
         (r"\frac{1}{2}", r"\boxed{\frac12}", "correct"),
         ("1,234", r"\boxed{1234}", "correct"),
         ("x=5", r"\boxed{5}", "correct"),
@@ -35,7 +34,6 @@ def lenient():
         ("", r"\boxed{1}", "error"),
         ("3", r"\boxed{" + "3" * (LONGEST + 1) + "}", "wrong"),
         (r"\text{Evelyn}", r"\boxed{\text{Evelyn}}", "correct"),
-        ("(3, \\frac{\\pi}{2})", r"\boxed{\left( 3, \pi/2 \right)}", "correct"),
     ],
 )
 def test_verdicts(grader, gold, completion, outcome):
