@@ -6,17 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from opefo_trl.data.benchmarks import load_benchmark
+from opefo_trl.data.benchmarks import BENCHMARKS, load_benchmark
 
-COUNTS = {
-    "aime24": 30,
-    "aime25": 30,
-    "amc23": 40,
-    "math500": 500,
-    "minerva": 272,
-    "olympiadbench": 675,
-    "gsm8k": 1319,
-}
+COUNTS = {name: max(benchmark.counts) for name, benchmark in BENCHMARKS.items()}
 
 
 def rows_of(name: str, **first: object) -> list[dict]:

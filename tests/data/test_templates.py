@@ -2,6 +2,8 @@
 
 import pytest
 from datasets import Dataset
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from opefo_trl.data import with_template
 from opefo_trl.data.templates import DAPO_PREFIX, DAPO_SUFFIX, strip_dapo_template, text_of
@@ -27,23 +29,13 @@ def test_an_unknown_template_and_one_around_a_conversation_are_refused():
         templated([{"role": "user", "content": "1+1="}], "boxed")
 
 
-@pytest.mark.parametrize(
-    "problem",
-    [
-        "Solve it.",
-        "the answer to the problem.",
-        ".problem the to answer",
-        'Remember "Answer:".',
-        "n\n\n",
-        "\n\nR",
-        '":.rewsnA"',
-        "S",
-        " leading and trailing ",
-        DAPO_PREFIX,
-        DAPO_SUFFIX,
-        DAPO_PREFIX + "x" + DAPO_SUFFIX,
-    ],
-)
+@settings(deadline=None)
+@given(
+    st.text(st.sampled_from(DAPO_PREFIX + DAPO_SUFFIX + " \\S"), min_size=1)
+)  # stripping letters would eat both ends
+@example(DAPO_PREFIX)
+@example(DAPO_SUFFIX)
+@example(DAPO_PREFIX + "x" + DAPO_SUFFIX)
 def test_dapos_template_comes_off_to_the_letter(problem):
     prompt = DAPO_PREFIX + problem + DAPO_SUFFIX
     assert strip_dapo_template(prompt) == strip_dapo_template([{"role": "user", "content": prompt}]) == problem

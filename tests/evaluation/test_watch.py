@@ -1,6 +1,5 @@
 """Checkpoints of a run are evaluated as they come."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -73,6 +72,3 @@ def test_a_watched_run_has_its_scores_beside_its_curves(tmp_path):
     assert (out / "eval_curves.png").stat().st_size > 10_000
     again = subprocess.run(watching, capture_output=True, text=True, cwd=tmp_path)  # nothing is done twice
     assert again.returncode == 0 and "Playground" not in again.stdout
-    assert json.loads((out / "run.json").read_text())["ended"] is True
-    mistaken = subprocess.run([*watching, "--model", "playground"], capture_output=True, text=True, cwd=tmp_path)
-    assert mistaken.returncode == 2 and "--model" in mistaken.stderr
