@@ -29,10 +29,12 @@ def test_an_unknown_template_and_one_around_a_conversation_are_refused():
         templated([{"role": "user", "content": "1+1="}], "boxed")
 
 
+# Stripping letters of the template would eat both ends of such a problem
+LETTERS = DAPO_PREFIX + DAPO_SUFFIX + "\\ "
+
+
 @settings(deadline=None)
-@given(
-    st.text(st.sampled_from(DAPO_PREFIX + DAPO_SUFFIX + " \\S"), min_size=1)
-)  # stripping letters would eat both ends
+@given(st.text(st.sampled_from(LETTERS), min_size=1))
 @example(DAPO_PREFIX)
 @example(DAPO_SUFFIX)
 @example(DAPO_PREFIX + "x" + DAPO_SUFFIX)
