@@ -1,21 +1,14 @@
 """Rows of invented benchmarks, and files of them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from opefo_trl.data.benchmarks import load_benchmark
+from opefo_trl.data.benchmarks import BENCHMARKS, load_benchmark
 
-COUNTS = {
-    "aime24": 30,
-    "aime25": 30,
-    "amc23": 40,
-    "math500": 500,
-    "minerva": 272,
-    "olympiadbench": 675,
-    "gsm8k": 1319,
-}
+COUNTS = {name: max(benchmark.counts) for name, benchmark in BENCHMARKS.items()}
 
 
 def rows_of(name: str, **first: object) -> list[dict]:
@@ -31,9 +24,9 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def refusal(name: str, source: object) -> str:
-    """The error of `load_benchmark`, which must be one line."""
+def refusal(name: str, source: object, load: Callable = load_benchmark) -> str:
+    """Return the error of loading a benchmark, which must be one line."""
     with pytest.raises(ValueError) as caught:
-        load_benchmark(name, source)
+        load(name, source)
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -32,11 +30,6 @@ def tokens_of(flow: list[list[float]], advantages: list[float]) -> Tokens:
     tensor = torch.tensor(flow)
     zeros = torch.zeros_like(tensor)
     return Tokens(zeros, zeros, torch.tensor(advantages).unsqueeze(1), torch.ones_like(tensor), zeros, tensor)
-
-
-def on_policy(tokens: Tokens, noise: float = 0.0) -> Tokens:
-    """The same tokens with the live log-probabilities as old ones, but for rounding."""
-    return replace(tokens, old_logps=tokens.logps.detach() + noise * torch.randn(tokens.logps.shape))
 
 
 def arrays(tokens: Tokens):

@@ -4,32 +4,22 @@ from control_inputs import tokens_of
 from opefo_trl.controls import CONTROLS, Control, make_control
 
 
-def test_flags_are_reset_in_a_subclass_that_overrides_the_methods_they_describe():
-    class Bonus(CONTROLS["opefo"]):
-        def penalty(self, tokens):
-            return -tokens.entropies
+def flags(control):
+    return control.by_row, control.keeps_zeros
 
-    class Relabelled(CONTROLS["opefo"]):
-        def metrics(self):
-            return {}
 
-    class Clip(CONTROLS["opefo"]):
-        def clip_range(self, tokens):
-            return 0.1, 0.3
-
-    class Declared(Bonus):
-        by_row = True
-
-    class Mixed(type("Mixin", (), {"advantages": lambda self, tokens: tokens.entropies}), CONTROLS["opefo"]):
-        pass
-
-    def flags(control):
-        return control.by_row, control.keeps_zeros
-
-    assert flags(CONTROLS["none"]) == flags(CONTROLS["opefo"]) == flags(Relabelled) == (True, True)
-    assert flags(Bonus) == flags(Mixed) == (False, False)
-    assert flags(Clip) == (False, True) and flags(Declared) == (True, False)
-    assert Clip().uses_clip_range
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("metrics", (True, True)), ("clip_range", (False, True)), ("penalty", (False, False))],
+)
+def test_flags_are_reset_in_a_subclass_that_overrides_the_methods_they_describe(method, expected):
+    base, overridden = CONTROLS["opefo"], {method: lambda self, *tokens: None}
+    assert flags(base) == flags(CONTROLS["none"]) == (True, True)
+    subclass = type("Subclass", (base,), overridden)
+    mixed = type("Mixed", (type("Mixin", (), overridden), base), {})
+    assert flags(subclass) == flags(mixed) == expected
+    assert type("Declared", (subclass,), {"by_row": True}).by_row
+    assert subclass().uses_clip_range == (method == "clip_range")
 
 
 def test_a_control_of_ones_own_can_be_registered(monkeypatch):

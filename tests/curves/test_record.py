@@ -60,6 +60,7 @@ def test_a_resumed_record_continues_after_its_checkpoint(tmp_path, content):
     elif content is not None:
         (tmp_path / "checkpoint-4" / CURVES_FILE).write_bytes(content)
     resumed = CurveRecorder(tmp_path, {})
+    assert "1 of the 5 steps" in resumed.restore(tmp_path / "checkpoint-4", 5)  # lost
     assert resumed.restore(tmp_path / "checkpoint-4", 4) is None
     for row in rows(range(5, 10)):
         resumed.append(row)

@@ -2,6 +2,8 @@
 
 import pytest
 from datasets import Dataset
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from opefo_trl.data import with_template
 from opefo_trl.data.templates import DAPO_PREFIX, DAPO_SUFFIX, strip_dapo_template, text_of

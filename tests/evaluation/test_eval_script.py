@@ -87,8 +87,6 @@ def test_folders(tmp_path, monkeypatch):
         ("--temperature inf", "`temperature=inf`"),
         ("--top_p 0", "`top_p=0.0`"),
         ("--max_new_tokens 0", "`max_new_tokens=0`"),
-        ("--policy strict", "`policy='strict'`"),
-        ("--prompt_template box", "`prompt_template='box'`"),
         ("--engine tgi", "`engine='tgi'`"),
         ("--dtype float61", "`dtype='float61'`"),
         ("--tensor_parallel_size 2 --engine transformers", "`tensor_parallel_size=2`"),

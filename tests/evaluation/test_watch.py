@@ -1,6 +1,5 @@
 """Checkpoints of a run are evaluated as they come."""
 
-import json
 import shutil
 import subprocess
 import sys

@@ -33,7 +33,6 @@ def lenient():
         ("", r"\boxed{1}", "error"),
         ("3", r"\boxed{" + "3" * (LONGEST + 1) + "}", "wrong"),
         (r"\text{Evelyn}", r"\boxed{\text{Evelyn}}", "correct"),
-        ("(3, \\frac{\\pi}{2})", r"\boxed{\left( 3, \pi/2 \right)}", "correct"),
     ],
 )
 def test_verdicts(grader, gold, completion, outcome):
@@ -107,21 +106,18 @@ def test_cores_are_shared_among_the_ranks_of_a_machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "values"),
     [
-        ("policy", "box"),
-        ("timeout", 0),
-        ("timeout", "fast"),
-        ("timeout", float("inf")),
-        ("memory", -1),
-        ("memory", True),
-        ("workers", 0),
-        ("workers", 1.5),
+        ("policy", ["box"]),
+        ("timeout", [0, "fast", float("inf")]),
+        ("memory", [-1, True]),
+        ("workers", [0, 1.5]),
     ],
 )
-def test_wrong_options_are_named(name, value):
-    with pytest.raises(ValueError, match=re.escape(f"`{name}={value!r}`")):
-        Grader(**{name: value})
+def test_wrong_options_are_named(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=re.escape(f"`{name}={value!r}`")):
+            Grader(**{name: value})
 
 
 # ---- real material

@@ -13,7 +13,7 @@ import pytest
 from material import read_lines
 from scripts import python
 
-from opefo_trl.grading import Grader
+from opefo_trl.grading import Grade, Grader, Outcome
 
 pytestmark = pytest.mark.slow
 TOWER = "9^{9^{9^{9^{9}}}}"
@@ -40,14 +40,9 @@ def test_nothing_hangs_and_nothing_crashes(answer):
     with Grader(workers=1, timeout=1.5) as grader:
         grades = [grader.grade([gold], [text])[0] for gold, text in (("3", r"\boxed{3}"), ("2", answer))]
         assert grades[0].correct and grades[1].outcome in ("wrong", "timeout", "error")
+        if TOWER in answer:  # a timeout is no wrong answer
+            assert grades[1] == Grade(Outcome("timeout"), TOWER) and grader.counts["timeout"] == 1
         assert grader.grade(["4"], [r"\boxed{4}"])[0].correct and grader.alive == 1
-
-
-def test_a_timeout_is_no_wrong_answer_and_the_worker_is_replaced():
-    with Grader(workers=1, timeout=0.7) as grader:
-        grades = grader.grade(["3", "5", "4"], [r"\boxed{3}", rf"\boxed{{{TOWER}}}", r"\boxed{4}"])
-        assert [grade.outcome for grade in grades] == ["correct", "timeout", "correct"]
-        assert grades[1].answer == TOWER and grader.counts["timeout"] == 1 and grader.alive == 1
 
 
 def test_a_worker_that_dies_is_replaced_and_the_answer_tried_again(grader):
