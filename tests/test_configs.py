@@ -67,8 +67,8 @@ def test_a_recipe_is_right(path, recwarn):
 @pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)
 def test_a_machine_is_read_by_accelerate(path):
     config = load_config_from_file(str(path))
-    kinds = {"single_gpu": "NO", "cpu": "MULTI_GPU", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}
-    assert config.distributed_type == kinds.get(path.stem, "DEEPSPEED")
+    kinds = dict.fromkeys(("zero2", "zero3", "multi_node"), "DEEPSPEED") | {"fsdp2": "FSDP", "single_gpu": "NO"}
+    assert config.distributed_type == kinds.get(path.stem, "MULTI_GPU")
     assert config.num_machines == (2 if path.stem == "multi_node" else 1)
     assert config.use_cpu == (path.stem == "cpu")
     if config.distributed_type == "DEEPSPEED":

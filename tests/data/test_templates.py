@@ -29,21 +29,15 @@ def test_an_unknown_template_and_one_around_a_conversation_are_refused():
         templated([{"role": "user", "content": "1+1="}], "boxed")
 
 
-@pytest.mark.parametrize(
-    "problem",
-    [
-        "Solve it.",
-        "the answer to the problem.",
-        'Remember "Answer:".',
-        "n\n\n",
-        "\n\nR",
-        '":.rewsnA"',
-        " leading and trailing ",
-        DAPO_PREFIX,
-        DAPO_SUFFIX,
-        DAPO_PREFIX + "x" + DAPO_SUFFIX,
-    ],
-)
+# Stripping letters of the template would eat both ends of such a problem
+LETTERS = DAPO_PREFIX + DAPO_SUFFIX + "\\ "
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from(LETTERS), min_size=1))
+@example(DAPO_PREFIX)
+@example(DAPO_SUFFIX)
+@example(DAPO_PREFIX + "x" + DAPO_SUFFIX)
 def test_dapos_template_comes_off_to_the_letter(problem):
     prompt = DAPO_PREFIX + problem + DAPO_SUFFIX
     assert strip_dapo_template(prompt) == strip_dapo_template([{"role": "user", "content": prompt}]) == problem

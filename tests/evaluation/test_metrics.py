@@ -212,15 +212,6 @@ def test_a_drawn_p_value_is_never_zero_and_depends_on_nothing_but_the_seed():
     assert paired_difference(before, noisy).p_value != paired_difference(before, noisy, seed=1).p_value
 
 
-def test_pairs_say_more_than_two_settings_by_themselves():
-    rng = np.random.default_rng(0)
-    before = rng.random(100)
-    after = before + rng.normal(0.02, 0.02, size=100)
-    result = paired_difference(before, after)
-    assert 0 < result.low < result.difference < result.high and result.p_value < 0.001
-    assert (result.low, result.high) == bootstrap_interval(after - before)
-
-
 def test_a_bin_holds_its_lower_bound_and_the_last_one_also_its_upper():
     # 1 and .9 are in one bin: |(0 - 1) + (1 - .9)| / 2
     assert calibration_error([1.0, 0.9], [0, 1], bins=10) == pytest.approx(0.45)

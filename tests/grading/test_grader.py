@@ -21,7 +21,7 @@ def lenient():
 @pytest.mark.parametrize(
     ("gold", "completion", "outcome"),
     [
-        ("1/2", r"\boxed{0.5}", "correct"),
+        (r"\frac{1}{2}", r"\boxed{\frac12}", "correct"),
         ("1,234", r"\boxed{1234}", "correct"),
         ("x=5", r"\boxed{5}", "correct"),
         ("69,84", r"\boxed{84, 69}", "correct"),
@@ -29,6 +29,7 @@ def lenient():
         ("69,84", r"\boxed{69}", "wrong"),
         (r"1 - \sqrt{2}", r"\boxed{1}", "wrong"),  # TRL's accuracy_reward reads this gold as 1
         (r"2^{1009}", r"\boxed{2}", "wrong"),
+        ("72", r"\boxed{73}", "wrong"),
         ("72", "72", "no_answer"),
         ("", r"\boxed{1}", "error"),
         ("3", r"\boxed{" + "3" * (LONGEST + 1) + "}", "wrong"),

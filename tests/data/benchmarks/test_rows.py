@@ -70,6 +70,7 @@ def test_a_missing_column_is_named_beside_those_that_are_there(renamed, wanted):
     [
         ("amc23", 27.0, "27"),
         ("amc23", 9.6, "9.6"),
+        ("amc23", -1, "-1"),
         ("amc23", ["9.6\n"], "9.6"),
         ("amc23", ["2", "3"], "2, 3"),
         ("amc23", r" \frac43 ", r"\frac43"),
@@ -78,6 +79,8 @@ def test_a_missing_column_is_named_beside_those_that_are_there(renamed, wanted):
         ("amc23", "\frac{1}{2}", r"\frac{1}{2}"),
         ("aime24", "025", "25"),
         ("aime24", "000", "0"),
+        ("aime24", 70.0, "70"),
+        ("aime24", r"336^\circ", "336"),
         ("aime24", r"$336^{\circ}$", "336"),
         ("aime24", "336°", "336"),
         ("gsm8k", "Natalia sold 48/2 = <<48/2=24>>24.\n#### 72", "72"),
