@@ -46,22 +46,10 @@ ROUTES = (
 )
 
 
-class Blob(NamedTuple):
-    content: bytes
-    lfs: bool
-
-    @property
-    def oid(self) -> str:
-        """Return what LFS or git knows the content by."""
-        if self.lfs:
-            return hashlib.sha256(self.content).hexdigest()
-        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
-
-
 class Commit(NamedTuple):
     oid: str
     message: str
-    files: dict[str, Blob]
+    files: dict[str, bytes]
 
 
 class Repo(NamedTuple):
@@ -97,17 +85,15 @@ class Fault:
     lost: bool = False  # the request is served, and the answer is lost
     hang: float = 0.0
     times: float = 1
+    begun: threading.Event = field(default_factory=threading.Event)
 
 
 class Answer(Exception):  # noqa: N818
     def __init__(self, status: int, content: Any = None, headers: dict[str, str] | None = None, error: str = ""):
         super().__init__(status, error)
         self.status, self.headers = status, {**(headers or {}), **({"X-Error-Message": error} if error else {})}
-        self.body = (
-            content
-            if isinstance(content, bytes)
-            else json.dumps({"error": error} if content is None else content).encode()
-        )
+        content = {"error": error} if content is None else content
+        self.body = content if isinstance(content, bytes) else json.dumps(content).encode()
 
 
 class HubServer:
@@ -151,11 +137,12 @@ class HubServer:
 
     # ---- what a test asks of it
 
-    def fault(self, kind: str, **options: Any) -> None:
+    def fault(self, kind: str, **options: Any) -> Fault:
         self.faults.append(Fault(kind, **options))
+        return self.faults[-1]
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        return {path: blob.content for path, blob in self.repos[repo].commit(revision).files.items()}
+        return self.repos[repo].commit(revision).files
 
     def commits(self, repo: str, revision: str = "main") -> list[Commit]:
         """Return the commits without the first, which the Hub makes itself."""
@@ -170,15 +157,13 @@ class HubServer:
         with self.lock:
             if repo not in self.repos:
                 self.make(repo)
-            self._append(
-                repo, "main", {**self.repos[repo].commit("main").files, path: Blob(content, False)}, "by hand"
-            )
+            self._append(repo, "main", {**self.files(repo), path: content}, "by hand")
 
     def make(self, repo: str, private: bool = False) -> None:
         self.repos[repo] = Repo(private, {"main": []})
-        self._append(repo, "main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)}, "initial commit")
+        self._append(repo, "main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
 
-    def _append(self, repo: str, branch: str, files: dict[str, Blob], message: str) -> Commit:
+    def _append(self, repo: str, branch: str, files: dict[str, bytes], message: str) -> Commit:
         commits = self.repos[repo].branches[branch]
         oid = hashlib.sha1(f"{repo} {branch} {message} {len(commits)} {time.time_ns()}".encode()).hexdigest()
         commits.append(Commit(oid, message, files))
@@ -227,12 +212,12 @@ class HubServer:
 
     def _preupload(self, request: Request, name: str, revision: str) -> Answer:
         files, answers = self._commit_of(request, name, revision, write=True).files, []
-        ignored = files[".gitignore"].content.decode().split() if ".gitignore" in files else []
+        ignored = files.get(".gitignore", b"").decode().split()
         for file in request.json["files"]:
             path = file["path"]
-            lfs = b"\0" in base64.b64decode(file["sample"]) or _matches(path, LFS_NAMES)
-            answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": _matches(path, ignored)}
-            answers.append(answer | ({"oid": files[path].oid} if path in files else {}))
+            mode = "lfs" if _is_lfs(path, base64.b64decode(file["sample"])) else "regular"
+            answer = {"path": path, "uploadMode": mode, "shouldIgnore": _matches(path, ignored)}
+            answers.append(answer | ({"oid": _oid(path, files[path])} if path in files else {}))
         return Answer(200, {"files": answers})
 
     def _batch(self, request: Request, name: str) -> Answer:
@@ -269,17 +254,16 @@ class HubServer:
         commit = self._append(name, revision, files, first["value"]["summary"])
         return Answer(200, {"commitUrl": f"{self.url}/{name}/commit/{commit.oid}", "commitOid": commit.oid})
 
-    def _apply(self, files: dict[str, Blob], key: str, value: dict[str, Any]) -> None:
+    def _apply(self, files: dict[str, bytes], key: str, value: dict[str, Any]) -> None:
         path = value["path"]
         if key == "file":
-            content = base64.b64decode(value["content"], validate=True)
-            _require(b"\0" not in content[:512], f"{path} belongs into LFS")
-            problems = problems_of(content.decode()) if path == "README.md" else []
+            files[path] = base64.b64decode(value["content"], validate=True)
+            _require(not _is_lfs(path, files[path]), f"{path} belongs into LFS")
+            problems = problems_of(files[path].decode()) if path == "README.md" else []
             _require(not problems, str(problems))
-            files[path] = Blob(content, False)
         elif key == "lfsFile":
             _require(value["oid"] in self.objects, f"{path} was not uploaded")
-            files[path] = Blob(self.objects[value["oid"]], True)
+            files[path] = self.objects[value["oid"]]
         else:
             _require(key == "deletedFile" and path in files, f"{key} of {path}")
             del files[path]
@@ -292,16 +276,16 @@ class HubServer:
     def _paths(self, request: Request, name: str, revision: str) -> Answer:
         files, entries = self._commit_of(request, name, revision).files, []
         for path in filter(files.__contains__, parse_qs(request.body.decode())["paths"]):
-            content = {"oid": files[path].oid, "size": len(files[path].content)}
-            lfs = {"lfs": {**content, "pointerSize": 128}} if files[path].lfs else {}
+            content = {"oid": _oid(path, files[path]), "size": len(files[path])}
+            lfs = {"lfs": {**content, "pointerSize": 128}} if _is_lfs(path, files[path]) else {}
             entries.append({"type": "file", "path": path, **content, **lfs})
         return Answer(200, entries)
 
     def _resolve(self, request: Request, name: str, revision: str, path: str) -> Answer:
         commit = self._commit_of(request, name, revision)
-        headers, blob = {"X-Repo-Commit": commit.oid}, commit.files.get(path)
-        _require(blob is not None, path, 404, {**headers, "X-Error-Code": "EntryNotFound"})
-        return Answer(200, blob.content, {**headers, "ETag": f'"{blob.oid}"'})
+        headers, content = {"X-Repo-Commit": commit.oid}, commit.files.get(path)
+        _require(content is not None, path, 404, {**headers, "X-Error-Code": "EntryNotFound"})
+        return Answer(200, content, {**headers, "ETag": f'"{_oid(path, content)}"'})
 
 
 class Server(ThreadingHTTPServer):
@@ -338,6 +322,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(size if fault.reset_after is None else min(size, fault.reset_after))
         request = Request(kind, url.path, parse_qs(url.query), self.headers, body)
         hub.requests.append(request)
+        fault.begun.set()
         if fault.reset_after is not None:
             return self._break()
         time.sleep(hub.latency + fault.hang + (len(body) / hub.bandwidth if hub.bandwidth else 0.0))
@@ -381,6 +366,17 @@ def problems_of(card: str) -> list[str]:
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(path.split("/")[-1], pattern) for pattern in patterns)
+
+
+def _is_lfs(path: str, content: bytes) -> bool:
+    return _matches(path, LFS_NAMES) or b"\0" in content[:512]
+
+
+def _oid(path: str, content: bytes) -> str:
+    """Return what LFS or git knows the content by."""
+    if _is_lfs(path, content):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _reset(connection: socket.socket) -> None:

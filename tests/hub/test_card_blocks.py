@@ -1,6 +1,5 @@
 """A card that two write: generated blocks are replaced as wholes, and what somebody wrote around them stays."""
 
-import pytest
 import yaml
 
 from opefo_trl.hub.card_blocks import card_to_push, join, merge, split
@@ -70,12 +69,6 @@ def test_snippets_load_from_the_repository():
     pushed = card_to_push(card(text), "alice/x", None)
     assert pushed.count('"alice/x"') == 2 and "out/x" not in pushed and 'model="keep"' in pushed
     assert card_to_push(pushed, "alice/x", pushed) == pushed
-
-
-@pytest.mark.parametrize("broken", ["---\nlicense: [\n---\n", "---\n- not a map\n---\n"])
-def test_broken_metadata_is_a_value_error(broken):
-    with pytest.raises(ValueError, match="metadata"):
-        merge(card(), broken)
 
 
 def test_split_and_join_are_inverse():

@@ -59,26 +59,21 @@ def test_the_client_has_time_outs_and_a_users_own_stays(monkeypatch):
 
 @pytest.mark.slow
 def test_publishing_loads_no_torch():
-    heavy = "('torch', 'transformers', 'trl', 'pandas')"
-    code = f"import sys, opefo_trl.hub.__main__; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    code = "import sys, opefo_trl.hub.__main__; assert not {'torch', 'transformers', 'trl', 'pandas'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow
 def test_a_private_repository_and_what_somebody_wrote_stay(hub, run):
     hub.make("alice/model", private=True)
     hub.write("alice/model", "README.md", "---\nlicense: mit\ntags: [mine]\n---\n\n# By hand\n\nKeep this.\n")
-    push_run(run)
-    text = hub.files("alice/model")["README.md"].decode()
-    hub.write("alice/model", "README.md", text.replace("# model", "# MINE").replace("Keep this.", "Keep this too."))
     (run / "README.md").write_text(f"{(run / 'README.md').read_text()}\n\nLocal words.\n")
-    for message in ("second", "third"):
+    for message in ("first", "second"):
         push_run(run, message)
     card = ModelCard(hub.files("alice/model")["README.md"].decode())
     assert hub.repos["alice/model"].private
-    assert card.text.count("# By hand\n\nKeep this too.") == card.text.count("Local words.") == 1
-    assert "# MINE" not in card.text and card.text.count("# model") == 1  # between marks it is generated
+    for text in ("# By hand\n\nKeep this.", "Local words.", "# model"):
+        assert card.text.count(text) == 1
     assert card.data.license == "mit" and card.data.tags == ["mine", "opefo"]
 
 
@@ -132,7 +127,7 @@ def test_a_file_with_another_hash_is_missed(hub, run, path, monkeypatch):
 
     def damaged(request, name, revision):
         files = hub.repos[name].commit(revision).files
-        files[path] = files[path]._replace(content=b"something else")
+        files[path] = b"something else"
         return real(request, name, revision)
 
     monkeypatch.setattr(hub, "_paths", damaged)
