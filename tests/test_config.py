@@ -19,7 +19,7 @@ def test_fields_reach_the_control():
     assert (control.sides, control.bound, control.target) == ("increase", 0.25, None)
     control = config(flow_target="0.4x").make_control()
     assert (control.target.number, control.target.relative, control.bound) == (0.4, True, 1.0)
-    assert config(control_kwargs={"static_lambda": "1e-3"}).make_control().lam == 0.001
+    assert config(control_kwargs={"static_lambda": "1e-3"}).make_control().lam == 0.001  # YAML reads 1e-3 as text
 
 
 def test_the_command_line_and_yaml_reach_the_fields(tmp_path):

@@ -148,7 +148,6 @@ def test_a_doubtful_setting_is_warned_about_once(overrides, parts):
         {**TWICE, "save_steps": 4},
         {**TWICE, "save_steps": 0.1, "max_steps": 40},
         {"flow_target": " 0.4x "},
-        {"control_kwargs": {"static_lambda": "1e-3"}},  # YAML reads 1e-3 as text
         {"control_kwargs": None},
         {"flow_lambda_max": 1.0, "flow_estimator": "exact", "flow_scope": "running", "nonfinite": "skip"},
         {**SPANS, **OFF, "flow_scope": "running"},

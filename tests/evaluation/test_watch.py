@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 from eval_script import SMALL, refusal
-from scripts import ROOT
+from scripts import ROOT, python
 
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.evaluation.results import read_results
@@ -53,14 +53,11 @@ def test_a_failed_evaluation_ends_the_watch_unless_its_checkpoint_is_gone(tmp_pa
 @pytest.mark.slow
 def test_a_watched_run_has_its_scores_beside_its_curves(tmp_path):
     out = tmp_path / "run"
-    words = (
-        "--max_steps 4 --save_steps 2 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0".split()  # noqa: SIM905
-    )
-    train = [sys.executable, str(ROOT / "train.py"), *words, "--output_dir", str(out), "--disable_tqdm", "true"]
+    words = "--max_steps 4 --save_steps 2 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0"
     out.mkdir()
     watching = [sys.executable, str(ROOT / "eval.py"), "--watch", str(out), *SMALL]
     watcher = subprocess.Popen(watching, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
-    subprocess.run(train, check=True, capture_output=True, cwd=tmp_path)
+    python(ROOT / "train.py", *words.split(), "--output_dir", out, "--disable_tqdm", "true", cwd=tmp_path)
     output, _ = watcher.communicate(timeout=240)
     assert watcher.returncode == 0, output
     frame = EntropyCurves.load(out).to_pandas()
@@ -70,5 +67,4 @@ def test_a_watched_run_has_its_scores_beside_its_curves(tmp_path):
         scores = read_results(out / "eval" / f"checkpoint-{step}")["benchmarks"]["playground"]
         assert scored.set_index("step").loc[step, "eval/playground"] == scores["avg"]
     assert (out / "eval_curves.png").stat().st_size > 10_000
-    again = subprocess.run(watching, capture_output=True, text=True, cwd=tmp_path)  # nothing is done twice
-    assert again.returncode == 0 and "Playground" not in again.stdout
+    assert "Playground" not in python(*watching[1:], cwd=tmp_path)  # nothing is done twice
