@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from material import MATERIAL
 from scripts import load_script
 from transformers.trainer_callback import TrainerState
 
@@ -19,17 +20,7 @@ from opefo_trl.cli.run_folder import (
 )
 
 # Settings that run.json had before it had all of them
-OLD_FIELDS = set(
-    """
-    model_name_or_path model_revision dtype dataset_name dataset_config dataset_train_split dataset_test_split
-    eval_prompts prompt_column answer_column prompt_template unique_problems decontaminate benchmark_source
-    reward_funcs reward_weights scale_rewards control control_kwargs flow_target flow_schedule flow_lambda_max
-    flow_shape flow_estimator flow_scope learning_rate lr_scheduler_type warmup_steps optim weight_decay max_grad_norm
-    seed per_device_train_batch_size gradient_accumulation_steps steps_per_generation num_iterations num_generations
-    max_completion_length mask_truncated_completions temperature top_p top_k epsilon epsilon_high beta loss_type
-    use_peft lora_r lora_alpha lora_target_modules load_in_4bit load_in_8bit
-    """.split()  # noqa: SIM905
-)
+OLD_FIELDS = set((MATERIAL / "run_settings_before.txt").read_text().split())
 
 
 def checkpoint(folder, step, state=None):

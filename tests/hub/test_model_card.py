@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from hub.results_example import RESULTS
 from hub_server import problems_of
+from material import MATERIAL
 from tiny import tiny_dataset
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
@@ -16,6 +16,8 @@ from opefo_trl.controls import CONTROLS
 from opefo_trl.hub.card_blocks import join, split
 from opefo_trl.hub.model_card import RunFacts, RunSummary, describe_base, write_card
 from opefo_trl.playground import MODEL, playground_dataset
+
+RESULTS = json.loads((MATERIAL / "results.json").read_text())
 
 LICENCED = {"license": "other", "license_name": "qwen", "base_model": "Qwen/Qwen3-0.6B"}
 

@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub.results_example import RESULTS
 from hub_server import problems_of
 from huggingface_hub import ModelCard
+from material import MATERIAL
 
 from opefo_trl.hub import NotPushedError, Target
 from opefo_trl.hub.card_blocks import join
 from opefo_trl.hub.results import check_target, push_results, results_target, with_results
+
+RESULTS = json.loads((MATERIAL / "results.json").read_text())
 
 ROOT = Path(__file__).parents[2]
 
