@@ -1,7 +1,5 @@
 """Micro-batches and flow totals that the tests of controls share."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

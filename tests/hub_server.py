@@ -3,8 +3,6 @@
 It has models only, keeps every commit, and speaks LFS in one part or several. Not spoken: Xet.
 """
 
-from __future__ import annotations
-
 import base64
 import fnmatch
 import hashlib
@@ -19,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from huggingface_hub import ModelCard
@@ -124,7 +122,7 @@ class HubServer:
             for connection in server.connections:
                 _reset(connection)
 
-    def __enter__(self) -> HubServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -1,7 +1,5 @@
 """The controls of the literature once more, in numpy, straight from their formulas."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The formulas of flow.py once more, in numpy and float64, one token at a time and straight from the definitions."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -10,6 +10,11 @@ from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
 
+import pytest
+from scripts import python
+
+import opefo_trl
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "opefo_trl"
 
@@ -140,3 +145,26 @@ def test_dependencies_are_what_is_imported():
     imported = {plain(distributions.get(package, [package])[0]) for package in packages}
     assert imported - OPTIONAL == set(map(plain, project["dependencies"]))
     assert set(map(plain, chain.from_iterable(project["optional-dependencies"].values()))) >= OPTIONAL
+
+
+# ---- importing
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("opefo_trl", ("torch", "trl", "transformers", "numpy")),
+        ("opefo_trl.evaluation.metrics", ("torch", "trl", "transformers", "datasets", "evaluate", "pandas")),
+    ],
+)
+def test_importing_a_light_module_loads_no_heavy_one(module, heavy):
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    assert python("-c", code).strip() == "[]"
+
+
+def test_public_names_can_be_imported_and_unknown_ones_cannot():
+    assert opefo_trl.OPEFOConfig.__name__ == "OPEFOConfig"
+    assert opefo_trl.OPEFOTrainer.__name__ == "OPEFOTrainer"
+    assert set(dir(opefo_trl)) == set(opefo_trl.__all__)
+    with pytest.raises(AttributeError, match="OPEFOTrainr"):
+        opefo_trl.OPEFOTrainr  # noqa: B018

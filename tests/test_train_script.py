@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
+from material import MATERIAL
 from scripts import ROOT, load_script, python
 from transformers.trainer_callback import TrainerState
 
@@ -97,35 +99,7 @@ def test_the_playground_needs_no_more_than_its_name(script):
     assert script.ScriptArguments(reward_funcs="math").reward_funcs == ["math"]
 
 
-# wrong options -> words that their message holds: field, value, way out
-MISTAKES = {
-    "--config": "--config file",
-    "--config=typo.yaml": "'flow_traget' typo.yaml 'flow_target'",
-    "--control opfeo": "`control='opfeo'` 'opefo'",
-    "--dataset_name nobody/nothing": "'nobody/nothing'",
-    "--dataset_name questions.jsonl --prompt_column text": "'text' question, answer",
-    "--dataset_name sentences.jsonl --reward_funcs math": "1 of 1 rows 'train' answers",
-    "--dataset_name questions.jsonl --reward_funcs math_answer_line --eval_prompts 0": "prompt_template answer_line",
-    "--dataset_name questions.jsonl --decontaminate aime23": "`benchmark='aime23'`",
-    "--dataset_train_split trian": "`split='trian'` 'train'",
-    "--eval_prompts -1": "`eval_prompts=-1`",
-    "--reward_funcs maths": "`reward_funcs='maths'` 'math'",
-    "--reward_funcs math": "'math' 'answer' prompt, target",
-    "--prompt_template dots": "`prompt_template='dots'`",
-    "--output_dir questions.jsonl/out": "`output_dir='questions.jsonl/out'`",
-    "--per_device_eval_batch_size 7": "`per_device_eval_batch_size=7` num_generations_eval",
-    "--resume_from_checkpoint nowhere": "'nowhere'",
-    "--model_name_or_path nobody/nothing --dataset_name playground --reward_funcs playground --use_cpu --bf16 false":
-        "'nobody/nothing'",
-    "--model_name_or_path ./model --use_cpu --bf16 false": "--dataset_name",
-    "--model_name_or_path ./model --dataset_name playground --use_cpu --bf16 false": "'./model' folder",
-    "--model_name_or_path ./model --dataset_name playground": "--use_cpu true --bf16 false",
-    "--model_name_or_path ./model --dataset_name questions.jsonl --use_cpu --bf16 false": "--reward_funcs",
-    "--dataset_name questions.jsonl --reward_funcs math --eval_prompts 0": "1 32",
-    "--resume_from_checkpoint done/checkpoint-2 --output_dir done": "checkpoint-2 checkpoint-4",
-    "--resume_from_checkpoint false --output_dir done": "'done' checkpoint-4",
-    "--use_vllm true": "vLLM CPU",
-}  # fmt: skip
+MISTAKES = yaml.safe_load((MATERIAL / "mistakes.yaml").read_text())["train.py"]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

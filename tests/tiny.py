@@ -1,7 +1,5 @@
 """The smallest real model and data that GRPO can train: a character vocabulary, two layers, a reward on text."""
 
-from __future__ import annotations
-
 import math
 
 import torch

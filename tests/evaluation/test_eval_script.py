@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from eval_script import command, refusal, run, samples
-from material import BENCH
+from material import BENCH, MATERIAL
 from scripts import load_script, python
 
 from opefo_trl.data.benchmarks import BENCHMARKS, SIX
@@ -75,24 +76,7 @@ def test_folders(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--benchmarks aime23", "`benchmark='aime23'`"),
-        ("--benchmarks ,", "--benchmarks"),
-        ("--benchmark aime24", "'benchmark'"),
-        ("--benchmark_source nowhere --benchmarks aime24", "'nowhere'"),
-        ("--k 0", "`k=0`"),
-        ("--limit 0", "`limit=0`"),
-        ("--temperature 0", "`temperature=0`"),
-        ("--temperature inf", "`temperature=inf`"),
-        ("--top_p 0", "`top_p=0.0`"),
-        ("--max_new_tokens 0", "`max_new_tokens=0`"),
-        ("--engine tgi", "`engine='tgi'`"),
-        ("--dtype float61", "`dtype='float61'`"),
-        ("--tensor_parallel_size 2 --engine transformers", "`tensor_parallel_size=2`"),
-        ("--model ./nowhere", "'./nowhere'"),
-        ("--watch . --benchmarks AIM", "`benchmark='AIM'`"),
-    ],
+    ("words", "message"), yaml.safe_load((MATERIAL / "mistakes.yaml").read_text())["eval.py"].items()
 )
 def test_mistakes_are_told_in_one_line(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

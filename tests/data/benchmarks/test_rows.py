@@ -5,6 +5,7 @@ import re
 import benchmark_rows
 import pytest
 from benchmark_rows import COUNTS, rows_of
+from material import read_lines
 
 from opefo_trl.data.benchmarks import BENCHMARKS
 from opefo_trl.data.benchmarks.rows import normalise
@@ -65,36 +66,10 @@ def test_a_missing_column_is_named_beside_those_that_are_there(renamed, wanted):
 # ---- answers and problems
 
 
-@pytest.mark.parametrize(
-    ("name", "answer", "text"),
-    [
-        ("amc23", 27.0, "27"),
-        ("amc23", 9.6, "9.6"),
-        ("amc23", -1, "-1"),
-        ("amc23", ["9.6\n"], "9.6"),
-        ("amc23", ["2", "3"], "2, 3"),
-        ("amc23", r" \frac43 ", r"\frac43"),
-        ("amc23", r"$\boxed{\sqrt{2}}$", r"\sqrt{2}"),
-        ("amc23", r"69\%", r"69\%"),
-        ("amc23", "\frac{1}{2}", r"\frac{1}{2}"),
-        ("aime24", "025", "25"),
-        ("aime24", "000", "0"),
-        ("aime24", 70.0, "70"),
-        ("aime24", r"336^\circ", "336"),
-        ("aime24", r"$336^{\circ}$", "336"),
-        ("aime24", "336°", "336"),
-        ("gsm8k", "Natalia sold 48/2 = <<48/2=24>>24.\n#### 72", "72"),
-        ("gsm8k", "#### 1,234,567", "1234567"),
-        ("gsm8k", "#### -3", "-3"),
-        ("gsm8k", "18", "18"),
-        ("olympiadbench", "$69$,$84$", "69,84"),
-        ("olympiadbench", [r"$(-\infty, 0) \cup\{1\}$."], r"(-\infty, 0) \cup\{1\}"),
-        ("olympiadbench", r"\$5", r"\$5"),
-        ("olympiadbench", ["$1$", "$2$"], "1, 2"),
-    ],
-)
-def test_answers_of_every_type_have_one_form(name, answer, text):
-    assert normalised(name, rows_of(name, answer=answer))[0]["answer"] == text
+@pytest.mark.parametrize("case", read_lines("benchmark_answers.jsonl"), ids=str)
+def test_answers_of_every_type_have_one_form(case):
+    rows = rows_of(case["benchmark"], answer=case["answer"])
+    assert normalised(case["benchmark"], rows)[0]["answer"] == case["text"]
 
 
 @pytest.mark.parametrize(
