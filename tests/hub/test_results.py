@@ -16,7 +16,6 @@ from opefo_trl.hub.card_blocks import join
 from opefo_trl.hub.results import check_target, push_results, results_target, with_results
 
 RESULTS = json.loads((MATERIAL / "results.json").read_text())
-
 ROOT = Path(__file__).parents[2]
 
 

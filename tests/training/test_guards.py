@@ -19,8 +19,7 @@ from opefo_trl.training.guards import (
     describe,
 )
 
-# the fixture of watched_runs.py, for every test here
-__all__ = ["poison"]
+__all__ = ["poison"]  # the fixture of watched_runs.py, for every test here
 
 
 # ---- losses and gradients
