@@ -2,5 +2,5 @@
 
 import os
 
-for name, value in {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
-    os.environ.setdefault(name, value)
+for key, value in {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+    os.environ.setdefault(key, value)
