@@ -186,8 +186,8 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
             with self._trl_correction_off() if self._corrects_live else nullcontext():
                 batch = super()._generate_and_score_completions(inputs)
             # The rewards are kept in the batch, since TRL shuffles its rows and the curves show some of them
-            assert self._answers is not None  # since `_calculate_rewards`
-            batch["reward"], batch["solved"] = self._answers.rewards, self._answers.solved_share
+            if self._answers is not None:  # a subclass may compute the rewards by itself
+                batch["reward"], batch["solved"] = self._answers.rewards, self._answers.solved_share
             if self.args.corrects_vllm and not self._corrects_live:
                 self._check_drift(self._metrics["train"][f"{SAMPLING_DRIFT}/mean"][-1])
             logps = batch.get("old_per_token_logps")

@@ -164,8 +164,8 @@ class Rebatcher:
         weights = []
         for kept, chunk in zip(chosen, chunks, strict=True):
             tokens = _count_tokens(chunk)
-            share = _count_tokens(kept) / tokens if tokens else 1.0
-            weights.append(loss_weight(self.loss_type, len(kept) / size, share) if tokens else 1.0)
+            weight = loss_weight(self.loss_type, len(kept) / size, _count_tokens(kept) / tokens) if tokens else 1.0
+            weights.append(weight)
         return [widths.group([row.index for row in kept]) for kept in chosen], weights
 
     def _dropped_groups(self, rows: list[int], widths: Widths, budget: Group, scored: bool) -> list[Group]:
