@@ -59,13 +59,21 @@ class OPEFOConfig(GRPOConfig):
             Bound on |lambda| while no `flow_target` is set. The paper's lambda stays under 0.002; on short completions
             it is far larger, and balancing costs reward. `1.0` is the paper's unbounded rule.
         flow_shape (`str`, *optional*):
-            How token weights are chosen. `"sign"`: the paper's 1 + lambda and 1 - lambda. `"minimal"`: the same
-            predicted flow by the smallest change of the learning signal. `None`: `"minimal"` with a constant
-            `flow_target` and `sides="both"`, else `"sign"`.
+            How the flow is changed. `"sign"`: tokens are weighted by the paper's 1 + lambda and 1 - lambda.
+            `"additive"`: the advantage of likely tokens is lowered and that of surprising ones raised, on the rows of
+            `flow_rows`, as an entropy bonus with a solved coefficient would. `None`: `"additive"` with a
+            `flow_target` (and `sides="both"`), else `"sign"`.
+        flow_rows (`str`, *optional*, defaults to `"right"`):
+            Completions on which `"additive"` acts: those that are `"right"` (a reward above 0.5 or, if the rewards
+            judge no answer right, an advantage above 0), those with an advantage above 0 (`"advantaged"`, a subset that
+            leaves all zero-advantage rows to be dropped), or `"all"`.
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None`: balance at every step, within `flow_lambda_max`; a number is in nats; `"0.4x"` is
-            a fraction of the first step's entropy. Lambda is then a learned share of the balancing lambda plus a
-            correction for the current error.
+            a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on it and is
+            then held by lambda, up to 1.
+        flow_sides (`str`, *optional*, defaults to `"both"`):
+            With a `flow_target`: whether entropy is brought back from `"both"` sides of the target, or the target is
+            only a `"floor"`.
         flow_schedule (`str`, *optional*, defaults to `"constant"`):
             How the target moves over the run: `"constant"`; from the first step's entropy to the target, `"linear"` or
             `"cosine"`; around the target by up to half of it, `"increase_decrease"`, `"decrease_increase_decrease"` or
@@ -140,17 +148,33 @@ class OPEFOConfig(GRPOConfig):
     flow_shape: str | None = field(
         default=None,
         metadata={
-            "help": "How token weights are chosen. 'sign': the paper's 1 + lambda and 1 - lambda. 'minimal': the same "
-            "predicted flow by the smallest change of the learning signal. None: 'minimal' with a constant "
-            "`flow_target` and `sides='both'`, else 'sign'."
+            "help": "How the flow is changed. 'sign': tokens are weighted by the paper's 1 + lambda and 1 - lambda. "
+            "'additive': the advantage of likely tokens is lowered and that of surprising ones raised, on the rows of "
+            "`flow_rows`, as an entropy bonus with a solved coefficient would. None: 'additive' with a `flow_target` "
+            "(and `sides='both'`), else 'sign'."
+        },
+    )
+    flow_rows: str = field(
+        default="right",
+        metadata={
+            "help": "Completions on which 'additive' acts: those that are 'right' (a reward above 0.5 or, if the "
+            "rewards judge no answer right, an advantage above 0), those with an advantage above 0 ('advantaged', a "
+            "subset that leaves all zero-advantage rows to be dropped), or 'all'."
         },
     )
     flow_target: float | str | None = field(
         default=None,
         metadata={
             "help": "Entropy to hold. None: balance at every step, within `flow_lambda_max`; a number is in nats; "
-            "'0.4x' is a fraction of the first step's entropy. Lambda is then a learned share of the balancing lambda "
-            "plus a correction for the current error."
+            "'0.4x' is a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on "
+            "it and is then held by lambda, up to 1."
+        },
+    )
+    flow_sides: str = field(
+        default="both",
+        metadata={
+            "help": "With a `flow_target`: whether entropy is brought back from 'both' sides of the target, or the "
+            "target is only a 'floor'."
         },
     )
     flow_schedule: str = field(

@@ -17,6 +17,7 @@ are not finite has an unknown flow: it is left out of the sums, counted, and kee
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,7 @@ ESTIMATORS = ("sampled", "steer", "own_logit", "covariance", "expected", "exact"
 # These need a sum over the whole vocabulary at every position, see `vocabulary_score`.
 VOCABULARY_ESTIMATORS = ("expected", "exact")
 SIDES = ("both", "increase", "decrease")
+_SCORE_MAX = 4.0  # nats
 
 
 @torch.no_grad()
@@ -74,18 +76,24 @@ def token_flow(
             sums = accelerator.reduce(sums, reduction="sum")
         mean_advantage, mean_logp = sums[:2] / sums[2].clamp(min=1)
         return -(advantages - mean_advantage) * (logps - mean_logp)
-    return -advantages * _flow_score(logps, entropies, estimator, vocabulary)
+    return -advantages * flow_score(logps, entropies, estimator, vocabulary)
 
 
-def _flow_score(logps: Tensor, entropies: Tensor, estimator: str, vocabulary: Tensor | None = None) -> Tensor:
-    """Return the factor S_t in d_t = -A_t S_t, (B, T): positive on tokens that are more likely than is typical."""
+@torch.no_grad()
+def flow_score(logps: Tensor, entropies: Tensor, estimator: str, vocabulary: Tensor | None = None) -> Tensor:
+    """
+    Return the factor S_t in d_t = -A_t S_t, (B, T): positive on tokens that are more likely than is typical.
+
+    `covariance` has none; the arguments are those of `token_flow`.
+    """
     if estimator in VOCABULARY_ESTIMATORS and vocabulary is None:
         raise ValueError(
             f"The {estimator!r} estimator sums over the vocabulary: pass `vocabulary=vocabulary_score(hidden, weight, "
             f"estimator={estimator!r})`, or use one of "
             f"{', '.join(repr(name) for name in ESTIMATORS if name not in VOCABULARY_ESTIMATORS)}."
         )
-    logps = logps.clamp(max=0)  # rounding can give a certain token a probability above 1
+    # Rounding can give a certain token a probability above 1
+    logps, entropies = logps.float().clamp(max=0), entropies.float()
     likely = logps + entropies  # log p + H, above 0 for tokens more likely than exp(-H)
     p, rest = logps.exp(), -torch.expm1(logps)  # rest = 1 - p, without cancellation near 1
     if estimator == "sampled":
@@ -147,29 +155,57 @@ def vocabulary_score(
     return torch.cat(scores).view(hidden.shape[:-1])
 
 
+@torch.no_grad()
+def entropy_score(logps: Tensor, entropies: Tensor) -> Tensor:
+    """
+    Return log p + H of each token, within -4 and 4 nats, (B, T); 0 where it is not finite.
+
+    In expectation over the sampled token, its policy gradient is minus the gradient of the entropy: subtracting
+    mu (log p + H) from the advantages is an entropy bonus of mu that needs no sum over the vocabulary. The bounds keep
+    a single improbable token from outweighing a batch.
+    """
+    score = logps.float().clamp(max=0) + entropies.float()
+    return score.clamp(-_SCORE_MAX, _SCORE_MAX).nan_to_num(0.0)
+
+
 @dataclass(frozen=True)
 class FlowTotals:
     """
     Both flows of a set of tokens. Totals of micro-batches and of ranks add; all sums travel as one stacked tensor.
 
     Attributes:
-        sums (`Tensor`): [E+, E-, summed entropy, tokens, tokens with unknown flow, leverage], fp32, (6,).
+        sums (`Tensor`): [E+, E-, summed entropy, tokens, tokens with unknown flow, hold, summed square of the push,
+            pushed tokens], fp32, (8,).
     """
 
     sums: Tensor
 
     @classmethod
     @torch.no_grad()
-    def of(cls, flow: Tensor, mask: Tensor, entropies: Tensor, advantages: Tensor | None = None) -> FlowTotals:
+    def of(
+        cls,
+        flow: Tensor,
+        mask: Tensor,
+        entropies: Tensor,
+        push: Tensor | None = None,
+        push_flow: Tensor | None = None,
+    ) -> FlowTotals:
         """
-        Return the totals of the tokens where `mask` is 1; `flow`, `mask` and `entropies` are (B, T). `advantages`,
-        (B,), (B, 1) or (B, T), serve the leverage only, which is 0 without them.
+        Return the totals of the tokens where `mask` is 1; all tensors are (B, T).
+
+        `push` is the change of the advantages that the control makes per unit of its coefficient, 0 where it makes
+        none, and `push_flow` the flow of that change. Without them, hold and the sums of the push are 0.
         """
         trained = mask.bool()
         finite = trained & flow.isfinite() & entropies.isfinite()
         flow = flow.float().masked_fill(~finite, 0)
-        leverage = flow.new_zeros(()) if advantages is None else _per_advantage(flow, advantages).square().sum()
         entropies = entropies.float().masked_fill(~finite, 0)
+        pushes = [flow.new_zeros(())] * 3
+        if push is not None and push_flow is not None:
+            finite_push = finite & push_flow.isfinite()
+            pushed = push.float().masked_fill(~finite_push, 0)
+            hold = push_flow.float().masked_fill(~finite_push, 0)
+            pushes = [hold.sum(), pushed.square().sum(), (pushed != 0).sum().float()]
         return cls(
             torch.stack(
                 [
@@ -178,23 +214,30 @@ class FlowTotals:
                     entropies.sum(),
                     finite.sum().float(),
                     (trained & ~finite).sum().float(),
-                    leverage,
+                    *pushes,
                 ]
             )
         )
 
     @classmethod
     def load(cls, sums: list[float], device: torch.device) -> FlowTotals:
-        """Return the totals that a checkpoint holds."""
-        if len(sums) != 6:
-            raise ValueError(f"{len(sums)} totals where 6 are expected: it was written by another version")
+        """Return the totals that a checkpoint holds; the sixth of six is a sum that is no longer used."""
+        if len(sums) == 6:
+            sums = [*sums[:5], 0.0, 0.0, 0.0]
+        if len(sums) != 8:
+            raise ValueError(f"{len(sums)} totals where 8 are expected: it was written by another version")
         return cls(torch.tensor(sums, device=device))
 
     def __add__(self, other: FlowTotals) -> FlowTotals:
         return FlowTotals(self.sums + other.sums)
 
+    @cached_property
+    def on_host(self) -> FlowTotals:
+        """The same totals on the CPU, transferred once however often they are asked for."""
+        return self if self.sums.device.type == "cpu" else FlowTotals(self.sums.cpu())
+
     def reduce(self, accelerator: Accelerator) -> FlowTotals:
-        """Return the totals over all ranks: one all-reduce of six numbers."""
+        """Return the totals over all ranks: one all-reduce of eight numbers."""
         return FlowTotals(accelerator.reduce(self.sums, reduction="sum"))
 
     def metrics(self) -> dict[str, Tensor]:
@@ -241,9 +284,14 @@ class FlowTotals:
         return self.sums[4]
 
     @property
-    def leverage(self) -> Tensor:
-        """The sum of d^2 / A^2: how far the net flow moves, per mu, when every weight changes by mu d / A^2."""
+    def hold(self) -> Tensor:
+        """The flow of the control's push, per unit of its coefficient."""
         return self.sums[5]
+
+    @property
+    def push_size(self) -> Tensor:
+        """The root mean square of the push over the tokens that have one; 0 if there are none."""
+        return (self.sums[6] / self.sums[7].clamp(min=1)).sqrt()
 
     @property
     def entropy(self) -> Tensor:
@@ -274,20 +322,3 @@ def flow_weights(flow: Tensor, lam: Tensor | float, sides: str = "both") -> Tens
     if sides != "increase":
         weights = torch.where(finite & (flow < 0), 1 - lam, weights)
     return weights
-
-
-def minimal_weights(flow: Tensor, advantages: Tensor, mu: Tensor | float) -> Tensor:
-    """
-    Return 1 + mu d / A^2, within [0, 3], (B, T); 1 where the advantage is 0 or the flow is not finite. Of all weights
-    that move the net flow as far, these have the smallest sum of A^2 (w - 1)^2: they change the learning signal least.
-    """
-    leverage = _per_advantage(_per_advantage(flow.float(), advantages), advantages)
-    return torch.where(flow.isfinite(), 1 + mu * leverage, 1.0).clamp(0, 3)
-
-
-def _per_advantage(values: Tensor, advantages: Tensor) -> Tensor:
-    """Return values / A, and 0 where A is 0."""
-    advantages = advantages.float()
-    if advantages.dim() == values.dim() - 1:
-        advantages = advantages.unsqueeze(-1)
-    return torch.where(advantages == 0, 0.0, values / advantages)

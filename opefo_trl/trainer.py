@@ -22,7 +22,6 @@ from opefo_trl.controls import Tokens
 from opefo_trl.controls.opefo import PAPER
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.files import CHECKPOINT_PREFIX, NONFINITE_FOLDER
-from opefo_trl.flow import FlowTotals
 from opefo_trl.hub.mixin import HubMixin
 from opefo_trl.playground import resolve_model
 from opefo_trl.training.answer_diversity import RolloutAnswers
@@ -33,7 +32,7 @@ from opefo_trl.training.flow_step import FlowStep
 from opefo_trl.training.guards import CollapseGuard, DriftGuard, MicroBatchRecord, StepGuard
 from opefo_trl.training.metric_means import MetricMeans
 from opefo_trl.training.microbatches import trained_mask
-from opefo_trl.training.rebatching import BOOKKEEPING, Rebatcher, SingleRankAccelerator, has_rows
+from opefo_trl.training.rebatching import BOOKKEEPING, PUSHED, Rebatcher, SingleRankAccelerator, has_rows
 from opefo_trl.training.recorder import SKIPPED_STEPS, Recorder, run_settings
 from opefo_trl.training.reward_guard import RewardGuard, watch_reward
 from opefo_trl.training.sampler_drift import SamplerCorrection
@@ -188,6 +187,10 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
             # The rewards are kept in the batch, since TRL shuffles its rows and the curves show some of them
             if self._answers is not None:  # a subclass may compute the rewards by itself
                 batch["reward"], batch["solved"] = self._answers.rewards, self._answers.solved_share
+                batch["right"] = self._answers.right_or_better(batch["advantages"])
+            pushed = self.flow_step.pushed_rows(batch)
+            if pushed is not None:
+                batch[PUSHED] = pushed.squeeze(1)
             if self.args.corrects_vllm and not self._corrects_live:
                 self._check_drift(self._metrics["train"][f"{SAMPLING_DRIFT}/mean"][-1])
             logps = batch.get("old_per_token_logps")
@@ -245,7 +248,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.guard.window:  # the first micro-batch of an optimizer step
-            self.flow_step.begin(self.state)
+            self.flow_step.begin(self.state, self._get_learning_rate(), self.optimizer)
         bookkeeping = inputs.get(BOOKKEEPING)
         for dropped in bookkeeping.dropped if bookkeeping else []:  # only for their metrics and totals
             with torch.no_grad(), self._no_checkpointing(), self._loss_of(dropped) as rows:
@@ -316,9 +319,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         drift = None if self._correction is None else self._correction.apply(live, logps.detach(), mask)
         if drift is not None and has_rows(live):
             self.flow_step.add_drift(drift)
-        flow = live.get("token_flow")
-        if flow is None:
-            flow = self.flow_step.flow_of(live, mask, logps.detach(), entropies.detach())
+        totals = self.flow_step.measure(live, mask, logps.detach(), entropies.detach())
         old_logps = live.get("old_per_token_logps")
         self._loss_tokens = tokens = Tokens(
             logps=logps,
@@ -326,12 +327,12 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
             advantages=live["advantages"].unsqueeze(1),
             mask=mask,
             old_logps=logps.detach() if old_logps is None else old_logps,
-            flow=flow,
+            flow=live["token_flow"],
             solved=None if live.get("solved") is None else live["solved"].unsqueeze(1),
+            right=None if live.get("right") is None else live["right"].unsqueeze(1),
         )
         if has_rows(live):
             self.recorder.sample(live, tokens, self.state)
-        totals = FlowTotals.of(flow, mask, entropies.detach(), live["advantages"])
         self.flow_step.add(totals, self._loss_trains, self.state)
         live["advantages"] = self.flow_step.advantages(tokens)
         clip_range = self.entropy_control.clip_range(tokens)

@@ -28,6 +28,8 @@ class Tokens:
             by vLLM, (B, T).
         flow (`Tensor`): `flow.token_flow` of each token, detached, (B, T).
         solved (`Tensor`, *optional*): share of the group's completions with a reward above 0.5, (B, 1).
+        right (`Tensor`, *optional*): whether the completion is right, (B, 1): its reward is above 0.5 or, if that holds
+            for none of the rollout, its advantage is above 0.
     """
 
     logps: Tensor
@@ -37,6 +39,7 @@ class Tokens:
     old_logps: Tensor
     flow: Tensor
     solved: Tensor | None = None
+    right: Tensor | None = None
 
     @property
     def ratio(self) -> Tensor:
@@ -59,10 +62,12 @@ class Control:
         by_row (`bool`): whether the result for a completion is independent of the others in its micro-batch, so that
             rows may be regrouped.
         keeps_zeros (`bool`): whether a completion with advantage 0 still contributes nothing after this control (no
-            advantage, no penalty), so that its backward pass may be skipped.
+            advantage, no penalty), so that its backward pass may be skipped, unless `pushes` marks it.
         acts_on_policy (`bool`): whether it has an effect strictly on-policy, where every ratio is 1.
         estimator (`str`, *optional*): the `flow_estimator` that it requires, whatever the configuration says.
         presets (`dict[str, Any]`): fields of `GRPOConfig` to set, for a control that TRL itself implements.
+        learning_rate (`float`): of the coming update; set by the trainer before `observe`.
+        momentum (`float`): decay of the optimizer's first moment, 0 without one; set by the trainer before `observe`.
         source (`str`, *optional*): a clause for `OPEFOConfig`'s warning: which parts of formula and defaults are
             second-hand or our choice. None for a verified control.
     """
@@ -73,6 +78,7 @@ class Control:
     estimator: str | None = None
     presets: dict[str, Any] = {}
     source: str | None = None
+    learning_rate = momentum = 0.0
 
     def __init_subclass__(cls, **keywords: Any):
         """Set `by_row`/`keeps_zeros` to False when a subclass overrides a method they describe and does not declare
@@ -105,6 +111,12 @@ class Control:
         """Config fields without effect under the current options, mapped to the reason."""
         return {}
 
+    @property
+    def trained_zeros(self) -> str | None:
+        """Return which completions with advantage 0 `pushes` marks, `"right"` or `"any"`, for the message at the start
+        of a run; None if it marks none."""
+        return None
+
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
         """Update coefficients from flow totals: over all ranks, once per step; in scope `micro` over this rank's
         micro-batch, once each. No host synchronisation."""
@@ -112,6 +124,19 @@ class Control:
     def advantages(self, tokens: Tokens) -> Tensor:
         """Return the advantages that the loss uses, (B, 1) or (B, T)."""
         return tokens.advantages
+
+    def pushes(self, advantages: Tensor, right: Tensor) -> Tensor | None:
+        """
+        Return the completions that `advantages` pushes whatever their advantage, (B, 1); None if there are none.
+
+        `advantages` and `right` are (B, 1), see `Tokens`.
+        """
+        return None
+
+    def push(self, logps: Tensor, entropies: Tensor) -> Tensor | None:
+        """Return the change of the advantages per unit of the control's coefficient, (B, T), whose predicted flow is
+        summed over the completions that `pushes` marks (`FlowTotals.hold`); None if the control makes none."""
+        return None
 
     def clip_range(self, tokens: Tokens) -> tuple[Tensor | float, Tensor | float] | None:
         """Return (epsilon_low, epsilon_high) for this micro-batch, numbers or (B, T); None keeps TRL's."""

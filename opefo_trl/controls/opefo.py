@@ -11,24 +11,22 @@ from two sources that agree. Our own additions:
 
 - `flow_lambda_max` bounds |lambda|, by 0.1 by default; not used with `flow_target` or `static_lambda`. lambda* reaches
   0.5 on short completions, where the unbounded rule destroys the reward. 1 is the literal paper.
-- `flow_target`: hold an entropy instead of always balancing. With e = (target - entropy) / target, entropy: mean
-  entropy of the observed totals,
+- `flow_shape: additive` pushes advantages instead of rescaling them, on the completions that `flow_rows` names:
 
-      share <- clamp(share + 0.2 e, 0, 1.5)       lambda = clamp(share * lambda* + 3 e, 0, 1)
+      A_t - mu D_t,   D_t = log p_t + H_t       mu = (wanted flow - natural flow) / sum_t D_t S_t
 
-  `share` is how much of the balance the target needs: 0 is GRPO, 1 the paper's rule. Learning it during the run avoids
-  both a steady offset and on-off switching. Lambda is never negative, so a rising entropy is not held back. A moving
-  target may fall faster than entropy does under plain GRPO; once first reached, lambda may go down to -1 to follow it.
-- `flow_shape: minimal`: of all weights w that move the predicted flow as far, those with the smallest sum of
-  A^2 (w - 1)^2, which change the learning signal least,
-
-      w_t = 1 + mu d_t / A_t^2,   mu = lambda (E+ + E-) / sum d_t^2 / A_t^2,   within [0, 3]
-
-  It is the default with a constant target and `sides="both"`. The paper's weights follow a moving target more closely.
+  In expectation this is an entropy bonus of mu, whose coefficient is solved for (`flow.entropy_score`). It acts where
+  the advantage is 0, and never switches learning off. Kept to right answers, it reinforces the surprising tokens of
+  right answers and leaves wrong ones to their punishment. lambda is mu times the root mean square of D: the size of
+  the push, where advantages are about 1. It is the default with a target.
+- `flow_target`: hold an entropy instead of always balancing. `EntropyTracker` says what flow the push must have;
+  lambda follows from the flow that a unit of it has, within -0.5 and 1. It is negative only where entropy has reached
+  its target and rises past it, and never with `flow_sides: floor`.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -37,7 +35,8 @@ from torch import Tensor
 from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.options import choice, number
 from opefo_trl.controls.target import SCHEDULES, EntropyTarget, FirstEntropy
-from opefo_trl.flow import SIDES, FlowTotals, balance, flow_weights, minimal_weights
+from opefo_trl.controls.tracker import EntropyTracker
+from opefo_trl.flow import SIDES, FlowTotals, balance, entropy_score, flow_weights
 from opefo_trl.validation import check_choice, check_number
 
 PAPER = {
@@ -49,21 +48,22 @@ PAPER = {
     eprint = {arXiv:2605.11491},
 }""",
 }
-_SHAPES = ("sign", "minimal")
-_GAIN, _RATE, _SHARE_MAX = 3.0, 0.2, 1.5  # of the rule that holds a target
+_SHAPES = ("sign", "additive")
+_ROWS = ("right", "advantaged", "all")
+_LAMBDA_MIN, _LAMBDA_MAX = -0.5, 1.0  # of a run with a target
 
 
 class OPEFO(Control):
     """
-    Rescales tokens so that their entropy flow balances, or holds a target.
+    Rescales or pushes tokens so that their entropy flow balances, or holds a target.
 
     Args:
         sides (`str`): rescale `both` groups (the paper), or only the tokens that `increase` or `decrease` entropy.
         static_lambda (`float`, *optional*): a constant lambda in [-1, 1] instead of lambda*, the paper's ablation.
-        flow_lambda_max, flow_target, flow_schedule, flow_shape: see `OPEFOConfig`.
+        flow_lambda_max, flow_target, flow_schedule, flow_shape, flow_rows, flow_sides: see `OPEFOConfig`.
     """
 
-    by_row = keeps_zeros = True  # each token has a factor of its own
+    by_row = keeps_zeros = True  # each token has a factor or a push of its own; `pushes` marks completions
 
     def __init__(
         self,
@@ -74,6 +74,8 @@ class OPEFO(Control):
         flow_target: float | str | None = None,
         flow_schedule: str = "constant",
         flow_shape: str | None = None,
+        flow_rows: str = "right",
+        flow_sides: str = "both",
     ):
         self.sides = choice("sides", sides, SIDES)
         if static_lambda is not None:
@@ -86,28 +88,37 @@ class OPEFO(Control):
         self.static_lambda = static_lambda
         why = "The weights are 1 +- lambda and must not change sign; 1.0 is the paper's unbounded rule."
         bound = check_number("flow_lambda_max", flow_lambda_max, above=0, high=1, why=why)
+        if flow_shape == "minimal":
+            raise ValueError(
+                "`flow_shape='minimal'` is no longer there: `flow_shape='additive'`, the default with a `flow_target`, "
+                "holds a target more closely. Drop the field."
+            )
         if flow_shape is not None:
             check_choice("flow_shape", flow_shape, _SHAPES)
-        if flow_shape == "minimal" and sides != "both":
-            raise ValueError(
-                f"`sides={sides!r}` scales one group of tokens, but `flow_shape='minimal'` has no groups. "
-                "Drop one of them."
-            )
-        held = flow_target is not None and flow_schedule == "constant" and sides == "both"
-        self.shape = flow_shape or ("minimal" if held else "sign")
+        if flow_shape == "additive":
+            for name, value, default in (("sides", sides, "both"), ("static_lambda", static_lambda, None)):
+                if value != default:
+                    raise ValueError(
+                        f"`{name}={value!r}` belongs to the paper's weights, and `flow_shape='additive'` has none. "
+                        f"Drop `{name}`, or set `flow_shape='sign'`."
+                    )
+        plain = sides == "both" and flow_target is not None
+        self.shape = flow_shape or ("additive" if plain else "sign")
+        self.rows = check_choice("flow_rows", flow_rows, _ROWS)
+        self.two_sided = check_choice("flow_sides", flow_sides, ("both", "floor")) == "both"
         check_choice("flow_schedule", flow_schedule, SCHEDULES)
         if flow_schedule != "constant" and flow_target is None:
             raise ValueError(f"`flow_schedule={flow_schedule!r}` moves a target: set `flow_target` as well.")
         self.target = None if flow_target is None else EntropyTarget(flow_target, flow_schedule)
-        self.target_moves = flow_schedule != "constant"
-        self.bound = bound if self.target is None else 1.0
+        self.bound = bound
         self.lam: Tensor | float = static_lambda or 0.0
         self.mu: Tensor | float = 0.0
-        self.share: Tensor | float = 0.0  # of the balance that the target needs
         self.first = FirstEntropy()  # kept without a target too: a resumed run may set one
-        self.target_now: Tensor | None = None
-        self.reached: Tensor | bool = False
-        self._step = -1  # the last step that moved `share`
+        self.tracker = EntropyTracker()
+        self.target_now: float | None = None
+        self.bounded = False  # whether the last lambda of a run with a target was cut at its bound
+        self._wanted = 0.0  # flow of the push, per token, that this step should have
+        self._step, self._measured = -1, None  # the step and the totals that were seen last
 
     @property
     def shapes_tokens(self) -> bool:
@@ -115,52 +126,117 @@ class OPEFO(Control):
 
     @property
     def needs_totals(self) -> bool:
-        return self.static_lambda is None or self.shape == "minimal"
+        return self.static_lambda is None
 
     @property
     def idle_fields(self) -> dict[str, str]:
+        idle = {}
         if self.static_lambda is not None:
-            return {"flow_lambda_max": "`static_lambda` is set"}
-        return {} if self.target is None else {"flow_lambda_max": "`flow_target` is set, whose lambda is bounded by 1"}
+            idle["flow_lambda_max"] = "`static_lambda` is set"
+        elif self.target is not None:
+            idle["flow_lambda_max"] = "`flow_target` is set, whose lambda is bounded by 1"
+        if self.shape != "additive":
+            idle["flow_rows"] = f"`flow_shape={self.shape!r}` rescales every row that has an advantage"
+        if self.target is None:
+            idle["flow_sides"] = "without `flow_target` there is nothing to hold"
+        return idle
+
+    @property
+    def trained_zeros(self) -> str | None:
+        return {"right": "right", "all": "any"}.get(self.rows) if self.shape == "additive" else None
+
+    def pushes(self, advantages: Tensor, right: Tensor) -> Tensor | None:
+        if self.shape != "additive":
+            return None
+        if self.rows == "all":
+            return torch.ones_like(advantages, dtype=torch.bool)
+        return advantages > 0 if self.rows == "advantaged" else right.bool()
+
+    def push(self, logps: Tensor, entropies: Tensor) -> Tensor | None:
+        return entropy_score(logps, entropies) if self.shape == "additive" else None
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
-        first = self.first.record(totals.entropy)
-        if self.static_lambda is None:
-            lambda_star = balance(totals)
-            self.lam = lambda_star.clamp(-self.bound, self.bound)
-            if self.target is not None:
-                self.target_now = self.target.at(first, step, max_steps)
-                self.lam = self._holding_lambda(lambda_star, totals.entropy, self.target_now, step)
-        self.mu = self.lam * (totals.increase + totals.decrease) / totals.leverage.clamp(min=1e-30)
+        if self.target is not None:
+            self._hold(totals, self.target, step, max_steps)
+        else:
+            self.first.record(totals.entropy)
+            if self.static_lambda is None:
+                self.lam = self._balancing(totals).clamp(-self.bound, self.bound)
+        if self.shape == "additive":
+            self.mu = self.lam / totals.push_size.clamp(min=1e-6)
 
-    def _holding_lambda(self, lambda_star: Tensor, entropy: Tensor, target: Tensor, step: int) -> Tensor:
-        """Return the lambda that holds the target, and update `share`."""
-        missing = ((target - entropy) / target).nan_to_num(0.0)
-        share = torch.as_tensor(self.share, device=entropy.device, dtype=entropy.dtype)
-        if step != self._step:  # in the scope `micro` a step is observed once for each micro-batch
-            share, self._step = (share + _RATE * missing).clamp(0, _SHARE_MAX), step
-        self.share = share
-        reached = torch.as_tensor(self.reached, device=entropy.device) | (entropy <= target)
-        self.reached = reached
-        falls_too_slowly = reached & self.target_moves  # a moving target, once reached, is followed downwards
-        return (share * lambda_star + _GAIN * missing).clamp(max=1).maximum(-falls_too_slowly.to(entropy.dtype))
+    def _balancing(self, totals: FlowTotals) -> Tensor:
+        """Return the lambda at which the predicted net flow is 0."""
+        if self.shape == "sign":
+            return balance(totals)
+        return torch.where(totals.hold > 0, -totals.net * totals.push_size / totals.hold, 0.0)
+
+    def _hold(self, totals: FlowTotals, target: EntropyTarget, step: int, max_steps: int) -> None:
+        """Set the lambda that moves entropy to its target; the step's one transfer to the host."""
+        totals = totals.on_host
+        tokens = max(1.0, totals.tokens.item())
+        entropy, natural = totals.entropy.item(), totals.net.item() / tokens
+        reach = self._flow_of_unit_lambda(totals) / tokens
+        new_step = step != self._step
+        if new_step:
+            self._step = step
+            if self._measured is not totals:  # several updates on one rollout measure it once
+                self._measured = totals
+                self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
+        wanted = self._wanted / reach if reach > 0 else 0.0
+        low = _LAMBDA_MIN if self.two_sided and self.tracker.landed else 0.0
+        self.lam = min(max(wanted, low), _LAMBDA_MAX)
+        self.bounded = self.tracker.landed and self.lam != wanted
+        if new_step:
+            self.tracker.took(natural, self.lam * reach, self.learning_rate, self.momentum)
+
+    def _wanted_flow(self, entropy: float, natural: float, target: EntropyTarget, step: int, max_steps: int) -> float:
+        self.tracker.measure(entropy)
+        first = self.first.record(torch.tensor(entropy, dtype=torch.float64))
+        self.target_now = target.at(first, step, max_steps).item()
+        slope = target.at(first, step + 1, max_steps).item() - self.target_now
+        wanted = self.tracker.aim(natural, self.target_now, slope, self.learning_rate, self.momentum)
+        if wanted is None:  # nothing is known yet
+            return -natural if entropy < self.target_now else 0.0
+        return wanted
+
+    def _flow_of_unit_lambda(self, totals: FlowTotals) -> float:
+        """Return the summed flow that lambda = 1 adds."""
+        if self.shape == "additive":
+            return (totals.hold / totals.push_size.clamp(min=1e-6)).item()
+        increase, decrease = totals.increase.item(), totals.decrease.item()
+        return {"both": increase + decrease, "increase": increase, "decrease": decrease}[self.sides]
 
     def advantages(self, tokens: Tokens) -> Tensor:
         if self.static_lambda == 0:
             return tokens.advantages
-        if self.shape == "minimal":
-            return tokens.advantages * minimal_weights(tokens.flow, tokens.advantages, self.mu)
-        return tokens.advantages * flow_weights(tokens.flow, self.lam, self.sides)
+        if self.shape == "sign":
+            return tokens.advantages * flow_weights(tokens.flow, self.lam, self.sides)
+        push = entropy_score(tokens.logps.detach(), tokens.entropies.detach())
+        right = tokens.advantages > 0 if tokens.right is None else tokens.right
+        return tokens.advantages - self.mu * push * self.pushes(tokens.advantages, right)
 
     def metrics(self) -> dict[str, Tensor | float]:
         metrics: dict[str, Tensor | float] = {"flow/lambda": self.lam}
         if self.target_now is not None:
-            metrics.update({"flow/target": self.target_now, "flow/share": self.share})
+            metrics |= {
+                "flow/target": self.target_now,
+                "flow/estimate": self.tracker.entropy,
+                "flow/bounded": float(self.bounded),
+            }
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        return {"anchor": self.first.state(), "share": float(self.share), "reached": bool(self.reached)}
+        return {"anchor": self.first.state(), "tracker": self.tracker.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
-        self.share, self.reached = state.get("share", 0.0), state.get("reached", False)  # older checkpoints lack them
+        if "tracker" in state:
+            self.tracker.load_state_dict(state["tracker"])
+        elif self.target is not None:
+            warnings.warn(
+                "The checkpoint was written by a version that held its target by another rule. The run goes on from "
+                "it, and learns anew how far its updates move entropy: expect some steps off the target.",
+                UserWarning,
+                stacklevel=2,
+            )

@@ -24,12 +24,14 @@ class RolloutAnswers:
 
     Attributes:
         rewards (`Tensor`): weighted reward of each completion of this rank, (B,); NaN where none was given.
+        right (`Tensor`): whether each completion of this rank is right, (B,).
         solved_share (`Tensor`): share of right answers in the group of each completion of this rank, (B,).
         distinct (`float`): mean number of different right completions in a group, over all ranks.
         solved (`float`): share of groups with a right completion, over all ranks.
     """
 
     rewards: Tensor
+    right: Tensor
     solved_share: Tensor
     distinct: float
     solved: float
@@ -53,7 +55,12 @@ class RolloutAnswers:
         digests = accelerator.gather(digests_of(completions, rewards.device))
         begin = accelerator.process_index * len(completions)
         own = slice(begin, begin + len(completions))
-        return cls(total[own], share[own], *distinct_right(digests, right, generations))
+        return cls(total[own], right[own], share[own], *distinct_right(digests, right, generations))
+
+    def right_or_better(self, advantages: Tensor) -> Tensor:
+        """Return `right`, or where the advantage is above 0 if no completion of any rank is right: the rewards may
+        judge no answers."""
+        return self.right if self.solved else advantages > 0
 
 
 def digest(completion: Any) -> int:

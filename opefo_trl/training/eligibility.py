@@ -32,6 +32,7 @@ class BatchTransforms:
     regroup: bool
     drop: bool
     reasons: dict[str, str] = field(default_factory=dict)
+    keep_right: bool = False  # rows of right answers are not dropped
 
     @classmethod
     def for_run(cls, args: OPEFOConfig, control: Control, positions: str, aux_loss: bool = False) -> BatchTransforms:
@@ -60,6 +61,7 @@ class BatchTransforms:
             regroup=reasons["regroup"] is None,
             drop=reasons["drop"] is None,
             reasons={name: reason for name, reason in reasons.items() if reason is not None},
+            keep_right=control.trained_zeros == "right",
         )
 
     @classmethod
@@ -69,12 +71,16 @@ class BatchTransforms:
         return cls(False, False, False, False, reasons)
 
     def __str__(self) -> str:
-        active = [words for name, words in _ACTIVE.items() if getattr(self, name)]
+        active = [words + self._exception(name) for name, words in _ACTIVE.items() if getattr(self, name)]
         names_by_reason: dict[str, list[str]] = {}
         for name, reason in self.reasons.items():
             names_by_reason.setdefault(reason, []).append(name)
         inactive = [f"It does not {' or '.join(names)}, since {reason}." for reason, names in names_by_reason.items()]
         return " ".join([f"Exact micro-batching {', '.join(active) or 'changes nothing'}.", *inactive])
+
+
+    def _exception(self, name: str) -> str:
+        return " but those of right answers, which the control trains on" if name == "drop" and self.keep_right else ""
 
 
 def positions_of(config: Any) -> str:
@@ -124,6 +130,8 @@ def _sets_lambda_by_micro_batch(args: OPEFOConfig, control: Control) -> str | No
 def _trains_without_advantage(args: OPEFOConfig, control: Control) -> str | None:
     if args.beta:
         return f"`beta={args.beta}` pulls every row to the reference model"
+    if control.trained_zeros == "any":
+        return f"`control={args.control!r}` trains on every row here"
     if not control.keeps_zeros:
         return f"`control={args.control!r}` does not declare (`keeps_zeros = True`) that advantage 0 stays 0"
     return None

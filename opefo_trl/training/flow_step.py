@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from opefo_trl.flow import FlowTotals, token_flow
+from opefo_trl.flow import FlowTotals, flow_score, token_flow
 from opefo_trl.training.sampler_drift import SamplerDrift
 
 if TYPE_CHECKING:
@@ -53,36 +53,62 @@ class FlowStep:
         self.measuring = self.args.measuring(self.control)  # "ahead", "live" or "never"
 
     def measure_rollout(self, batch: dict[str, Any], mask: Tensor, scores: Scores) -> None:
-        """Write the flow of each token into the generation batch, and sum its totals over all ranks."""
-        batch["token_flow"] = self.flow_of(batch, mask, scores.logps, scores.entropies, scores.vocabulary)
-        totals = FlowTotals.of(batch["token_flow"], mask, scores.entropies, batch["advantages"])
-        self.rollout = totals.reduce(self.accelerator)
+        """Write the flow of each token, and of the control's push, into the generation batch; sum its totals over all
+        ranks."""
+        self._write_flow(batch, mask, scores.logps, scores.entropies, scores.vocabulary)
+        self.rollout = self.totals_of(batch, mask, scores.entropies).reduce(self.accelerator)
 
-    def flow_of(
+    def measure(self, batch: dict[str, Any], mask: Tensor, logps: Tensor, entropies: Tensor) -> FlowTotals:
+        """Return the totals of a micro-batch, and write into it what `measure_rollout` has not written before."""
+        if "token_flow" not in batch:
+            self._write_flow(batch, mask, logps, entropies)
+        return self.totals_of(batch, mask, entropies)
+
+    def totals_of(self, batch: dict[str, Any], mask: Tensor, entropies: Tensor) -> FlowTotals:
+        return FlowTotals.of(batch["token_flow"], mask, entropies, batch.get("push"), batch.get("push_flow"))
+
+    def _write_flow(
         self, batch: dict[str, Any], mask: Tensor, logps: Tensor, entropies: Tensor, vocabulary: Tensor | None = None
-    ) -> Tensor:
-        """Return `token_flow` of the update that the loss would make without a control, (B, T)."""
+    ) -> None:
+        """Write `token_flow` of the update that the loss would make without a control, (B, T), and the push with its
+        flow, if the control makes one."""
+        advantages, weight = batch["advantages"].unsqueeze(1), self._token_weight(batch, mask)
         flow = token_flow(
             logps,
             entropies,
-            batch["advantages"],
+            advantages,
             self.estimator,
             mask=mask,
             vocabulary=vocabulary,
             accelerator=None if self.measuring == "never" else self.accelerator,
         )
+        # `covariance` gives a flow to tokens without an advantage as well; they have no gradient.
+        batch["token_flow"] = (flow * weight).masked_fill(advantages == 0, 0)
+        push, rows = self.control.push(logps, entropies), self.pushed_rows(batch)
+        if push is not None and rows is not None:
+            batch["push"] = push * rows
+            batch["push_flow"] = batch["push"] * flow_score(logps, entropies, self.estimator, vocabulary) * weight
+
+    def pushed_rows(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the completions that the control pushes whatever their advantage, (B, 1)."""
+        advantages = batch["advantages"].unsqueeze(1)
+        return self.control.pushes(advantages, batch["right"].unsqueeze(1) if "right" in batch else advantages > 0)
+
+    def _token_weight(self, batch: dict[str, Any], mask: Tensor) -> Tensor | float:
+        """Return the weight of each token in the loss, up to a factor for all."""
+        weight: Tensor | float = 1.0
         # TRL's loss multiplies by vLLM's importance-sampling ratio: a token that it masks out moves nothing.
         ratio = batch.get("importance_sampling_ratio")
         if ratio is not None and self.args.loss_type != "vespo":
-            flow = flow * ratio
+            weight = ratio
         # These losses average each completion separately, so a token of a short one has more weight
         if self.args.loss_type in ("grpo", "sapo"):
-            flow = flow * (self.args.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
-        # `covariance` gives a flow to tokens without an advantage as well; they have no gradient.
-        return flow.masked_fill(batch["advantages"].unsqueeze(1) == 0, 0)
+            weight = weight * (self.args.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
+        return weight
 
-    def begin(self, state: TrainerState) -> None:
-        """Pass the control the totals that are known before the first micro-batch."""
+    def begin(self, state: TrainerState, learning_rate: float, optimizer: Any) -> None:
+        """Pass the control what is known before the first micro-batch: how large the update will be, and totals."""
+        self.control.learning_rate, self.control.momentum = learning_rate, first_moment_decay(optimizer)
         if self.args.flow_scope == "micro" or self.measuring == "live":
             return
         has_rollout = self.args.flow_scope == "batch" and self.rollout is not None
@@ -154,16 +180,25 @@ class FlowStep:
             totals = self.rollout
         else:
             totals = self.current.reduce(self.accelerator)
-        metrics: dict[str, Tensor | float] = {**totals.metrics(), "flow/lambda": sum(self.lambdas) / len(self.lambdas)}
+        # The control may have had the totals transferred already: then nothing is left on the device
+        shown = totals.on_host if "on_host" in vars(totals) else totals
+        metrics: dict[str, Tensor | float] = {**shown.metrics(), "flow/lambda": sum(self.lambdas) / len(self.lambdas)}
         if self.last is not None:
-            metrics["entropy/delta"] = totals.entropy - self.last.entropy
+            metrics["entropy/delta"] = shown.entropy - self.last.entropy.to(shown.sums.device)
         for name, value in self.control.metrics().items():
             metrics.setdefault(name if "/" in name else f"control/{name}", value)
-        tensors = [torch.as_tensor(number, device=totals.sums.device) for number in metrics.values()]
-        entropy, *numbers = torch.stack([number.float() for number in (totals.entropy, *tensors)]).tolist()
+        tensors = [torch.as_tensor(number, device=shown.sums.device) for number in metrics.values()]
+        entropy, *numbers = torch.stack([number.float() for number in (shown.entropy, *tensors)]).tolist()
         drift = {} if self.drift is None else self.drift.metrics(self.accelerator)
-        self.last, self.current, self.lambdas, self.drift = totals, None, [], None
+        self.last, self.current, self.lambdas, self.drift = shown, None, [], None
         return {**dict(zip(metrics, numbers, strict=True)), **drift}, entropy
 
     def _observe(self, totals: FlowTotals, state: TrainerState) -> None:
         self.control.observe(totals, state.global_step, state.max_steps)
+
+
+def first_moment_decay(optimizer: Any) -> float:
+    """Return how much of the last average gradient an optimizer keeps in the next, 0 for one that averages none."""
+    group = optimizer.param_groups[0]
+    betas = group.get("betas") or (group.get("momentum"),)
+    return float(betas[0] or 0.0)

@@ -30,6 +30,7 @@ __all__: list[str] = []  # of use inside this package only
 logger = get_logger(__name__)
 
 BOOKKEEPING = "bookkeeping"  # the key of a micro-batch's `Bookkeeping` among its tensors
+PUSHED = "pushed"  # the key of the completions that the control trains whatever their advantage, (B,)
 
 
 @dataclass
@@ -192,7 +193,8 @@ def _rows_of(batch: dict[str, Any], drop: bool) -> list[_Row]:
     """Describe each row of a batch, in one transfer from the device."""
     tokens = trained_mask(batch).sum(dim=1)
     real = batch["prompt_mask"].sum(dim=1) + batch["completion_mask"].sum(dim=1)
-    idle = (batch["advantages"].reshape(len(tokens), -1) == 0).all(dim=1) | (tokens == 0)
+    idle = (batch["advantages"].reshape(len(tokens), -1) == 0).all(dim=1)
+    idle = (idle & ~batch[PUSHED] if PUSHED in batch else idle) | (tokens == 0)
     numbers = torch.stack([real, tokens, idle.long()]).T.tolist()
     return [_Row(index, real, tokens, drop and bool(idle)) for index, (real, tokens, idle) in enumerate(numbers)]
 

@@ -1,0 +1,194 @@
+"""Predicts entropy, and solves for the push that moves it as wanted.
+
+The flow of a batch predicts the direction of entropy, not how far it moves: that depends on the learning rate, the
+optimizer and the model. `EntropyTracker` learns it from one number a step, the measured entropy, with a Kalman filter:
+
+    H' = H + g_n u_n + g_c u_c + d
+
+u_n and u_c are the predicted flows of the rewards ("natural") and of the control's push, averaged as the optimizer
+averages gradients and multiplied by the learning rate; g_n and g_c are what such a flow achieves, and d is a drift for
+whatever the flows miss. From the estimate, `aim` finds the push that gives the wanted change of entropy:
+
+- far above the target nothing is held back: entropy falls freely;
+- near it, the fall is braked as a car is, at a constant rate, so that it ends on the target in finite time;
+- from then on the distance is closed by a fixed part a step, from above and from below alike, and the drift leaves no
+  bias.
+
+Pure numbers, without torch. Our own work; the constants were chosen on simulated runs (tests/controls/plants.py).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+__all__: list[str] = []  # of use inside this package only
+
+_CLOSING = 0.3  # part of the distance to the target that a step closes, once landed
+_QUICKNESS = 0.4  # part of the gap between present and wanted change of entropy that a step closes
+_SMOOTHING = 0.9  # of the natural flow, whose estimate from one batch scatters by half
+_BRAKING = 10.0  # steps in which a fall at constant speed would be brought to rest, times two
+_LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
+_FIRST_NOISE = 0.01  # first guess of the measurement noise, as a part of the entropy; then learned
+_FORGETTING = 0.95  # of the noise
+_WANDER_ENTROPY, _WANDER_DRIFT = 1.0, 1e-4  # variance a step, in units of the measurement noise's
+_WANDER_GAIN = 0.03  # of a gain, as a part of it
+_FIRST_STEP = 0.1  # standard deviation of the entropy's change at the first step, as a part of the entropy
+_GUESS = 0.03  # change of entropy a step by the natural flow, as a part of it, where nothing is known yet
+_KNOWN = 0.35  # a gain is known if its standard deviation is a smaller part of it
+_EXCESS = 5.0  # standard deviation of the push's gain over the natural one's, in units of the latter
+_LEAST_GAIN, _MOST_GAIN = 0.05, 20.0  # bounds of the push's gain, in units of the first natural gain that was known
+
+
+_ENTROPY, _GAIN, _MORE, _DRIFT = range(4)  # places in the state: the push's gain is the natural one and `_MORE`
+
+
+class EntropyTracker:
+    """
+    Learns how far predicted flow moves entropy, and solves for the push that moves it to a target.
+
+    Once a step, in this order: `measure` the entropy, `aim` for a push, and tell by `took` which push was applied.
+
+    Attributes:
+        landed (`bool`): whether entropy has come down to its target, or began below it.
+    """
+
+    def __init__(self) -> None:
+        self.landed = False
+        self._mean = np.zeros(4)
+        self._covariance = np.zeros((4, 4))
+        self._noise = 0.0  # variance of a measurement; 0 before the first one
+        self._unit = 0.0  # the first natural gain that was known; 0 before
+        self._fall = 0.0  # of entropy, a step, in the last few steps
+        self._smooth_natural: float | None = None
+        self._natural = self._pushed = self._weight = 0.0  # averages as the optimizer's first moment takes them
+        self._moved = (0.0, 0.0)  # u_n and u_c of the updates since the last measurement
+
+    @property
+    def entropy(self) -> float:
+        """The estimate of the last measured entropy."""
+        return float(self._mean[_ENTROPY])
+
+    def measure(self, entropy: float) -> None:
+        """Take in the entropy of a rollout, before it is trained on; a number that is not finite is ignored."""
+        if not math.isfinite(entropy):
+            return
+        if self._noise == 0:
+            self._mean[_ENTROPY] = entropy
+            self._noise = max(_FIRST_NOISE * entropy, 1e-6) ** 2
+            self._covariance[_ENTROPY, _ENTROPY], self._covariance[_DRIFT, _DRIFT] = self._noise, 1e-3 * self._noise
+            return
+        natural, pushed = self._moved
+        self._moved = (0.0, 0.0)
+        self._widen(entropy, natural, pushed)
+        before = self.entropy
+        forecast = np.eye(4)
+        forecast[_ENTROPY] = 1.0, natural + pushed, pushed, 1.0
+        mean = forecast @ self._mean
+        covariance = forecast @ self._covariance @ forecast.T + np.diag(self._wander())
+        surprise = entropy - mean[_ENTROPY]
+        variance = covariance[_ENTROPY, _ENTROPY] + self._noise
+        gain = covariance[:, _ENTROPY] / variance
+        self._mean = mean + gain * surprise
+        self._covariance = covariance - np.outer(gain, covariance[_ENTROPY])
+        unexplained = self._noise / variance * min(surprise**2, 9 * variance)
+        self._noise = _FORGETTING * self._noise + (1 - _FORGETTING) * unexplained
+        if self._unit == 0 and 0 < self._deviation(_GAIN) < _KNOWN * self._mean[_GAIN]:
+            self._unit = float(self._mean[_GAIN])
+        if not self.landed:
+            self._fall = 0.8 * self._fall + 0.2 * max(before - self.entropy, 0.0)
+
+    def aim(self, natural: float, target: float, slope: float, rate: float, momentum: float) -> float | None:
+        """
+        Return the flow that the push of this step should have, per token; None while nothing is known of the gain.
+
+        Args:
+            natural (`float`): predicted flow of the rewards, per token.
+            target (`float`): entropy to hold, in nats.
+            slope (`float`): change of the target to the next step.
+            rate (`float`): learning rate of the coming update.
+            momentum (`float`): decay of the optimizer's first moment.
+        """
+        if rate <= 0 or self._noise == 0:
+            return None
+        momentum = max(momentum, _LEAST_MOMENTUM)
+        last = natural if self._smooth_natural is None else self._smooth_natural
+        self._smooth_natural = _SMOOTHING * last + (1 - _SMOOTHING) * natural
+        wanted = self._wanted_change(target) + slope
+        if self._unit == 0:
+            if self.entropy > target or natural == 0:
+                return None
+            self._guess_gain(rate * abs(natural))
+        natural_gain, push_gain = (rate * gain for gain in self._gains())
+        drift = float(self._mean[_DRIFT])
+        change = drift
+        if self._weight:
+            change += (natural_gain * self._natural + push_gain * self._pushed) / self._weight
+        change += _QUICKNESS * (wanted - change)
+        weight = momentum * self._weight + 1 - momentum
+        expected = (momentum * self._natural + (1 - momentum) * self._smooth_natural) / weight
+        average = (change - drift - natural_gain * expected) / push_gain
+        return (average * weight - momentum * self._pushed) / (1 - momentum)
+
+    def took(self, natural: float, pushed: float, rate: float, momentum: float) -> None:
+        """Take in the flows of an update, per token: the rewards' own and the push's."""
+        momentum = max(momentum, _LEAST_MOMENTUM)
+        self._natural = momentum * self._natural + (1 - momentum) * natural
+        self._pushed = momentum * self._pushed + (1 - momentum) * pushed
+        self._weight = momentum * self._weight + 1 - momentum
+        u_natural, u_pushed = self._moved
+        scale = rate / self._weight
+        self._moved = u_natural + scale * self._natural, u_pushed + scale * self._pushed
+
+    def _wanted_change(self, target: float) -> float:
+        """Return the change of entropy that this step should make, for a target that stands still."""
+        missing = target - self.entropy
+        self.landed |= missing >= -0.5 * self._deviation(_ENTROPY)
+        if self.landed:
+            return _CLOSING * missing
+        fall = max(self._fall, 1e-4 * target)
+        if -missing > fall * _BRAKING / 2:
+            return -10 * fall  # far away: let it fall
+        return -math.sqrt(2 * fall * -missing / _BRAKING)
+
+    def _gains(self) -> tuple[float, float]:
+        natural, more = self._mean[_GAIN], self._mean[_MORE]
+        return max(natural, 0.0), min(max(natural + more, _LEAST_GAIN * self._unit), _MOST_GAIN * self._unit)
+
+    def _deviation(self, place: int) -> float:
+        return math.sqrt(max(self._covariance[place, place], 0.0))
+
+    def _wander(self) -> list[float]:
+        """Return the variance that a step adds to each part of the state."""
+        gain = (_WANDER_GAIN * max(self._unit, abs(self._mean[_GAIN]))) ** 2
+        more = gain if self._covariance[_MORE, _MORE] > 0 else 0.0
+        return [_WANDER_ENTROPY * self._noise, gain, more, _WANDER_DRIFT * self._noise]
+
+    def _widen(self, entropy: float, natural: float, pushed: float) -> None:
+        """Give a gain its first uncertainty, when a flow has moved entropy for the first time."""
+        if self._covariance[_GAIN, _GAIN] == 0 and natural:
+            self._covariance[_GAIN, _GAIN] = (_FIRST_STEP * entropy / natural) ** 2
+        if self._covariance[_MORE, _MORE] == 0 and pushed and self._unit:
+            self._covariance[_MORE, _MORE] = (_EXCESS * self._unit) ** 2
+
+    def _guess_gain(self, flow: float) -> None:
+        """Guess the gains of a run that is below its target before it has shown what moves it."""
+        self._unit = _GUESS * self.entropy / flow
+        self._mean[_GAIN], self._mean[_MORE] = self._unit, 0.0
+        for place in (_GAIN, _MORE):
+            self._covariance[place, :] = self._covariance[:, place] = 0.0
+        self._covariance[_GAIN, _GAIN], self._covariance[_MORE, _MORE] = self._unit**2, (_EXCESS * self._unit) ** 2
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON; floats survive it bit for bit."""
+        state = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
+        return {**state, "_mean": self._mean.tolist(), "_covariance": self._covariance.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name in vars(self):
+            setattr(self, name, state[name])
+        self._mean, self._covariance = np.array(state["_mean"]), np.array(state["_covariance"])
+        self._moved = tuple(state["_moved"])
