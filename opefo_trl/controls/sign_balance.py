@@ -11,7 +11,6 @@ As in the authors' code, `entropic` and `entrocraft` act on the entropy of the b
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
