@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from control_inputs import arrays, close, random_tokens, totals
+from tiny import build, parameters, train
 
+from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import make_control
 
 
@@ -56,6 +58,28 @@ def test_the_integral_of_entropic_survives_a_restart_bit_for_bit():
         for control in (whole, resumed):
             control.observe(totals(entropy=0.1 + 0.03 * step), step, 20)
     assert whole.state_dict() == resumed.state_dict() and torch.equal(whole.coef, resumed.coef)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["batch", "running"])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("entropic", {"target": "0.9x", "integral": 0.1}), ("entrocraft", {"low": "0.97x", "high": "0.99x"})],
+)
+@pytest.mark.filterwarnings("ignore:`control=")
+def test_a_resumed_run_continues_bit_for_bit(name, kwargs, scope, out):
+    run = {"control": name, "control_kwargs": kwargs, "flow_scope": scope, "max_steps": 4}
+    run |= {"gradient_accumulation_steps": 2, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2}
+    whole = train(OPEFOTrainer, OPEFOConfig, out / "whole", **run)
+    resumed = build(OPEFOTrainer, OPEFOConfig, out / "resumed", **run)
+    resumed.train(resume_from_checkpoint=str(out / "whole" / "checkpoint-2"))
+    assert whole.entropy_control.state_dict() == resumed.entropy_control.state_dict()
+    for key, value in parameters(whole).items():
+        assert torch.equal(parameters(resumed)[key], value), key
+    rows = [row for row in whole.state.log_history if "control/coef" in row]
+    assert any(row["control/coef"] != 0 for row in rows)
+    if name == "entropic" and scope == "batch":  # from the entropy of the batch itself, in its own step
+        assert rows[0]["control/coef"] == pytest.approx(0.1 * rows[0]["entropy"], rel=1e-3)
 
 
 def test_entrocraft_keeps_one_sign_outside_its_band_and_all_inside():
