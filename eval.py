@@ -3,14 +3,15 @@
     python eval.py --model out/my-model --benchmarks aime24,math500
     python eval.py --model out/my-model --compare out/eval/base/results.json      # paired difference, with interval
     python eval.py --model out/my-model --benchmarks aime24 --k 64 --temperature 1.0 --top_p 1.0
+    python eval.py --model out/my-model --preset paper                            # sampled as in the OPEFO paper
     python eval.py --model playground --benchmarks playground --k 64              # seconds on a CPU, no network
     accelerate launch eval.py --model out/my-model                                # the batches over several GPUs
     python eval.py --watch out/my-run --benchmarks math500                        # each checkpoint as it comes
     python eval.py --model out/my-run --push_to_hub                               # results to the card, and samples
 
 By default 32 samples for each problem of AIME 2024, AIME 2025 and AMC 2023, and one for each of MATH-500, Minerva and
-OlympiadBench, at temperature 0.6 and top-p 0.95. vLLM samples if it is installed, else transformers. The same command
-resumes an interrupted evaluation.
+OlympiadBench, at temperature 0.6 and top-p 0.95 (`--preset paper`: 1.0 and 0.7). vLLM samples if it is installed, else
+transformers. The same command resumes an interrupted evaluation.
 """
 
 import os
@@ -53,6 +54,9 @@ from opefo_trl.hub.results import check_target, push_results, results_target
 from opefo_trl.playground import PLAYGROUND
 from opefo_trl.validation import check_choice
 
+# Temperature and top-p. The paper's are second-hand; its numbers of samples are the defaults of the benchmarks
+PRESETS = {"default": (0.6, 0.95), "paper": (1.0, 0.7)}
+
 
 @dataclass
 class EvalArguments:
@@ -79,8 +83,17 @@ class EvalArguments:
         default=None, metadata={"help": "Samples for each problem. By default 32 for AIME and AMC, 1 for the others."}
     )
     limit: int | None = field(default=None, metadata={"help": "Take this many problems only, the first ones."})
-    temperature: float = field(default=0.6, metadata={"help": "0 is greedy."})
-    top_p: float = field(default=0.95, metadata={"help": "Probability mass of the nucleus that is sampled from."})
+    preset: str = field(
+        default="default",
+        metadata={
+            "help": "Temperature and top-p by name: 'default' (0.6, 0.95) or 'paper' (1.0, 0.7, the OPEFO paper's). "
+            "--temperature and --top_p take precedence."
+        },
+    )
+    temperature: float | None = field(default=None, metadata={"help": "0 is greedy. By default the preset's."})
+    top_p: float | None = field(
+        default=None, metadata={"help": "Mass of the nucleus that is sampled from. By default the preset's."}
+    )
     max_new_tokens: int = field(default=16_384, metadata={"help": "The model's context may allow less."})
     seed: int = field(default=0, metadata={"help": "Seed that every sample's own seed is derived from."})
     prompt_template: str = field(default="boxed", metadata={"help": f"Prompt template: {', '.join(TEMPLATES)}."})
@@ -103,6 +116,9 @@ class EvalArguments:
         words = [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks
         names = [name for word in words for name in word.replace(",", " ").split()]
         self.benchmarks = list(dict.fromkeys(name if name == PLAYGROUND else benchmark_name(name) for name in names))
+        temperature, top_p = PRESETS[check_choice("preset", self.preset, PRESETS)]
+        self.temperature = temperature if self.temperature is None else self.temperature
+        self.top_p = top_p if self.top_p is None else self.top_p
         for name in ("k", "limit", "batch_size", "max_model_length", "tensor_parallel_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -171,6 +187,7 @@ def check(options: EvalArguments) -> None:
 
 
 def decoding_of(options: EvalArguments) -> Decoding:
+    assert options.temperature is not None and options.top_p is not None  # since `__post_init__`
     return Decoding(options.temperature, options.top_p, options.max_new_tokens)
 
 

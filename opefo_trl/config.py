@@ -77,7 +77,7 @@ class OPEFOConfig(GRPOConfig):
         flow_schedule (`str`, *optional*, defaults to `"constant"`):
             How the target moves over the run: `"constant"`; from the first step's entropy to the target, `"linear"` or
             `"cosine"`; around the target by up to half of it, `"increase_decrease"`, `"decrease_increase_decrease"` or
-            `"oscillating"`.
+            `"oscillating"`; constant for the first half, then linearly down to half of it, `"hold_then_anneal"`.
 
         > Parameters that make a run fast
 
@@ -182,7 +182,8 @@ class OPEFOConfig(GRPOConfig):
         metadata={
             "help": "How the target moves over the run: 'constant'; from the first step's entropy to the target, "
             "'linear' or 'cosine'; around the target by up to half of it, 'increase_decrease', "
-            "'decrease_increase_decrease' or 'oscillating'."
+            "'decrease_increase_decrease' or 'oscillating'; constant for the first half, then linearly down to half "
+            "of it, 'hold_then_anneal'."
         },
     )
     micro_batching: str = field(

@@ -84,3 +84,24 @@ def minimal(d, advantage, total):
     weights = np.ones_like(d)
     weights[known] = 1 + u / np.abs(advantage[known])
     return weights
+
+
+def entropic(entropies, target, proportional, integral):
+    """EntroPIC's alpha at each step; a step without an entropy repeats the last one."""
+    alphas, errors = [], []
+    for entropy in entropies:
+        if math.isnan(entropy):
+            alphas.append(alphas[-1])
+            continue
+        error = entropy - target
+        alphas.append(min(1, max(-1, proportional * error + integral * sum(errors))))
+        errors.append(error)
+    return alphas
+
+
+def asym_grpo(advantage, p, positive=0.9, negative=0.4):
+    if advantage > 0:
+        return math.exp(positive * (math.log(1 - p) - math.log(p)))
+    if advantage < 0:
+        return -math.exp(negative * (math.log(p) - math.log(1 - p)))
+    return 0.0

@@ -64,6 +64,13 @@ def test_a_recipe_is_right(path, recwarn):
         assert args.per_device_train_batch_size == 32 * args.num_generations
 
 
+@pytest.mark.parametrize("name", ["qwen2.5-math-7b", "qwen3-4b-base"])
+def test_the_papers_recipes_have_its_learning_rate_of_strictly_on_policy_runs(name):
+    args = parse(ROOT / "configs" / f"{name}.yaml")[1]
+    assert args.learning_rate == pytest.approx(8**0.5 * 1e-6, rel=1e-3) and args.updates_per_rollout == 1
+    assert args.control == "opefo" and args.flow_target is None
+
+
 @pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)
 def test_a_machine_is_read_by_accelerate(path):
     config = load_config_from_file(str(path))

@@ -17,6 +17,7 @@ from opefo_trl.controls.positive_advantage import (
     PositiveAdvantage,
     RandomPositiveClip,
 )
+from opefo_trl.controls.sign_balance import AsymGRPO, Entrocraft, EntroPIC
 from opefo_trl.controls.steer import STEER
 from opefo_trl.controls.token_selection import REPO, STARE, EntropyDynamics
 from opefo_trl.validation import check_choice, did_you_mean
@@ -48,6 +49,9 @@ CONTROLS: dict[str, type[Control]] = {
     "stare": STARE,
     "repo": REPO,
     "entropy_dynamics": EntropyDynamics,
+    "entropic": EntroPIC,
+    "entrocraft": Entrocraft,
+    "asym_grpo": AsymGRPO,
 }
 
 

@@ -1,4 +1,9 @@
-"""Entropy targets: a number of nats or a multiple of the first step's entropy, constant or moved over the run."""
+"""Entropy targets: a number of nats or a multiple of the first step's entropy, constant or moved over the run.
+
+`hold_then_anneal` holds the target for the first half of the run and lowers it linearly to half of itself in the
+second, after Entropy Scheduling (ACL 2026 Findings 206): entropy held early and annealed late trained best there. The
+two halves are our choice.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+__all__: list[str] = []  # of use inside this package only
+
 _SWING = 0.5  # largest distance from the target, as a fraction of it
 
-# Schedules as functions of t, the completed share of the run. The first two blend the first step's entropy (1) into
-# the target (0); the others give the factor on the target.
-_FROM_FIRST_ENTROPY: dict[str, Callable[[float], float]] = {
+# Schedules as functions of t, the completed share of the run. The first two blend the start (1), by default the first
+# step's entropy, into the target (0); the others give the factor on the target.
+FROM_START: dict[str, Callable[[float], float]] = {
     "linear": lambda t: 1 - t,
     "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
 }
@@ -22,8 +29,9 @@ _AROUND_TARGET: dict[str, Callable[[float], float]] = {
     "increase_decrease": lambda t: 1 + _SWING * math.sin(math.pi * t),
     "decrease_increase_decrease": lambda t: 1 + _SWING * math.cos(3 * math.pi * t),
     "oscillating": lambda t: 1 + _SWING * (1 - t) * math.cos(6 * math.pi * t),
+    "hold_then_anneal": lambda t: 1 - _SWING * max(0.0, 2 * t - 1),
 }
-SCHEDULES = ("constant", *_FROM_FIRST_ENTROPY, *(name for name in _AROUND_TARGET if name != "constant"))
+SCHEDULES = ("constant", *FROM_START, *(name for name in _AROUND_TARGET if name != "constant"))
 
 
 class EntropyTarget:
@@ -34,18 +42,26 @@ class EntropyTarget:
         value (`float` or `str`): nats, or `"0.4x"` for 0.4 times the first step's entropy.
         schedule (`str`): one of `SCHEDULES`.
         name (`str`): field or option that the value was given as, for the error message.
+        start (`EntropyTarget`, *optional*): where `linear` and `cosine` begin, by default at the first step's entropy.
     """
 
-    def __init__(self, value: float | str, schedule: str = "constant", name: str = "flow_target"):
+    def __init__(
+        self,
+        value: float | str,
+        schedule: str = "constant",
+        name: str = "flow_target",
+        start: EntropyTarget | None = None,
+    ):
         self.number, self.relative = _parse_target(value, name)
-        self.schedule = schedule
+        self.schedule, self.start = schedule, start
 
     def at(self, anchor: Tensor, step: int, max_steps: int) -> Tensor:
         """Return the target of this step, in nats; `anchor` is the first step's entropy (NaN: not measured yet)."""
         level = self.number * anchor if self.relative else torch.full_like(anchor, self.number)
         done = min(1.0, step / max(1, max_steps - 1))
-        if self.schedule in _FROM_FIRST_ENTROPY:
-            return level + (anchor - level) * _FROM_FIRST_ENTROPY[self.schedule](done)
+        if self.schedule in FROM_START:
+            start = anchor if self.start is None else self.start.at(anchor, 0, 1)
+            return level + (start - level) * FROM_START[self.schedule](done)
         return level * _AROUND_TARGET[self.schedule](done)
 
 

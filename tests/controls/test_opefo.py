@@ -80,6 +80,7 @@ TARGETS = {
     "increase_decrease": [0.4, 0.4 + 0.2 * ROOT_HALF, 0.6, 0.4 + 0.2 * ROOT_HALF, 0.4],
     "decrease_increase_decrease": [0.6, 0.4 - 0.2 * ROOT_HALF, 0.4, 0.4 + 0.2 * ROOT_HALF, 0.2],
     "oscillating": [0.6, 0.4, 0.3, 0.4, 0.4],
+    "hold_then_anneal": [0.4, 0.4, 0.4, 0.3, 0.2],
 }
 
 

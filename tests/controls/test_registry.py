@@ -30,6 +30,11 @@ WRONG = [
     ("stare", "variant", "o1", "'reinforce', 'both'"), ("stare", "adaptive", 1, "True or False"),
     ("repo", "zeta", 1, "in [0.0001, 0.05]"), ("repo", "variant", "r", "'rescaled', 'additive'"),
     ("entropy_dynamics", "mu", -1, "at least 0"), ("entropy_dynamics", "variant", "v", "'batch', 'vocabulary'"),
+    ("entropic", "target", 0, "first step's entropy"), ("entropic", "integral", -1, "at least 0"),
+    ("entropic", "threshold", 95, "in [0, 1]"), ("entropic", "schedule", "up", "'hold_then_anneal'"),
+    ("entrocraft", "low", 0.6, "at most `high`"), ("entrocraft", "high", "0.5x", "both in nats"),
+    ("entrocraft", "schedule", "cosine", "`low_start`"), ("entrocraft", "low_start", 0.6, "`schedule='constant'`"),
+    ("asym_grpo", "positive_exponent", -0.9, "at least 0"), ("asym_grpo", "negative_exponent", "x", "a number"),
     ("opefo", "flow_schedule", "linear", "`flow_target`"), ("opefo", "sides", "up", "'both', 'increase'"),
 ]  # fmt: skip
 

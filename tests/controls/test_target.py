@@ -24,6 +24,13 @@ def test_a_wrong_target_is_refused_by_the_name_it_was_given_as(value):
         EntropyTarget(value)
 
 
+@pytest.mark.parametrize(("start", "expected"), [("0.5x", 1.0), (0.8, 0.8)])
+def test_a_falling_target_may_begin_elsewhere_than_at_the_first_entropy(start, expected):
+    target = EntropyTarget(0.4, "linear", start=EntropyTarget(start))
+    levels = [float(target.at(torch.tensor(2.0), step, 5)) for step in range(5)]
+    assert levels == pytest.approx([expected + (0.4 - expected) * step / 4 for step in range(5)])
+
+
 def test_the_first_entropy_is_the_first_that_is_a_number():
     first = FirstEntropy()
     assert first.state() is None

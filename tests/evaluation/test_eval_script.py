@@ -11,6 +11,7 @@ from eval_script import command, refusal, run, samples
 from material import BENCH, MATERIAL
 from scripts import load_script, python
 
+from opefo_trl.cli.parser import Parser
 from opefo_trl.data.benchmarks import BENCHMARKS, SIX
 from opefo_trl.evaluation.results import read_results
 
@@ -73,6 +74,23 @@ def test_folders(tmp_path, monkeypatch):
     assert script.folder_of(script.EvalArguments(model="run", output_dir="there")) == Path("there")
     names = script.EvalArguments(benchmarks=["aime24,amc23", "math500", "aime24"]).benchmarks
     assert names == ["aime24", "amc23", "math500"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sampling"),
+    [
+        ([], (0.6, 0.95)),
+        (["--preset", "paper"], (1.0, 0.7)),
+        (["--preset", "paper", "--temperature", "0.8"], (0.8, 0.7)),  # single options take precedence
+        (["--top_p", "1.0"], (0.6, 1.0)),
+    ],
+)
+def test_presets_of_the_sampling(words, sampling):
+    script = load_script("eval.py")
+    (options,) = Parser((script.EvalArguments,)).parse(["--model", "playground", *words])
+    assert (options.temperature, options.top_p) == sampling
+    decoding = script.decoding_of(options)
+    assert (decoding.temperature, decoding.top_p) == sampling
 
 
 @pytest.mark.parametrize(
