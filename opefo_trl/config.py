@@ -65,7 +65,7 @@ class OPEFOConfig(GRPOConfig):
             `flow_target` (and `sides="both"`), else `"sign"`.
         flow_rows (`str`, *optional*, defaults to `"right"`):
             Completions on which `"additive"` acts: those that are `"right"` (a reward above 0.5 or, if the rewards
-            judge no answer right, an advantage above 0), those with an advantage above 0 (`"advantaged"`, a subset that
+            judge no answer right, an advantage above 0), those with an advantage above 0 (`"advantaged"`, which
             leaves all zero-advantage rows to be dropped), or `"all"`.
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None`: balance at every step, within `flow_lambda_max`; a number is in nats; `"0.4x"` is
@@ -158,8 +158,8 @@ class OPEFOConfig(GRPOConfig):
         default="right",
         metadata={
             "help": "Completions on which 'additive' acts: those that are 'right' (a reward above 0.5 or, if the "
-            "rewards judge no answer right, an advantage above 0), those with an advantage above 0 ('advantaged', a "
-            "subset that leaves all zero-advantage rows to be dropped), or 'all'."
+            "rewards judge no answer right, an advantage above 0), those with an advantage above 0 ('advantaged', "
+            "which leaves all zero-advantage rows to be dropped), or 'all'."
         },
     )
     flow_target: float | str | None = field(

@@ -37,9 +37,9 @@ def arrays(tokens: Tokens):
     return [value.detach().numpy() for value in values]
 
 
-def totals(increase: float = 1.0, decrease: float = 3.0, entropy: float = 1.0) -> FlowTotals:
-    flow = torch.tensor([[increase, -decrease]])
-    return FlowTotals.of(flow, torch.ones(1, 2), torch.zeros(1, 2)).with_entropy(torch.tensor(entropy))
+def totals(increase: float = 1.0, decrease: float = 3.0, entropy: float = 1.0, hold: float = 4.0) -> FlowTotals:
+    """Totals of two tokens, whose push has size 1 and the flow `hold`."""
+    return FlowTotals(torch.tensor([increase, decrease, 2 * entropy, 2.0, 0.0, hold, 2.0, 2.0]))
 
 
 def close(left, right, tolerance: float = 1e-6) -> None:

@@ -76,16 +76,6 @@ def dynamic_bounds(p, done, schedule, epsilon=0.2):
     return (1 + l) * lower - l * epsilon, upper
 
 
-def minimal(d, advantage, total):
-    """Weights that move the net flow by `total` and change sum A^2 (w - 1)^2 least, by solving for the multiplier."""
-    known = advantage != 0
-    a = d[known] / np.abs(advantage[known])  # in u = |A| (w - 1): minimise |u|^2 with a u = total
-    u = a * total / (a @ a)
-    weights = np.ones_like(d)
-    weights[known] = 1 + u / np.abs(advantage[known])
-    return weights
-
-
 def entropic(entropies, target, proportional, integral):
     """EntroPIC's alpha at each step; a step without an entropy repeats the last one."""
     alphas, errors = [], []

@@ -18,7 +18,7 @@ def test_fields_reach_the_control():
     control = config(flow_lambda_max=0.25, control_kwargs={"sides": "increase"}).make_control()
     assert (control.sides, control.bound, control.target) == ("increase", 0.25, None)
     control = config(flow_target="0.4x").make_control()
-    assert (control.target.number, control.target.relative, control.bound) == (0.4, True, 1.0)
+    assert (control.target.number, control.target.relative, control.shape) == (0.4, True, "additive")
     assert config(control_kwargs={"static_lambda": "1e-3"}).make_control().lam == 0.001  # YAML reads 1e-3 as text
 
 
@@ -61,6 +61,6 @@ def test_every_field_is_documented_twice_in_the_same_words():
     docstring = words(inspect.getdoc(OPEFOConfig))
     inherited = {field.name for field in dataclasses.fields(GRPOConfig)}
     ours = [field for field in dataclasses.fields(OPEFOConfig) if field.name not in inherited]
-    assert len(ours) == 13
+    assert len(ours) == 15
     for field in ours:
         assert words(field.metadata["help"]) in docstring, field.name

@@ -50,7 +50,7 @@ def checkpoint(saved, out) -> str:
 def test_the_state_is_json_that_a_person_can_read(checkpoint):
     state = json.loads(Path(checkpoint, "control_state.json").read_text())
     assert state["control"] == "opefo" and state["state"]["anchor"] > 0
-    assert len(state["totals"]) == 6 and (state["guard"]["skipped"], state["guard"]["taken"]["count"]) == (0, 2)
+    assert len(state["totals"]) == 8 and (state["guard"]["skipped"], state["guard"]["taken"]["count"]) == (0, 2)
 
 
 def resume(checkpoint, out, **overrides):

@@ -28,8 +28,8 @@ class Tokens:
             by vLLM, (B, T).
         flow (`Tensor`): `flow.token_flow` of each token, detached, (B, T).
         solved (`Tensor`, *optional*): share of the group's completions with a reward above 0.5, (B, 1).
-        right (`Tensor`, *optional*): whether the completion is right, (B, 1): its reward is above 0.5 or, if that holds
-            for none of the rollout, its advantage is above 0.
+        right (`Tensor`, *optional*): whether the completion is right, (B, 1): its reward is above 0.5 or, if
+            that is so for none of the rollout, its advantage is above 0.
     """
 
     logps: Tensor

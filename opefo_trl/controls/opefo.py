@@ -90,8 +90,8 @@ class OPEFO(Control):
         bound = check_number("flow_lambda_max", flow_lambda_max, above=0, high=1, why=why)
         if flow_shape == "minimal":
             raise ValueError(
-                "`flow_shape='minimal'` is no longer there: `flow_shape='additive'`, the default with a `flow_target`, "
-                "holds a target more closely. Drop the field."
+                "`flow_shape='minimal'` is gone: `flow_shape='additive'`, the default with a `flow_target`, holds a "
+                "target more closely. Drop the field."
             )
         if flow_shape is not None:
             check_choice("flow_shape", flow_shape, _SHAPES)
@@ -118,7 +118,8 @@ class OPEFO(Control):
         self.target_now: float | None = None
         self.bounded = False  # whether the last lambda of a run with a target was cut at its bound
         self._wanted = 0.0  # flow of the push, per token, that this step should have
-        self._step, self._measured = -1, None  # the step and the totals that were seen last
+        self._step = -1  # the last that was observed
+        self._measured: FlowTotals | None = None  # the last totals that were measured
 
     @property
     def shapes_tokens(self) -> bool:
@@ -212,9 +213,9 @@ class OPEFO(Control):
             return tokens.advantages
         if self.shape == "sign":
             return tokens.advantages * flow_weights(tokens.flow, self.lam, self.sides)
-        push = entropy_score(tokens.logps.detach(), tokens.entropies.detach())
-        right = tokens.advantages > 0 if tokens.right is None else tokens.right
-        return tokens.advantages - self.mu * push * self.pushes(tokens.advantages, right)
+        rows = self.pushes(tokens.advantages, tokens.advantages > 0 if tokens.right is None else tokens.right)
+        assert rows is not None
+        return tokens.advantages - self.mu * entropy_score(tokens.logps, tokens.entropies) * rows
 
     def metrics(self) -> dict[str, Tensor | float]:
         metrics: dict[str, Tensor | float] = {"flow/lambda": self.lam}

@@ -26,21 +26,22 @@ import numpy as np
 
 __all__: list[str] = []  # of use inside this package only
 
-_CLOSING = 0.3  # part of the distance to the target that a step closes, once landed
-_QUICKNESS = 0.4  # part of the gap between present and wanted change of entropy that a step closes
+_CLOSING = 0.4  # part of the distance to the target that a step closes, once landed
+_QUICKNESS = 0.8  # part of the gap between present and wanted change of entropy that a step closes
 _SMOOTHING = 0.9  # of the natural flow, whose estimate from one batch scatters by half
-_BRAKING = 10.0  # steps in which a fall at constant speed would be brought to rest, times two
-_LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
-_FIRST_NOISE = 0.01  # first guess of the measurement noise, as a part of the entropy; then learned
-_FORGETTING = 0.95  # of the noise
-_WANDER_ENTROPY, _WANDER_DRIFT = 1.0, 1e-4  # variance a step, in units of the measurement noise's
-_WANDER_GAIN = 0.03  # of a gain, as a part of it
-_FIRST_STEP = 0.1  # standard deviation of the entropy's change at the first step, as a part of the entropy
+_BRAKING = 15.0, 5.0  # twice the steps in which a fall of constant speed is brought to rest, and the least at the start
+_LEAST_MOMENTUM = 0.85  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
+_FIRST_NOISE = 0.03  # first guess of the standard deviation of a measurement, as a part of the entropy; then learned
+_FORGETTING = 0.9  # of the noise
+_WANDER_ENTROPY = 0.2  # first guess of the entropy's own variance a step, in units of the measurement's; then learned
+_WANDER_BOUNDS, _WANDER_LEARNING = (0.02, 4.0), 0.2
+_WANDER_DRIFT = 3e-3  # variance a step of the drift, in units of the measurement's
+_WANDER_GAIN = 0.03  # standard deviation a step of a gain, as a part of it
+_FIRST_STEP = 0.3  # standard deviation of the entropy's change at the first step, as a part of the entropy
 _GUESS = 0.03  # change of entropy a step by the natural flow, as a part of it, where nothing is known yet
-_KNOWN = 0.35  # a gain is known if its standard deviation is a smaller part of it
-_EXCESS = 5.0  # standard deviation of the push's gain over the natural one's, in units of the latter
-_LEAST_GAIN, _MOST_GAIN = 0.05, 20.0  # bounds of the push's gain, in units of the first natural gain that was known
-
+_KNOWN = 0.5  # a gain is known if its standard deviation is a smaller part of it
+_MORE_MEAN, _MORE_DEVIATION = 4.0, 5.0  # the push's gain over the natural one, in units of the latter
+_LEAST_GAIN, _MOST_GAIN = 0.01, 50.0  # bounds of the push's gain, in units of the first natural gain that was known
 
 _ENTROPY, _GAIN, _MORE, _DRIFT = range(4)  # places in the state: the push's gain is the natural one and `_MORE`
 
@@ -60,6 +61,9 @@ class EntropyTracker:
         self._mean = np.zeros(4)
         self._covariance = np.zeros((4, 4))
         self._noise = 0.0  # variance of a measurement; 0 before the first one
+        self._wander_entropy = _WANDER_ENTROPY
+        self._surprise = 0.0  # of the last measurement
+        self._measured = 0
         self._unit = 0.0  # the first natural gain that was known; 0 before
         self._fall = 0.0  # of entropy, a step, in the last few steps
         self._smooth_natural: float | None = None
@@ -77,9 +81,11 @@ class EntropyTracker:
             return
         if self._noise == 0:
             self._mean[_ENTROPY] = entropy
+            self._measured = 1
             self._noise = max(_FIRST_NOISE * entropy, 1e-6) ** 2
             self._covariance[_ENTROPY, _ENTROPY], self._covariance[_DRIFT, _DRIFT] = self._noise, 1e-3 * self._noise
             return
+        self._measured += 1
         natural, pushed = self._moved
         self._moved = (0.0, 0.0)
         self._widen(entropy, natural, pushed)
@@ -95,8 +101,14 @@ class EntropyTracker:
         self._covariance = covariance - np.outer(gain, covariance[_ENTROPY])
         unexplained = self._noise / variance * min(surprise**2, 9 * variance)
         self._noise = _FORGETTING * self._noise + (1 - _FORGETTING) * unexplained
+        # An estimate that lags behind is surprised twice in the same direction: entropy moves more by itself
+        echo = min(max(surprise * self._surprise / variance, -2.0), 2.0)
+        wander = self._wander_entropy * math.exp(_WANDER_LEARNING * echo)
+        self._wander_entropy = min(max(wander, _WANDER_BOUNDS[0]), _WANDER_BOUNDS[1])
+        self._surprise = float(surprise)
         if self._unit == 0 and 0 < self._deviation(_GAIN) < _KNOWN * self._mean[_GAIN]:
             self._unit = float(self._mean[_GAIN])
+            self._mean[_MORE] = _MORE_MEAN * self._unit
         if not self.landed:
             self._fall = 0.8 * self._fall + 0.2 * max(before - self.entropy, 0.0)
 
@@ -145,13 +157,14 @@ class EntropyTracker:
     def _wanted_change(self, target: float) -> float:
         """Return the change of entropy that this step should make, for a target that stands still."""
         missing = target - self.entropy
-        self.landed |= missing >= -0.5 * self._deviation(_ENTROPY)
+        self.landed |= missing >= -self._deviation(_ENTROPY)
         if self.landed:
             return _CLOSING * missing
         fall = max(self._fall, 1e-4 * target)
-        if -missing > fall * _BRAKING / 2:
+        braking = min(_BRAKING[0], max(_BRAKING[1], self._measured - 1))
+        if -missing > fall * braking / 2:
             return -10 * fall  # far away: let it fall
-        return -math.sqrt(2 * fall * -missing / _BRAKING)
+        return -math.sqrt(2 * fall * -missing / braking)
 
     def _gains(self) -> tuple[float, float]:
         natural, more = self._mean[_GAIN], self._mean[_MORE]
@@ -162,24 +175,25 @@ class EntropyTracker:
 
     def _wander(self) -> list[float]:
         """Return the variance that a step adds to each part of the state."""
-        gain = (_WANDER_GAIN * max(self._unit, abs(self._mean[_GAIN]))) ** 2
-        more = gain if self._covariance[_MORE, _MORE] > 0 else 0.0
-        return [_WANDER_ENTROPY * self._noise, gain, more, _WANDER_DRIFT * self._noise]
+        natural = max(self._unit, abs(self._mean[_GAIN]))
+        pushed = max(natural, abs(self._mean[_GAIN] + self._mean[_MORE])) if self._covariance[_MORE, _MORE] > 0 else 0.0
+        drift = _WANDER_DRIFT * self._noise
+        return [self._wander_entropy * self._noise, (_WANDER_GAIN * natural) ** 2, (_WANDER_GAIN * pushed) ** 2, drift]
 
     def _widen(self, entropy: float, natural: float, pushed: float) -> None:
         """Give a gain its first uncertainty, when a flow has moved entropy for the first time."""
         if self._covariance[_GAIN, _GAIN] == 0 and natural:
             self._covariance[_GAIN, _GAIN] = (_FIRST_STEP * entropy / natural) ** 2
         if self._covariance[_MORE, _MORE] == 0 and pushed and self._unit:
-            self._covariance[_MORE, _MORE] = (_EXCESS * self._unit) ** 2
+            self._covariance[_MORE, _MORE] = (_MORE_DEVIATION * self._unit) ** 2
 
     def _guess_gain(self, flow: float) -> None:
         """Guess the gains of a run that is below its target before it has shown what moves it."""
         self._unit = _GUESS * self.entropy / flow
-        self._mean[_GAIN], self._mean[_MORE] = self._unit, 0.0
+        self._mean[_GAIN], self._mean[_MORE] = self._unit, _MORE_MEAN * self._unit
         for place in (_GAIN, _MORE):
             self._covariance[place, :] = self._covariance[:, place] = 0.0
-        self._covariance[_GAIN, _GAIN], self._covariance[_MORE, _MORE] = self._unit**2, (_EXCESS * self._unit) ** 2
+        self._covariance[_GAIN, _GAIN], self._covariance[_MORE, _MORE] = self._unit**2, (_MORE_DEVIATION * self._unit) ** 2
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON; floats survive it bit for bit."""

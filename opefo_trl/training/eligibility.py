@@ -78,7 +78,6 @@ class BatchTransforms:
         inactive = [f"It does not {' or '.join(names)}, since {reason}." for reason, names in names_by_reason.items()]
         return " ".join([f"Exact micro-batching {', '.join(active) or 'changes nothing'}.", *inactive])
 
-
     def _exception(self, name: str) -> str:
         return " but those of right answers, which the control trains on" if name == "drop" and self.keep_right else ""
 

@@ -1,22 +1,19 @@
 import json
 import math
+from dataclasses import replace
 
-import literature
+import numpy as np
 import pytest
 import torch
 from control_inputs import arrays, close, random_tokens, tokens_of, totals
 
 from opefo_trl.controls import make_control
 from opefo_trl.controls.target import SCHEDULES
-from opefo_trl.flow import FlowTotals, minimal_weights
+from opefo_trl.flow import FlowTotals, entropy_score, flow_score
 
 
 def lam(control) -> float:
     return float(control.metrics()["flow/lambda"])
-
-
-def share(control) -> float:
-    return float(control.metrics()["flow/share"])
 
 
 def test_opefo_balances_both_flows():
@@ -42,34 +39,113 @@ def test_static_lambda_and_sides():
     assert make_control("opefo", static_lambda=0).advantages(tokens) is tokens.advantages
 
 
-def test_a_target_is_held_by_a_share_of_the_balance():
-    # lambda = clamp(share lambda* + 3 e, 0, 1), share <- clamp(share + 0.2 e, 0, 1.5), e = (target - entropy) / target
-    control = make_control("opefo", flow_target=0.5)
-    control.observe(totals(entropy=0.6), 0, 10)
-    assert lam(control) == share(control) == 0  # above the target
-    control.observe(totals(entropy=0.49), 1, 10)  # e = 0.01 / 0.5 = 0.02, lambda* = (3 - 1) / (3 + 1) = 0.5
-    assert share(control) == pytest.approx(0.004) and float(control.metrics()["flow/target"]) == 0.5
-    assert lam(control) == pytest.approx(0.004 * 0.5 + 0.06)
-    control.observe(totals(entropy=0.49), 1, 10)  # another micro-batch of the same step
-    assert share(control) == pytest.approx(0.004)
-    control.observe(totals(3, 1, entropy=0.5), 2, 10)  # entropy rises by itself
-    assert lam(control) == 0 and share(control) == pytest.approx(0.004)
-    for step in range(3, 60):
-        control.observe(totals(entropy=0.1), step, 100)
-    assert lam(control) == 1 and share(control) == 1.5
-    for step in range(60, 120):
-        control.observe(totals(entropy=0.9), step, 200)
-    assert lam(control) == share(control) == 0
+RIGHT = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]).unsqueeze(1)  # the fifth row has no advantage
 
 
-def test_a_moving_target_is_followed_downwards_once_it_has_been_reached():
-    control, restarted = (make_control("opefo", flow_target=0.4, flow_schedule="oscillating") for _ in range(2))
-    for step, (entropy, expected) in enumerate([(1.2, 0.0), (0.9, 0.0), (0.2, 1.0), (1.1, -1.0)]):
-        control.observe(totals(entropy=entropy), step, 100)
-        assert lam(control) == expected
-    restarted.load_state_dict(json.loads(json.dumps(control.state_dict())))
-    restarted.observe(totals(entropy=1.1), 4, 100)
-    assert lam(restarted) == -1
+@pytest.mark.parametrize(
+    ("rows", "pushed"),
+    [("right", [1, 0, 1, 0, 1, 0]), ("advantaged", [1, 0, 1, 0, 0, 1]), ("all", [1] * 6)],
+)
+def test_the_additive_shape_pushes_its_rows_by_what_the_flow_lacks(rows, pushed):
+    tokens = replace(random_tokens()[0], right=RIGHT)
+    logps, advantages, mask, _, entropies = arrays(tokens)
+    control = make_control("opefo", flow_shape="additive", flow_rows=rows, flow_lambda_max=1.0)
+    marked = control.pushes(tokens.advantages, RIGHT)
+    push = control.push(tokens.logps, tokens.entropies) * marked
+    score = flow_score(tokens.logps, tokens.entropies, "sampled")
+    sums = FlowTotals.of(tokens.flow, tokens.mask, tokens.entropies, push, push * score)
+    control.observe(sums, 0, 10)
+
+    D = np.clip(logps + entropies, -4, 4) * np.array(pushed)[:, None]
+    S = (1 - np.exp(logps)) ** 2 * (logps + entropies)
+    mu = (advantages * S * mask).sum() / (D * S * mask).sum()  # the net flow of A - mu D is 0
+    close(control.advantages(tokens), advantages - mu * D, 1e-5)
+    assert abs(((advantages - mu * D) * S * mask).sum()) < 1e-9
+    size = math.sqrt((D**2 * mask).sum() / ((D != 0) * mask).sum())
+    assert lam(control) == pytest.approx(mu * size, rel=1e-5) and abs(mu * size) > 0.01
+    assert control.trained_zeros == {"right": "right", "advantaged": None, "all": "any"}[rows]
+
+
+def test_the_push_is_bounded_and_takes_better_rows_for_right_ones_where_it_is_told_nothing():
+    control = make_control("opefo", flow_shape="additive")
+    control.observe(totals(1, 3, hold=0.1), 0, 10)
+    assert lam(control) == pytest.approx(0.1)  # flow_lambda_max
+    tokens = random_tokens()[0]
+    changed = (control.advantages(tokens) != tokens.advantages).any(1)
+    assert changed.tolist() == (tokens.advantages > 0).squeeze(1).tolist()
+    control.observe(totals(1, 3, hold=0.0), 1, 10)  # no row to push
+    assert lam(control) == 0
+
+
+def test_the_expected_push_is_the_gradient_of_the_entropy():
+    """By enumeration: the mean of -(-mu (log p + H)) grad log p over the tokens is mu grad H."""
+    logits = torch.tensor([1.3, -0.4, 0.2, 0.9, -1.1], dtype=torch.float64, requires_grad=True)
+    logps = logits.log_softmax(0)
+    entropy = -(logps.exp() * logps).sum()
+    (expected,) = torch.autograd.grad(entropy, logits, retain_graph=True)
+    control, mu = make_control("opefo", flow_shape="additive", flow_rows="all"), 0.7
+    control.mu = mu
+    tokens = replace(
+        random_tokens(rows=5, width=1)[0],
+        logps=logps.unsqueeze(1),
+        entropies=entropy.expand(5, 1),
+        advantages=torch.zeros(5, 1),
+    )
+    shaped = control.advantages(tokens).squeeze(1)
+    (gradient,) = torch.autograd.grad((logps.detach().exp() * shaped * logps).sum(), logits)
+    assert (gradient - mu * expected).abs().max() < 1e-6
+    assert entropy_score(torch.tensor([-9.0, torch.nan]), torch.tensor([1.0, 1.0])).tolist() == [-4.0, 0.0]
+
+
+def falling(control, entropies, rate=1e-3, **flows):
+    """Show a control a run, and return its lambdas."""
+    control.learning_rate, control.momentum, lambdas = rate, 0.9, []
+    for step, entropy in enumerate(entropies):
+        control.observe(totals(entropy=entropy, **flows), step, 1000)
+        lambdas.append(lam(control))
+    return lambdas
+
+
+FALL = [1.5 - 0.02 * step for step in range(60)]  # 0.5 is reached at step 50
+
+
+@pytest.mark.parametrize("shape", ["additive", "sign"])
+def test_entropy_falls_freely_and_is_braked_shortly_before_its_target(shape):
+    lambdas = falling(make_control("opefo", flow_target=0.5, flow_shape=shape), FALL)
+    assert lambdas[:35] == [0] * 35
+    assert max(lambdas[40:50]) > 0 and min(lambdas[51:]) > 0.2
+
+
+def test_an_entropy_past_its_target_is_brought_back_from_both_sides_or_held_from_below_only():
+    low, high = FALL[-1], [FALL[-1] + 0.05 * step for step in range(40)]
+    for sides, least in (("both", -0.5), ("floor", 0.0)):
+        control = make_control("opefo", flow_target=0.5, flow_sides=sides)
+        lambdas = falling(control, [*FALL, *[low] * 10, *high])
+        assert max(lambdas) == 1 and min(lambdas) == least == lambdas[-1]
+        assert control.metrics()["flow/bounded"] == 1 and control.metrics()["flow/estimate"] > 1
+
+
+def test_updates_on_one_rollout_and_micro_batches_of_a_step_measure_once():
+    control, once = (make_control("opefo", flow_target=0.5) for _ in range(2))
+    lambdas = falling(once, FALL)
+    control.learning_rate, control.momentum = 1e-3, 0.9
+    for step, entropy in enumerate(FALL):
+        control.observe(totals(entropy=entropy), step, 1000)
+        control.observe(totals(entropy=entropy), step, 1000)  # another micro-batch of the same step
+    assert lam(control) == lambdas[-1]
+    rollout, four = totals(entropy=0.8), make_control("opefo", flow_target=0.5)
+    for step in range(4):
+        four.observe(rollout, step, 1000)
+    assert four.tracker.entropy == pytest.approx(0.8)
+
+
+def test_a_checkpoint_of_the_former_law_goes_on_with_a_warning():
+    control = make_control("opefo", flow_target="0.5x")
+    with pytest.warns(UserWarning, match="another rule.*learns anew"):
+        control.load_state_dict({"anchor": 1.2, "share": 0.3, "reached": True})
+    control.observe(totals(entropy=0.9), 7, 10)
+    assert float(control.metrics()["flow/target"]) == pytest.approx(0.6)
+    make_control("opefo").load_state_dict({"anchor": 1.2, "share": 0.0, "reached": False})  # nothing is held: silent
 
 
 ROOT_HALF = math.sqrt(0.5)
@@ -95,47 +171,45 @@ def test_schedules_of_the_target(schedule):
 
 def test_a_relative_target_refers_to_the_first_entropy_and_survives_a_restart():
     control, restarted = (make_control("opefo", flow_target="0.5x") for _ in range(2))
-    assert control.state_dict() == {"anchor": None, "share": 0.0, "reached": False}
+    assert control.state_dict()["anchor"] is None
     restarted.load_state_dict(control.state_dict())
     control.observe(totals(entropy=torch.nan), 0, 10)  # nothing measured yet
     assert lam(control) == 0
-    control.observe(totals(entropy=1.2), 0, 10)
-    control.observe(totals(entropy=0.9), 1, 10)
+    control.observe(totals(entropy=1.2), 1, 10)
+    control.observe(totals(entropy=0.9), 2, 10)
     assert float(control.metrics()["flow/target"]) == pytest.approx(0.6) and lam(control) == 0
     restarted.load_state_dict(json.loads(json.dumps(control.state_dict())))
     for run in (control, restarted):
-        run.observe(totals(entropy=0.5), 2, 10)
-    assert restarted.metrics() == control.metrics() and lam(restarted) > 0.5
-
-
-def test_the_minimal_shape_moves_the_flow_as_far_with_the_least_change():
-    tokens, _ = random_tokens()
-    _, advantages, mask, *_ = arrays(tokens)
-    d = tokens.flow.numpy() * mask
-    sums = FlowTotals.of(tokens.flow, tokens.mask, tokens.entropies, tokens.advantages)
-    total = 0.05 * float(sums.increase + sums.decrease)
-    weights = minimal_weights(tokens.flow, tokens.advantages, total / sums.leverage).numpy()
-    expected = literature.minimal(d.ravel(), (advantages * mask).ravel(), total)
-    assert ((expected > 0) & (expected < 3)).all()  # no bound is met here
-    close(weights[mask == 1], expected.reshape(d.shape)[mask == 1], 1e-4)
-    assert ((weights - 1) * d * mask).sum() == pytest.approx(total, rel=1e-3)
-    assert (weights[4] == 1).all()  # no advantage
-    extreme = minimal_weights(tokens.flow, tokens.advantages, 1e6)
-    assert extreme.min() == 0 and extreme.max() == 3
-    with pytest.raises(ValueError, match="`sides='increase'` .*`flow_shape='minimal'`"):  # it has no groups
-        make_control("opefo", flow_shape="minimal", sides="increase")
+        run.observe(totals(entropy=0.5), 3, 10)
+    assert restarted.metrics() == control.metrics() and lam(restarted) > 0
+    assert restarted.state_dict() == control.state_dict()
 
 
 @pytest.mark.parametrize(
     ("options", "shape"),
     [
         ({}, "sign"),  # the paper's
-        ({"flow_target": 0.4}, "minimal"),
+        ({"flow_target": 0.4}, "additive"),
         ({"flow_target": 0.4, "flow_shape": "sign"}, "sign"),
-        ({"flow_target": 0.4, "sides": "increase"}, "sign"),  # `minimal` has no groups
-        ({"flow_target": 0.4, "flow_schedule": "oscillating"}, "sign"),
-        ({"flow_shape": "minimal"}, "minimal"),
+        ({"flow_target": 0.4, "sides": "increase"}, "sign"),  # a push has no groups
+        ({"flow_target": 0.4, "flow_schedule": "oscillating"}, "additive"),
+        ({"flow_shape": "additive"}, "additive"),
     ],
 )
 def test_the_default_shape(options, shape):
     assert make_control("opefo", **options).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flow_shape": "minimal"}, "`flow_shape='minimal'`.*'additive'"),
+        ({"flow_shape": "additive", "sides": "increase"}, "`sides='increase'`.*`flow_shape='sign'`"),
+        ({"flow_shape": "additive", "static_lambda": 0.1}, "`static_lambda=0.1`.*`flow_shape='sign'`"),
+        ({"flow_rows": "left"}, "`flow_rows='left'`.*'right', 'advantaged'"),
+        ({"flow_sides": "ceiling"}, "`flow_sides='ceiling'`.*'floor'"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_control("opefo", **options)

@@ -10,7 +10,7 @@ from opefo_trl.training.control_state import load_control_state, save_control_st
 from opefo_trl.training.guards import StepGuard
 
 CPU = torch.device("cpu")
-TOTALS = FlowTotals(torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0, 5.0]))
+TOTALS = FlowTotals(torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0, 5.0, 1.0, 2.0]))
 
 
 def guard(tmp_path):

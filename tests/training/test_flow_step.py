@@ -1,5 +1,7 @@
 """FlowStep without a trainer: when the control is shown which totals, and what a step logs."""
 
+import math
+
 import pytest
 import torch
 from control_inputs import tokens_of
@@ -7,12 +9,13 @@ from tiny import OneRank, settings
 from transformers import TrainerState
 
 from opefo_trl import OPEFOConfig
-from opefo_trl.controls import Control
+from opefo_trl.controls import Control, make_control
 from opefo_trl.flow import FlowTotals
 from opefo_trl.training.flow_step import FlowStep
 from opefo_trl.training.scoring import Scores
 
 STATE = TrainerState(global_step=4, max_steps=10)
+OPTIMIZER = torch.optim.AdamW([torch.zeros(1)], betas=(0.85, 0.99))
 
 
 class Watching(Control):
@@ -29,7 +32,7 @@ class Watching(Control):
 
 
 def totals(increase, decrease, entropy=1.0):
-    return FlowTotals(torch.tensor([increase, decrease, 2 * entropy, 2.0, 0.0, 1.0]))
+    return FlowTotals(torch.tensor([increase, decrease, 2 * entropy, 2.0, 0.0, 0.0, 0.0, 0.0]))
 
 
 def flow_step(out, **overrides) -> FlowStep:
@@ -37,7 +40,7 @@ def flow_step(out, **overrides) -> FlowStep:
 
 
 def take_step(step, *micro_batches):
-    step.begin(STATE)
+    step.begin(STATE, 1e-3, OPTIMIZER)
     for micro_batch in micro_batches:
         step.add(micro_batch, True, STATE)
         step.record_lambda()
@@ -64,7 +67,7 @@ def test_micro_scope_shows_each_micro_batch_with_the_entropy_of_the_last_step(ou
 def test_live_measuring_shows_the_batch_once_its_dropped_rows_are_added(out):
     step = flow_step(out, gradient_accumulation_steps=1)
     assert step.measuring == "live"
-    step.begin(STATE)
+    step.begin(STATE, 1e-3, OPTIMIZER)
     step.add(totals(1.0, 0.0), False, STATE)  # dropped rows
     assert step.control.shown == []
     step.add(totals(1.0, 3.0), True, STATE)
@@ -78,7 +81,7 @@ def test_a_measured_rollout_is_shown_before_it_is_trained_on(out):
     scores = Scores(torch.full((2, 3), -1.0), torch.full((2, 3), 0.5), None)
     step.measure_rollout(batch, torch.ones(2, 3), scores)
     assert batch["token_flow"].shape == (2, 3)
-    step.begin(STATE)
+    step.begin(STATE, 1e-3, OPTIMIZER)
     assert step.control.shown == [(pytest.approx(0.0, abs=1e-6), 0.5)]
 
 
@@ -108,14 +111,50 @@ def test_a_step_logs_totals_lambda_and_change_and_starts_over(out):
 
 
 def test_short_completions_weigh_more_where_the_loss_averages_each_by_itself(out):
-    batch, mask = {"advantages": torch.tensor([1.0, 0.0])}, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     logps, entropies = torch.tensor([[-1.0] * 4, [-2.0] * 4]), torch.full((2, 4), 0.5)
-    by_token = flow_step(out).flow_of(batch, mask, logps, entropies)
-    by_row = flow_step(out, loss_type="grpo").flow_of(batch, mask, logps, entropies)
+
+    def flow_of(weights=None, **overrides):
+        batch = {"advantages": torch.tensor([1.0, 0.0])}
+        if weights is not None:
+            batch["importance_sampling_ratio"] = weights
+        flow_step(out, **overrides).measure(batch, mask, logps, entropies)
+        return batch["token_flow"]
+
+    by_token, by_row = flow_of(), flow_of(loss_type="grpo")
     assert torch.allclose(by_row[0], by_token[0] * 12 / 2)  # max_completion_length / tokens of the row
-    covariance = flow_step(out, flow_estimator="covariance").flow_of(batch, mask, logps, entropies)
+    covariance = flow_of(flow_estimator="covariance")
     assert all((flow[1] == 0).all() for flow in (by_token, by_row, covariance))  # no advantage, no flow
-    weighed = flow_step(out).flow_of(
-        {**batch, "importance_sampling_ratio": torch.tensor([[0.5, 0.0, 1.0, 1.0]])}, mask, logps, entropies
-    )
+    weighed = flow_of(torch.tensor([[0.5, 0.0, 1.0, 1.0]]))
     assert torch.allclose(weighed[0, :2], by_token[0, :2] * torch.tensor([0.5, 0.0]))  # a token that is masked out
+
+
+def test_the_push_has_the_weight_of_its_tokens_in_the_loss(out):
+    def sums(right, **overrides):
+        step = flow_step(out, **overrides)
+        step.control = make_control("opefo", flow_target=0.4)
+        batch = {"advantages": torch.tensor([1.0, 0.0]), "right": torch.tensor(right)}
+        logps, entropies = torch.tensor([[-1.0, -1.0], [-2.0, -2.0]]), torch.full((2, 2), 0.5)
+        totals = step.measure(batch, torch.tensor([[1, 0], [1, 1]]), logps, entropies)
+        return totals.hold.item(), totals.push_size.item(), totals.sums[7].item()
+
+    # D = log p + H is -0.5 in the first row and -1.5 in the second, S = (1 - p)^2 D
+    first, second = (0.25 * (1 - math.exp(-1)) ** 2, 2.25 * (1 - math.exp(-2)) ** 2)
+    assert sums([True, False]) == pytest.approx((first, 0.5, 1))
+    assert sums([True, True]) == pytest.approx((first + 2 * second, math.sqrt((0.25 + 4.5) / 3), 3))
+    by_row = sums([True, True], loss_type="grpo")
+    assert by_row[0] == pytest.approx(12 * first + 12 / 2 * 2 * second)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (OPTIMIZER, 0.85),
+        (torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.7), 0.7),
+        (torch.optim.Adagrad([torch.zeros(1)]), 0.0),
+    ],
+)
+def test_the_control_knows_what_the_optimizer_averages(optimizer, expected, out):
+    step = flow_step(out)
+    step.begin(STATE, 2e-3, optimizer)
+    assert (step.control.learning_rate, step.control.momentum) == (2e-3, expected)
