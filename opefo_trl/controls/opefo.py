@@ -20,8 +20,8 @@ from two sources that agree. Our own additions:
   right answers and leaves wrong ones to their punishment. lambda is mu times the root mean square of D: the size of
   the push, where advantages are about 1. It is the default with a target.
 - `flow_target`: hold an entropy instead of always balancing. `EntropyTracker` says what flow the push must have;
-  lambda follows from the flow that a unit of it has, within -0.5 and 1. It is negative only where entropy has reached
-  its target and rises past it, and never with `flow_sides: floor`.
+  lambda follows from the flow that a unit of it has, within -0.5 and 1. It is negative only where entropy has come
+  near its target and rises past it, and never with `flow_sides: floor`.
 """
 
 from __future__ import annotations
@@ -185,9 +185,9 @@ class OPEFO(Control):
                 self._measured = totals
                 self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
         wanted = self._wanted / reach if reach > 0 else 0.0
-        low = _LAMBDA_MIN if self.two_sided and self.tracker.landed else 0.0
+        low = _LAMBDA_MIN if self.two_sided and self.tracker.engaged else 0.0
         self.lam = min(max(wanted, low), _LAMBDA_MAX)
-        self.bounded = self.tracker.landed and self.lam != wanted
+        self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
             self.tracker.took(natural, self.lam * reach, self.learning_rate, self.momentum)
 

@@ -27,20 +27,25 @@ import numpy as np
 __all__: list[str] = []  # of use inside this package only
 
 _CLOSING = 0.4  # part of the distance to the target that a step closes, once landed
-_QUICKNESS = 0.8  # part of the gap between present and wanted change of entropy that a step closes
 _SMOOTHING = 0.9  # of the natural flow, whose estimate from one batch scatters by half
-_BRAKING = 15.0, 5.0  # twice the steps in which a fall of constant speed is brought to rest, and the least at the start
-_LEAST_MOMENTUM = 0.85  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
+_BRAKING = (
+    15.0,
+    5.0,
+)  # twice the steps in which a fall of constant speed is brought to rest, and the least at the start
+_LEAST_MOMENTUM = 0.5  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
 _FIRST_NOISE = 0.03  # first guess of the standard deviation of a measurement, as a part of the entropy; then learned
-_FORGETTING = 0.9  # of the noise
+_FORGETTING = 0.98  # of the noise
 _WANDER_ENTROPY = 0.2  # first guess of the entropy's own variance a step, in units of the measurement's; then learned
 _WANDER_BOUNDS, _WANDER_LEARNING = (0.02, 4.0), 0.2
-_WANDER_DRIFT = 3e-3  # variance a step of the drift, in units of the measurement's
+_WANDER_DRIFT = 1e-2  # variance a step of the drift, in units of the measurement's
+_DRIFT_KEPT = (
+    0.98  # of the drift, a step: one that is never forgotten and a steady push explain each other without end
+)
 _WANDER_GAIN = 0.03  # standard deviation a step of a gain, as a part of it
 _FIRST_STEP = 0.3  # standard deviation of the entropy's change at the first step, as a part of the entropy
 _GUESS = 0.03  # change of entropy a step by the natural flow, as a part of it, where nothing is known yet
 _KNOWN = 0.5  # a gain is known if its standard deviation is a smaller part of it
-_MORE_MEAN, _MORE_DEVIATION = 4.0, 5.0  # the push's gain over the natural one, in units of the latter
+_MORE_MEAN, _MORE_DEVIATION = 4.0, 7.0  # the push's gain over the natural one, in units of the latter
 _LEAST_GAIN, _MOST_GAIN = 0.01, 50.0  # bounds of the push's gain, in units of the first natural gain that was known
 
 _ENTROPY, _GAIN, _MORE, _DRIFT = range(4)  # places in the state: the push's gain is the natural one and `_MORE`
@@ -53,11 +58,12 @@ class EntropyTracker:
     Once a step, in this order: `measure` the entropy, `aim` for a push, and tell by `took` which push was applied.
 
     Attributes:
-        landed (`bool`): whether entropy has come down to its target, or began below it.
+        engaged (`bool`): whether entropy has come so near its target that it is no longer left to itself.
     """
 
     def __init__(self) -> None:
-        self.landed = False
+        self.engaged = False
+        self._landed = False  # whether entropy has come down to its target, or began below it
         self._mean = np.zeros(4)
         self._covariance = np.zeros((4, 4))
         self._noise = 0.0  # variance of a measurement; 0 before the first one
@@ -92,6 +98,7 @@ class EntropyTracker:
         before = self.entropy
         forecast = np.eye(4)
         forecast[_ENTROPY] = 1.0, natural + pushed, pushed, 1.0
+        forecast[_DRIFT, _DRIFT] = _DRIFT_KEPT
         mean = forecast @ self._mean
         covariance = forecast @ self._covariance @ forecast.T + np.diag(self._wander())
         surprise = entropy - mean[_ENTROPY]
@@ -106,15 +113,14 @@ class EntropyTracker:
         wander = self._wander_entropy * math.exp(_WANDER_LEARNING * echo)
         self._wander_entropy = min(max(wander, _WANDER_BOUNDS[0]), _WANDER_BOUNDS[1])
         self._surprise = float(surprise)
-        if self._unit == 0 and 0 < self._deviation(_GAIN) < _KNOWN * self._mean[_GAIN]:
-            self._unit = float(self._mean[_GAIN])
-            self._mean[_MORE] = _MORE_MEAN * self._unit
-        if not self.landed:
+        self._learn_unit(_KNOWN)
+        if not self._landed:
             self._fall = 0.8 * self._fall + 0.2 * max(before - self.entropy, 0.0)
 
     def aim(self, natural: float, target: float, slope: float, rate: float, momentum: float) -> float | None:
         """
-        Return the flow that the push of this step should have, per token; None while nothing is known of the gain.
+        Return the flow that the push of this step should have, per token; None where entropy is still far above its
+        target, and as long as nothing was measured.
 
         Args:
             natural (`float`): predicted flow of the rewards, per token.
@@ -128,20 +134,19 @@ class EntropyTracker:
         momentum = max(momentum, _LEAST_MOMENTUM)
         last = natural if self._smooth_natural is None else self._smooth_natural
         self._smooth_natural = _SMOOTHING * last + (1 - _SMOOTHING) * natural
-        wanted = self._wanted_change(target) + slope
+        wanted = self._wanted_change(target)
+        if wanted is None:
+            return None
+        self._learn_unit(1.0)
         if self._unit == 0:
-            if self.entropy > target or natural == 0:
+            if natural == 0:
                 return None
             self._guess_gain(rate * abs(natural))
         natural_gain, push_gain = (rate * gain for gain in self._gains())
         drift = float(self._mean[_DRIFT])
-        change = drift
-        if self._weight:
-            change += (natural_gain * self._natural + push_gain * self._pushed) / self._weight
-        change += _QUICKNESS * (wanted - change)
         weight = momentum * self._weight + 1 - momentum
         expected = (momentum * self._natural + (1 - momentum) * self._smooth_natural) / weight
-        average = (change - drift - natural_gain * expected) / push_gain
+        average = (wanted + slope - drift - natural_gain * expected) / push_gain
         return (average * weight - momentum * self._pushed) / (1 - momentum)
 
     def took(self, natural: float, pushed: float, rate: float, momentum: float) -> None:
@@ -154,17 +159,25 @@ class EntropyTracker:
         scale = rate / self._weight
         self._moved = u_natural + scale * self._natural, u_pushed + scale * self._pushed
 
-    def _wanted_change(self, target: float) -> float:
-        """Return the change of entropy that this step should make, for a target that stands still."""
+    def _wanted_change(self, target: float) -> float | None:
+        """Return the change of entropy that this step should make, for a target that stands still; None: any."""
         missing = target - self.entropy
-        self.landed |= missing >= -self._deviation(_ENTROPY)
-        if self.landed:
+        self._landed |= missing >= -self._deviation(_ENTROPY)
+        if self._landed:
+            self.engaged = True
             return _CLOSING * missing
         fall = max(self._fall, 1e-4 * target)
         braking = min(_BRAKING[0], max(_BRAKING[1], self._measured - 1))
         if -missing > fall * braking / 2:
-            return -10 * fall  # far away: let it fall
+            return None  # far away: let it fall
+        self.engaged = True
         return -math.sqrt(2 * fall * -missing / braking)
+
+    def _learn_unit(self, deviation: float) -> None:
+        """Take the natural gain for known, if its standard deviation is a smaller part of it than given."""
+        if self._unit == 0 and 0 < self._deviation(_GAIN) < deviation * self._mean[_GAIN]:
+            self._unit = float(self._mean[_GAIN])
+            self._mean[_MORE] = _MORE_MEAN * self._unit
 
     def _gains(self) -> tuple[float, float]:
         natural, more = self._mean[_GAIN], self._mean[_MORE]
@@ -176,7 +189,9 @@ class EntropyTracker:
     def _wander(self) -> list[float]:
         """Return the variance that a step adds to each part of the state."""
         natural = max(self._unit, abs(self._mean[_GAIN]))
-        pushed = max(natural, abs(self._mean[_GAIN] + self._mean[_MORE])) if self._covariance[_MORE, _MORE] > 0 else 0.0
+        pushed = (
+            max(natural, abs(self._mean[_GAIN] + self._mean[_MORE])) if self._covariance[_MORE, _MORE] > 0 else 0.0
+        )
         drift = _WANDER_DRIFT * self._noise
         return [self._wander_entropy * self._noise, (_WANDER_GAIN * natural) ** 2, (_WANDER_GAIN * pushed) ** 2, drift]
 
@@ -188,12 +203,15 @@ class EntropyTracker:
             self._covariance[_MORE, _MORE] = (_MORE_DEVIATION * self._unit) ** 2
 
     def _guess_gain(self, flow: float) -> None:
-        """Guess the gains of a run that is below its target before it has shown what moves it."""
+        """Guess the gains of a run that is at its target before it has shown what moves it."""
         self._unit = _GUESS * self.entropy / flow
         self._mean[_GAIN], self._mean[_MORE] = self._unit, _MORE_MEAN * self._unit
         for place in (_GAIN, _MORE):
             self._covariance[place, :] = self._covariance[:, place] = 0.0
-        self._covariance[_GAIN, _GAIN], self._covariance[_MORE, _MORE] = self._unit**2, (_MORE_DEVIATION * self._unit) ** 2
+        self._covariance[_GAIN, _GAIN], self._covariance[_MORE, _MORE] = (
+            self._unit**2,
+            (_MORE_DEVIATION * self._unit) ** 2,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON; floats survive it bit for bit."""

@@ -97,6 +97,7 @@ def main(out: Path) -> None:
         "idle": IDLE,
         "images": {"trainer_class": ImagesOnLastRank},
         "idle_running": {"flow_scope": "running", **IDLE},
+        "additive": {"flow_shape": "additive"},
     }.items():
         if FSDP and name in ("live", "covariance", "running", "images"):
             continue

@@ -39,10 +39,10 @@ class EntropyPenalty(Control):
 
 
 def flat_for_some(prompts, completions, **_):
-    """Two groups have no signal: all of their rewards are equal."""
-    flat = {"1+1=", "7+0="}
+    """Two groups have no signal: in one of them all completions are wrong, in the other all are right."""
+    flat = {"1+1=": 0.0, "7+0=": 1.0}
     rewards = digit_reward(completions)
-    return [0.0 if prompt in flat else reward for prompt, reward in zip(prompts, rewards, strict=True)]
+    return [flat.get(prompt, reward) for prompt, reward in zip(prompts, rewards, strict=True)]
 
 
 def one_step(out, accumulation, config=OPEFOConfig, **overrides):
@@ -97,6 +97,25 @@ def test_the_gradient_is_trls_under_a_control(loss_type, control, accumulation, 
     assert ours.rebatcher.transforms.drop == (control == "opefo")
     if control == "opefo":
         assert abs(ours.state.log_history[0]["flow/lambda"]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rows", "dropped", "words"),
+    [
+        ("right", 4, "drops zero-advantage rows but those of right answers"),
+        ("advantaged", 8, "drops zero-advantage rows."),
+        ("all", 0, "does not drop, since `control='opefo'` trains on every row"),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"loss_type": "grpo"}, {"mask_truncated_completions": True}], ids=str)
+def test_a_push_keeps_the_rows_that_it_trains(rows, dropped, words, more, out):
+    run = {"flow_shape": "additive", "flow_lambda_max": 1.0, "flow_rows": rows, **more}
+    ours, trl = assert_same_gradient(out, 4, **run)
+    assert words in str(ours.rebatcher.transforms)
+    lambdas = [trainer.state.log_history[0]["flow/lambda"] for trainer in (ours, trl)]
+    assert abs(lambdas[0]) > 1e-3 and lambdas[0] == pytest.approx(lambdas[1], abs=1e-5)
+    kept = sum(count for count, _ in shapes(ours))
+    assert kept == ROWS - dropped or (more and kept <= ROWS - dropped)  # truncated rows are dropped as well
 
 
 @pytest.mark.slow

@@ -1,0 +1,117 @@
+"""The law that holds an entropy, on simulated runs (tests/plants.py) and number by number."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from plants import PLAYGROUND, SMOLLM2, outcome, random_plant, simulate
+
+from opefo_trl.controls.tracker import EntropyTracker
+
+
+def test_it_lands_on_its_target_and_holds_it():
+    runs = [outcome(PLAYGROUND, seed) for seed in range(6)]
+    assert np.median([run.rms for run in runs]) < 0.010 and abs(np.mean([run.mean for run in runs])) < 0.004
+    assert all(0 < run.lands <= 1.2 * run.free for run in runs)
+    entropy = simulate(PLAYGROUND, 0)
+    assert (PLAYGROUND.target - entropy).max() < 0.03  # nor does it go far below it
+    before = slice(0, runs[0].free * 2 // 3)
+    assert (entropy[before] == simulate(PLAYGROUND, 0, held=False)[before]).all()  # far away nothing is held back
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ratio": 1.0},
+        {"ratio": 30.0},
+        {"rate": 8e-4},
+        {"decays": False},
+        {"momentum": 0.95},
+        {"momentum": 0.0, "told": 0.9},
+        {"momentum": 0.9, "told": 0.0},
+        {"noise": 0.003},
+        {"noise": 0.04},
+        {"target": 0.25},
+        {"target": 0.6},
+        {"shape": "wave", "decays": False},
+        {"shape": "hill", "decays": False},
+        {"steps": 1000, "natural": 0.06},
+    ],
+    ids=str,
+)
+def test_it_needs_no_tuning(changes):
+    plant = replace(PLAYGROUND, **changes)
+    runs = [outcome(plant, seed) for seed in range(3)]
+    assert np.median([run.rms for run in runs]) < max(0.025, plant.noise)
+    assert abs(np.mean([run.mean for run in runs])) < 0.015
+    assert all(0 <= run.lands <= 1.5 * run.free + 1 for run in runs)
+
+
+def test_an_entropy_below_its_target_is_raised_to_it():
+    run = outcome(replace(PLAYGROUND, shape="above", decays=False), 0)
+    assert 0 < run.lands < 60 and run.rms < 0.06
+
+
+@pytest.mark.slow
+def test_random_runs():
+    """The strict measure: rms within the measurement noise (or 0.02 of the target), mean within half of it, landing
+    within 1.5 times the free fall. Three in four runs meet all of it, most others one of them nearly: some draws move
+    by more than that in a single step, whatever a law does."""
+    strict, loose, worst = [], [], None
+    for seed in range(200):
+        plant = random_plant(seed)
+        run, limit = outcome(plant, seed), max(plant.noise, 0.02 * plant.target)
+        if run.free < 0:  # nothing to hold: it is above its target to the end
+            continue
+        assert run.end < 0.5, plant  # none diverges
+        late = run.lands > 1.5 * run.free + 1 if run.free else False
+        badness = max(run.rms / limit, 2 * abs(run.mean) / limit)
+        strict.append(badness <= 1 and not late and run.lands >= 0)
+        loose.append(badness <= 3)
+        if worst is None or badness > worst[0]:
+            worst = badness, seed, plant, run
+    print(f"{np.mean(strict):.3f} meet the strict measure, {np.mean(loose):.3f} three times it; worst: {worst}")
+    assert np.mean(strict) > 0.7 and np.mean(loose) > 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "rms"),
+    [({}, 0.065), ({"ratio": 3.0}, 0.065), ({"ratio": 0.7}, 0.070), ({"kept": (1.0, 1.0)}, 0.115)],
+    ids=str,
+)
+def test_runs_as_noisy_as_a_real_models(changes, rms):
+    runs = [outcome(replace(SMOLLM2, **changes), seed) for seed in range(24)]
+    assert np.mean([run.rms for run in runs]) < rms and abs(np.mean([run.mean for run in runs])) < 0.02
+    assert np.median([run.lands for run in runs]) <= 1.5 * np.median([run.free for run in runs])
+
+
+def filled(tracker: EntropyTracker, steps: int = 30) -> EntropyTracker:
+    for step in range(steps):
+        tracker.measure(1.2 - 0.03 * step)
+        tracker.aim(-0.1, 0.5, 0.0, 1e-3, 0.9)
+        tracker.took(-0.1, 0.05 * (step > 20), 1e-3, 0.9)
+    return tracker
+
+
+def test_its_state_survives_a_restart_bit_for_bit():
+    tracker, restored = filled(EntropyTracker()), EntropyTracker()
+    restored.load_state_dict(json.loads(json.dumps(tracker.state_dict())))
+    for law in (tracker, restored):
+        filled(law, 5)
+    assert restored.state_dict() == tracker.state_dict()
+    assert restored.aim(-0.2, 0.5, 0.0, 1e-3, 0.9) == tracker.aim(-0.2, 0.5, 0.0, 1e-3, 0.9)
+
+
+def test_it_waits_until_it_knows_something():
+    tracker = EntropyTracker()
+    assert tracker.aim(-0.1, 0.5, 0.0, 1e-3, 0.9) is None  # nothing measured
+    tracker.measure(math.nan)
+    assert tracker.aim(-0.1, 0.5, 0.0, 1e-3, 0.9) is None
+    tracker.measure(1.0)
+    assert tracker.aim(-0.1, 0.5, 0.0, 1e-3, 0.9) is None  # above the target, and no gain is known
+    assert tracker.aim(-0.1, 0.5, 0.0, 0.0, 0.9) is None  # an update that moves nothing
+    assert tracker.aim(-0.1, 2.0, 0.0, 1e-3, 0.9) > 0  # below the target, a guess is better than nothing
+    assert tracker.entropy == 1.0 and tracker.engaged
