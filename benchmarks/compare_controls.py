@@ -29,8 +29,8 @@ the playground each trained model answers all held-out questions 64 times, with 
                 processes. It depends on the length of the completions; `benchmarks/overhead.py --controls` measures
                 the control alone
 
-comparison/statistics.py says what the other tables show. `--jitter N` repeats settings with their first seed N times,
-with 2, 3, ... threads and all else equal: what differs then is rounding.
+comparison/statistics.py says what the other tables show. `--jitter N` repeats settings N times with their first seed,
+and with micro-batches that are 2, 4, 8, ... times as many and as small: what differs then is rounding.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--group", default="reduced", choices=["reduced", "controls", "tracking", "all"])
     parser.add_argument("--settings", nargs="+", help="names of settings, in place of a group")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the group's; for --settings 0, 1, 2")
-    parser.add_argument("--jitter", type=int, default=0, metavar="N", help="repetitions with other numbers of threads")
+    parser.add_argument("--jitter", type=int, default=0, metavar="N", help="repetitions with other micro-batches")
     parser.add_argument("--jitter_settings", nargs="+", default=JITTERED, help="the settings that are repeated")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--target", type=float, default=0.4, help="nats, for methods with a target entropy")
@@ -121,14 +121,14 @@ def plan(by_name: dict[str, Setting], seeds: dict[str, list[int]], options: argp
         raise SystemExit(
             f"`--jitter` repeats {', '.join(options.jitter_settings)}: name others with --jitter_settings."
         )
-    keys += [(name, seeds[name][0], 2 + number) for number in range(options.jitter) for name in repeated]
+    keys += [(name, seeds[name][0], 2 ** (1 + number)) for number in range(options.jitter) for name in repeated]
     return [job_of(by_name, *key, options) for key in keys]
 
 
-def job_of(by_name: dict[str, Setting], name: str, seed: int, threads: int, options: argparse.Namespace) -> Job:
+def job_of(by_name: dict[str, Setting], name: str, seed: int, split: int, options: argparse.Namespace) -> Job:
     setting = by_name[name]
-    given = fields_of(setting, seed, options.steps, options.config, options.more)
-    return Job(name, seed, threads, setting.target, setting.updates, options.config, given, options.folder.resolve())
+    given = fields_of(setting, seed, options.steps, options.config, options.more, split)
+    return Job(name, seed, split, setting.target, setting.updates, options.config, given, options.folder.resolve())
 
 
 def train(jobs: list[Job], path: Path, options: argparse.Namespace) -> int:

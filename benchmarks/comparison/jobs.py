@@ -13,16 +13,17 @@ from comparison.settings import read_config
 from opefo_trl.playground import PLAYGROUND, SPLITS
 
 SAMPLES = 64  # of each held-out question
-Key = tuple[str, int, int]  # setting, seed, threads
+Key = tuple[str, int, int]  # setting, seed, split
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run. `threads` is 1, or another number to see what rounding does."""
+    """One run. With a `split` above 1 its micro-batches are that many times as many and as small, to see what rounding
+    does."""
 
     setting: str
     seed: int
-    threads: int
+    split: int
     target: float | None
     updates: int
     config: Path
@@ -31,12 +32,12 @@ class Job:
 
     @property
     def key(self) -> Key:
-        return self.setting, self.seed, self.threads
+        return self.setting, self.seed, self.split
 
     @property
     def out(self) -> Path:
         slug = self.setting.replace(", ", "-").replace(" ", "-")
-        return self.folder / slug / (f"{self.seed}" + (f"-{self.threads}-threads" if self.threads > 1 else ""))
+        return self.folder / slug / (f"{self.seed}" + (f"-split-{self.split}" if self.split > 1 else ""))
 
     @property
     def log(self) -> Path:
@@ -52,7 +53,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.setting}, seed {self.seed}" + (f", {self.threads} threads" if self.threads > 1 else "")
+        return f"{self.setting}, seed {self.seed}" + (f", split in {self.split}" if self.split > 1 else "")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -75,14 +76,14 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def key_of(row: dict[str, Any]) -> Key:
-    return row["setting"], row["seed"], row["threads"]
+    return row["setting"], row["seed"], row["split"]
 
 
 def check_same(path: Path, rows: Sequence[dict[str, Any]], jobs: Iterable[Job]) -> None:
     """Refuse a results file with runs of other fields than those of today's jobs, and with a run twice."""
     done = {key_of(row): row for row in rows}
     if len(done) < len(rows):
-        raise SystemExit(f"{path} has a run twice. Delete one of the lines: each setting, seed and threads once.")
+        raise SystemExit(f"{path} has a run twice. Delete one of the lines: each setting, seed and split once.")
     for job in jobs:
         if job.key not in done or done[job.key]["fields"] == job.fields:
             continue

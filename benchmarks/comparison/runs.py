@@ -98,13 +98,13 @@ def _end_with_parent() -> None:
 def run(job: Job) -> dict[str, Any]:
     """Train and measure, with all output in the job's log; return the row of the results file."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(1)
     with _output_to(job.log):
         try:
             made = made_with()
-            _discard_other_run(job, made)
+            discard_other_run(job, made)
             _train(["--config", str(job.config), *words_of(job.given), "--output_dir", str(job.out)])
-            row = {"setting": job.setting, "seed": job.seed, "threads": job.threads, **measure(job)}
+            row = {"setting": job.setting, "seed": job.seed, "split": job.split, **measure(job)}
         except BaseException as error:  # also SystemExit, by which train.py reports a mistake
             traceback.print_exc()
             raise RunFailedError(f"{type(error).__name__}: {error}") from None
@@ -140,7 +140,7 @@ def _output_to(path: Path) -> Iterator[None]:
                 os.close(stream)
 
 
-def _discard_other_run(job: Job, made: dict[str, str]) -> None:
+def discard_other_run(job: Job, made: dict[str, str]) -> None:
     """Delete an interrupted run of other fields or other code: continuing it would mix the two."""
     path, begun = job.out.with_suffix(".json"), {"fields": job.fields, "commit": made["commit"]}
     if job.out.exists() and not (path.exists() and json.loads(path.read_text()) == begun):

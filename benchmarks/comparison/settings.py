@@ -19,6 +19,7 @@ TARGETS = (0.25, 0.6)  # nats, beside the main one
 RATES = (0.5, 2.0)  # factors of the learning rate, beside 1
 BONUS_STEPS = (0.001, 0.005, 0.01, 0.02, 0.05)  # 0.005 is TRL's
 MOVING = tuple(name for name in SCHEDULES if name not in ("constant", "linear", "cosine"))
+COUNTS = ("gradient_accumulation_steps", "steps_per_generation")  # of micro-batches
 BONUS_STEPS_AWAY = (0.005, 0.05)  # at other targets and rates
 
 
@@ -150,7 +151,9 @@ def read_config(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-def fields_of(setting: Setting, seed: int, steps: int, config: Path, more: Iterable[str] = ()) -> dict[str, Any]:
+def fields_of(
+    setting: Setting, seed: int, steps: int, config: Path, more: Iterable[str] = (), split: int = 1
+) -> dict[str, Any]:
     """Return the fields that a run sets on top of the config. Those of the setting win over `more`."""
     given = {"seed": seed, "eval_prompts": 0, "save_total_limit": 1, **parse_words(more)}
     given |= {"control": setting.control, "control_kwargs": setting.kwargs, "flow_target": "none", **setting.fields}
@@ -160,7 +163,7 @@ def fields_of(setting: Setting, seed: int, steps: int, config: Path, more: Itera
     given["max_steps"] = steps if setting.updates == 1 else 2 * steps
     if setting.updates > 1:
         given |= {"strict_on_policy": False, **several(setting.updates, base)}
-    return given
+    return given | (smaller(split, {**base, **given}) if split > 1 else {})
 
 
 def parse_words(words: Iterable[str]) -> dict[str, Any]:
@@ -191,6 +194,15 @@ def words_of(fields: Mapping[str, Any]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(part if isinstance(part, str) else json.dumps(part) for part in values)]
     return words
+
+
+def smaller(split: int, fields: Mapping[str, Any]) -> dict[str, int]:
+    """Return the fields of micro-batches that are `split` times as many and as small, with the same rollouts."""
+    rows = int(fields.get("per_device_train_batch_size", 8))
+    if rows % split:
+        raise SystemExit(f"Micro-batches of {rows} rows cannot be split in {split}. Lower --jitter.")
+    counts = {"gradient_accumulation_steps": 1, **{name: fields[name] for name in COUNTS if name in fields}}
+    return {"per_device_train_batch_size": rows // split, **{name: n * split for name, n in counts.items()}}
 
 
 def several(updates: int, fields: Mapping[str, Any]) -> dict[str, int]:

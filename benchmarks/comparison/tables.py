@@ -40,8 +40,9 @@ HOLDING = (
     "steps. At bound: the most steps in a row with lambda or mu at its bound."
 )
 ROUNDING = (
-    "Standard deviations over seeds, and over repetitions of one seed with other numbers of threads, which differ in "
-    "rounding alone."
+    "Standard deviations over seeds, and over repetitions of one seed with micro-batches that are 2, 4, ... times as "
+    "many and as small: the same rollouts and gradients but for rounding, for all that does not look at a whole "
+    "micro-batch."
 )
 
 
@@ -54,7 +55,7 @@ class Comparison:
 
     def runs(self, name: str) -> dict[int, Row]:
         """Return a setting's runs by seed, without the repetitions for rounding."""
-        return {row["seed"]: row for row in self.rows if row["setting"] == name and row["threads"] == 1}
+        return {row["seed"]: row for row in self.rows if row["setting"] == name and row["split"] == 1}
 
     def values(self, name: str, measure: str) -> dict[int, float]:
         """Return a measure of a setting by seed."""
@@ -86,7 +87,7 @@ def document(comparison: Comparison, command: str) -> str:
         for point, names in by_point(shown, tracked):
             parts += [f"### {point[0].upper() + point[1:]}" if point else "### Main target, rate x1"]
             parts += [holding(comparison, names)]
-    if rounding_of := [row for row in comparison.rows if row["threads"] > 1 and row["setting"] in shown]:
+    if rounding_of := [row for row in comparison.rows if row["split"] > 1 and row["setting"] in shown]:
         parts += ["## Rounding", ROUNDING, rounding(comparison, rounding_of)]
     return "\n\n".join(parts) + "\n"
 
@@ -144,10 +145,10 @@ def holding(comparison: Comparison, names: Iterable[str]) -> str:
         landed = [one for one in tracked.values() if math.isfinite(one.lands)]
         bounded = [row["bounded"] for row in runs.values() if "bounded" in row]
         cells = [
-            _median([one.lands for one in tracked.values()], 0),
+            _median([one.lands for one in tracked.values()], 0) + _count(len(landed), len(runs)),
             _median(passes.values(), 0),
             _median(ratios, 2),
-            _median([one.mean_error for one in landed], 3, sign=True) + _count(len(landed), len(runs)),
+            _median([one.mean_error for one in landed], 3, sign=True),
             *(
                 _median([getattr(one, measure) for one in landed], 3)
                 for measure in ("rms", "undershoot", "undershoot_smooth")
