@@ -12,7 +12,7 @@ from comparison.runs import discard_other_run
 from comparison.settings import MAIN_SEEDS, OTHER_SEEDS, fields_of, groups, parse_words, settings, several, words_of
 from scripts import ROOT, load_script, python
 
-from opefo_trl.controls import CONTROLS
+from opefo_trl.controls import CONTROLS, make_control
 
 compare = load_script("benchmarks/compare_controls.py")
 SETTINGS = settings(0.4)
@@ -52,6 +52,13 @@ def test_what_holds_a_target_has_ten_seeds_at_the_main_point_and_three_elsewhere
         assert {"opefo", "adaptive_entropy"} <= {one.control for one in at} and {one.target for one in at} - {None}
     moving = {one.fields.get("flow_schedule") for one in SETTINGS.values() if one.point == "moving"}
     assert {"increase_decrease", "decrease_increase_decrease", "oscillating"} <= moving
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_options_of_a_setting_are_right(name):
+    setting = SETTINGS[name]
+    make_control(setting.control, **setting.kwargs)
+    assert (setting.point == "moving") == (setting.plain == "none, constant rate")
 
 
 def test_the_fields_of_a_setting():

@@ -157,13 +157,14 @@ def made_with() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Return the commit, with a hash of the changes to the code since then; "unknown" outside of a checkout."""
+    """Return the last commit of the code, with a hash of changes since then; "unknown" outside of a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     try:
-        commit, changes = git("rev-parse", "--short=12", "HEAD").strip(), git("diff", "HEAD", "--", *CODE)
+        commit = git("log", "-1", "--format=%h", "--abbrev=12", "--", *CODE).strip()
+        changes = git("diff", "HEAD", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}+{hashlib.sha256(changes.encode()).hexdigest()[:6]}" if changes else commit

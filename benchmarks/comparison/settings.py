@@ -18,6 +18,7 @@ MAIN_SEEDS, OTHER_SEEDS = 10, 3
 TARGETS = (0.25, 0.6)  # nats, beside the main one
 RATES = (0.5, 2.0)  # factors of the learning rate, beside 1
 BONUS_STEPS = (0.001, 0.005, 0.01, 0.02, 0.05)  # 0.005 is TRL's
+MOVED_RIVALS = ("entropic", "entrocraft")  # whose target may follow a schedule
 MOVING = tuple(name for name in SCHEDULES if name not in ("constant", "linear", "cosine"))
 COUNTS = ("gradient_accumulation_steps", "steps_per_generation")  # of micro-batches
 BONUS_STEPS_AWAY = (0.005, 0.05)  # at other targets and rates
@@ -59,8 +60,8 @@ def holding(target: float, bonus_steps: Iterable[float] = BONUS_STEPS) -> dict[s
             for step in bonus_steps
         },
         "entropic": Setting("entropic", {"target": target}),
-        "entrocraft": Setting("entrocraft", {"target": target}),
-        "asym_grpo": Setting("asym_grpo"),
+        "entrocraft": Setting("entrocraft", {"low": round(target - 0.05, 4), "high": round(target + 0.05, 4)}),
+        "asym_grpo": Setting("asym_grpo"),  # has no target; it stands beside those that have
     }
     known = {name: setting for name, setting in by_name.items() if setting.control in CONTROLS}
     return {name: replace(setting, target=target) for name, setting in known.items()}
@@ -82,13 +83,17 @@ def settings(target: float) -> dict[str, Setting]:
 def moving(target: float) -> dict[str, Setting]:
     """Return settings whose target moves. A learning rate near 0 could not follow it, so the rate stays constant."""
     constant = {"lr_scheduler_type": "constant_with_warmup"}
-    plain = "none, constant rate"
-    by_name = {plain: Setting("none", fields=constant, plain=plain, point="moving")}
+    plain = Setting("none", fields=constant, plain="none, constant rate", point="moving")
+    by_name = {plain.plain: plain}
     for schedule in MOVING:
-        fields = {**constant, "flow_target": target, "flow_schedule": schedule}
-        for name, shape in {"opefo, target": {}, "opefo, target, sign": {"flow_shape": "sign"}}.items():
-            setting = Setting("opefo", fields={**fields, **shape}, target=target, plain=plain, point="moving")
-            by_name[f"{name}, {schedule}"] = setting
+        for name, setting in holding(target).items():
+            if setting.control == "opefo":
+                fields, kwargs = {**constant, **setting.fields, "flow_schedule": schedule}, {}
+            elif setting.control in MOVED_RIVALS:
+                fields, kwargs = constant, {**setting.kwargs, "schedule": schedule}
+            else:
+                continue
+            by_name[f"{name}, {schedule}"] = replace(plain, control=setting.control, kwargs=kwargs, fields=fields)
     return by_name
 
 
