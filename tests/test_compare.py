@@ -157,7 +157,8 @@ SMALL = "--per_device_train_batch_size 16 --max_completion_length 6".split()  # 
 
 @pytest.mark.slow
 def test_runs_in_one_worker_have_the_bits_of_train_py_and_are_done_once(tmp_path, monkeypatch, capsys):
-    grid = ["--settings", "none", "opefo, target", "--seeds", 0, "--steps", 2, "--jobs", 1, "--folder", tmp_path]
+    grid = ["--settings", "none", "opefo, target", "--seeds", 0, "--steps", 2, "--target", 3, "--jobs", 1]
+    grid += ["--folder", tmp_path]  # and a target above the entropy, so that the control acts at once
 
     def run(*more):
         options(monkeypatch, *grid, "--", *SMALL, *more)
@@ -167,7 +168,7 @@ def test_runs_in_one_worker_have_the_bits_of_train_py_and_are_done_once(tmp_path
     said, path = run(), tmp_path / "runs.jsonl"
     assert "[  2/2] opefo, target, seed 0" in said and (tmp_path / "runs.md").read_text() in said
     none, opefo = read_rows(path)
-    assert len(opefo["entropy"]) == 2 and opefo["target"] == 0.4 and "target" not in none
+    assert len(opefo["entropy"]) == 2 and opefo["target"] == 3 and "target" not in none
     assert 0 <= opefo["avg16"] <= opefo["pass16"] <= 1 and 0 <= opefo["distinct"] <= 64
     assert opefo["made"]["commit"] and "--seeds 0 --steps 2" in opefo["command"]
     assert {path.name for path in (tmp_path / "none").iterdir()} == {"0.log"}
@@ -179,7 +180,7 @@ def test_runs_in_one_worker_have_the_bits_of_train_py_and_are_done_once(tmp_path
     assert read_rows(path)[1]["weights"] == opefo["weights"] != none["weights"]
 
     fresh = tmp_path / "fresh"
-    words = words_of(fields_of(SETTINGS["opefo, target"], 0, 2, CONFIG, SMALL))
+    words = words_of(fields_of(settings(3.0)["opefo, target"], 0, 2, CONFIG, SMALL))
     python(ROOT / "train.py", "--config", CONFIG, *words, "--output_dir", fresh, OMP_NUM_THREADS="1")
     assert weights_hash(fresh) == opefo["weights"]
 
