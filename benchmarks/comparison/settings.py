@@ -72,7 +72,8 @@ def settings(target: float) -> dict[str, Setting]:
     by_name = {"none": Setting("none"), **holding(target)}
     for other in TARGETS:
         for name, setting in holding(other, BONUS_STEPS_AWAY).items():
-            by_name[f"{name} at {other:g} nats"] = replace(setting, point=f"target {other:g}")
+            if replace(setting, target=target) != by_name[name]:  # else it has no target: the same run again
+                by_name[f"{name} at {other:g} nats"] = replace(setting, point=f"target {other:g}")
     for rate in RATES:
         point = f"rate x{rate:g}"
         for name, setting in {"none": Setting("none"), **holding(target, BONUS_STEPS_AWAY)}.items():
