@@ -48,14 +48,14 @@ def draw_plane(comparison: Comparison, path: Path) -> None:
         for name in names
     }
     for number, (name, ((x, across), (y, up))) in enumerate(points.items(), 1):
-        better = any(a >= x and b >= y and other != name for other, ((a, _), (b, _)) in points.items())
+        better = any(a >= x and b >= y and (a, b) != (x, y) for (a, _), (b, _) in points.values())
         color = GREY if better else RUNS[2]  # behind the front, or on it
         label = f"{number}  {name}"
         axes.errorbar(x, y, up, across, "o", color=color, elinewidth=0.7, alpha=0.9, label=label)
         axes.annotate(str(number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=9, fontweight="bold")
     finish(axes, "Right and diverse, on held-out questions", "avg@16", legend=False)
     axes.set_xlabel("distinct right answers of 64")
-    figure.legend(loc="outside right upper", fontsize=7.5, frameon=False, title="orange: no mean is higher in both")
+    figure.legend(loc="outside right upper", fontsize=7.5, frameon=False, title="orange: none is better in both")
     figure.savefig(path, dpi=130)
 
 
