@@ -10,7 +10,7 @@
 #   make test-deepspeed    DeepSpeed ZeRO on two processes of the CPU (.venv-deepspeed)
 #   make wheel             sdist and wheel in dist/, installed into an empty environment and run from there
 #   make lint              ruff and mypy
-#   make compare           a few entropy controls side by side, on the playground
+#   make compare           four entropy controls side by side on the playground, two seeds each
 #   make bench             what the control costs, beside GRPOTrainer
 #   make bench-training    what exact micro-batching gains, beside GRPOTrainer
 
@@ -29,7 +29,7 @@ quickstart-seeds: .venv/run
 	.venv/bin/python benchmarks/quickstart.py
 
 compare: .venv/run
-	.venv/bin/python benchmarks/compare_controls.py --seeds 0 1
+	.venv/bin/python benchmarks/compare_controls.py
 
 playground: .venv/run
 	.venv/bin/python -m opefo_trl.playground.build

@@ -113,12 +113,13 @@ class ScriptArguments:
             self.reward_funcs = [PLAYGROUND]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Run with these options, or with those of the command line; benchmarks run many in one process."""
     # Adding `--control none` to a recipe is the usual comparison, so unused fields of its control need no warning
     warnings.filterwarnings("ignore", message="`control='none'` does not use")
     with plain_errors("train.py"):
         parser = Parser((ScriptArguments, OPEFOConfig, ModelConfig))
-        script, args, model = parser.parse(sys.argv[1:], QUICKSTART)
+        script, args, model = parser.parse(sys.argv[1:] if arguments is None else arguments, QUICKSTART)
         settings = settings_of(script, args, model)
         checkpoint = find_checkpoint(args, settings)
         trainer = make_trainer(script, args, model)

@@ -4,7 +4,7 @@
 
 Each run is a process of its own with one thread; as many run at a time as there are cores. The table describes the end
 of the runs: reward and entropy are means of the last ten steps, distinct right answers are counted among 64 samples
-for each of 18 held-out questions. Writes benchmarks/results/quickstart.json and docs/images/quickstart.png.
+for each of 36 held-out questions. Writes benchmarks/results/quickstart.json and docs/images/quickstart.png.
 """
 
 from __future__ import annotations

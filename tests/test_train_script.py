@@ -49,7 +49,7 @@ def test_the_same_command_resumes_a_killed_run(out):
     curves = EntropyCurves.load(out).to_pandas()
     assert curves["step"].tolist() == list(range(1, 13))
     assert re.search(r"start\s+end\n(.+ -> .+\n){4}", again.stdout)
-    assert re.search(r"Held out, 4 samples for each of 18 prompts: reward \d", again.stdout)
+    assert re.search(r"Held out, 4 samples for each of 36 prompts: reward \d", again.stdout)
     files = {"entropy_curves.parquet", "entropy_curves.png", "report.html", "README.md", "model.safetensors"}
     assert files <= {path.name for path in out.iterdir()}
     assert all(name in again.stdout for name in files)

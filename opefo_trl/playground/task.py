@@ -14,7 +14,10 @@ from fractions import Fraction
 from typing import Any
 
 TARGETS = range(10, 100)
-HELD_OUT = TARGETS[::5]  # targets of the test split, never trained on
+# Targets of the test split, never trained on: 36 of the 90, since runs differ in which few questions they fail, and a
+# mean over half as many followed that more than the method. They end in 0, 2, 5 and 7, odd and even in every decade.
+# The other 54 still fill a rollout of 32 questions.
+HELD_OUT = sorted([*TARGETS[::5], *TARGETS[2::5]])
 MAX_ANSWER = 11  # characters; with its end token an answer fits in 12 tokens
 
 _TOKEN = re.compile(r"[1-9][0-9]*|[-+*/()]")

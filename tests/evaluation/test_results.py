@@ -19,10 +19,10 @@ def test_scores_are_those_of_the_samples(whole):
     assert [pass_ks(k) for k in (1, 2, 6, 32)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16, 32]]
     assert scores["interval"][0] < scores["avg"] < scores["interval"][1]
     assert scores["entropy"] == pytest.approx(-frame["logp"].sum() / frame["tokens"].sum())
-    assert sum(scores["outcomes"].values()) == 72 and 0 < scores["calibration"] < 1
+    assert sum(scores["outcomes"].values()) == 144 and 0 < scores["calibration"] < 1
     assert results["settings"]["engine"].startswith("transformers ") and "math-verify" in results["settings"]["grader"]
     header, rule, row = (whole / "results.md").read_text().splitlines()[:3]
-    assert row.startswith("| Playground | 18 | 4 |") and rule == "|" + "---|" * (header.count("|") - 1)
+    assert row.startswith("| Playground | 36 | 4 |") and rule == "|" + "---|" * (header.count("|") - 1)
 
 
 def frame_of(outcomes):

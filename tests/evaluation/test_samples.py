@@ -37,24 +37,24 @@ def test_a_prompt_that_fills_the_context_is_a_sample_without_answer(tmp_path):
     for remaining in run.remaining():
         run.sample(*remaining, Echo(), PlaygroundGrader())
     frame = run.gather(task)
-    assert run.problems_without_room() == 1 and run.longest_sample() == 20 and len(frame) == 36
+    assert run.problems_without_room() == 1 and run.longest_sample() == 20 and len(frame) == 72
     empty = frame[frame["tokens"] == 0]
     assert empty["id"].tolist() == [task.problems[0]["id"]] * 2 and empty["truncated"].all()
     scores = score(frame, "x")
-    assert scores["problems"] == 18 and scores["outcomes"]["wrong"] + scores["outcomes"]["correct"] == 36
+    assert scores["problems"] == 36 and scores["outcomes"]["wrong"] + scores["outcomes"]["correct"] == 72
 
 
 def test_ranks_share_the_batches_and_the_samples_are_the_same(tmp_path):
     one, two = evaluation(tmp_path / "one", ks=(2, 3)), evaluation(tmp_path / "two", ks=(2, 3))
     shares = [two.remaining(rank, 2) for rank in (0, 1)]
-    assert len(shares[0]) + len(shares[1]) == len(one.remaining()) == 4 + 6
+    assert len(shares[0]) + len(shares[1]) == len(one.remaining()) == 8 + 11
     for evaluated, remaining in ((one, one.remaining()), (two, shares[1]), (two, shares[0])):
         for batch in remaining:
             evaluated.sample(*batch, Echo(), PlaygroundGrader())
     assert not two.remaining()
     for task in one.tasks:
         frame = one.gather(task)
-        assert frame.equals(two.gather(task)) and frame["seed"].nunique() == len(frame) == 18 * task.k
+        assert frame.equals(two.gather(task)) and frame["seed"].nunique() == len(frame) == 36 * task.k
         assert frame["id"].unique().tolist() == [row["id"] for row in task.problems]
     assert not list((tmp_path / "one" / "samples").glob("*/"))
 

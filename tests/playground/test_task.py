@@ -70,6 +70,8 @@ def test_held_out_prompts_are_never_trained_on():
     train, test = playground_dataset("train"), playground_dataset("test")
     assert not set(train["target"]) & set(test["target"])
     assert sorted([*train["target"], *test["target"]]) == list(TARGETS)
+    assert len(test) == 36 and list(test["target"]) == sorted(test["target"])
+    assert {target // 10 for target in test["target"]} == set(range(1, 10))  # every decade
     assert train[0]["prompt"] == [{"role": "user", "content": question(train[0]["target"])}]
     with pytest.raises(ValueError, match="`split='validation'`.*'train', 'test'"):
         playground_dataset("validation")

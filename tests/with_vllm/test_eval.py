@@ -20,7 +20,7 @@ from opefo_trl.evaluation.results import read_results
 from opefo_trl.playground import MODEL, question
 
 COMMON = ["--gpu_memory_utilization", "0.1", "--dtype", "float32"]
-SMALL = "--benchmarks playground --temperature 1 --top_p 0.9 --max_new_tokens 12 --batch_size 16 --k 32".split()  # noqa: SIM905
+SMALL = "--benchmarks playground --temperature 1 --top_p 0.9 --max_new_tokens 12 --batch_size 16 --k 16".split()  # noqa: SIM905
 
 
 def command(out, *more, model="playground"):

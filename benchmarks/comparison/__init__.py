@@ -1,0 +1,1 @@
+"""Parts of benchmarks/compare_controls.py: settings, runs, statistics, tables and figures of a comparison."""
