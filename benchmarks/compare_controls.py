@@ -59,10 +59,10 @@ from opefo_trl.curves import EntropyCurves
 from opefo_trl.curves.plot import RUNS, Picture, curve, finish
 from opefo_trl.evaluation.engines import Decoding, ModelSource, Transformers
 from opefo_trl.evaluation.metrics import avg_at_k, calibration_error, pass_at_k
-from opefo_trl.evaluation.samples import PlaygroundGrader
+from opefo_trl.evaluation.samples import TaskGrader
 from opefo_trl.files import write_whole
 from opefo_trl.grading import Outcome
-from opefo_trl.playground import playground_dataset
+from opefo_trl.playground import PLAYGROUND, TASKS, playground_dataset
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, K = 64, 16
@@ -284,7 +284,7 @@ def held_out(out: Path) -> dict[str, float]:
     disable_progress_bar()
     torch.set_num_threads(1)
     source = ModelSource(str(out))
-    tokenizer, grader = source.tokenizer(), PlaygroundGrader()
+    tokenizer, grader = source.tokenizer(), TaskGrader(TASKS[PLAYGROUND])
     engine = Transformers(source, Decoding(temperature=1.0, top_p=1.0, max_new_tokens=LONGEST), tokenizer)
     right, confidence, distinct = [], [], []
     for seed, row in enumerate(playground_dataset("test")):

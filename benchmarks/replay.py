@@ -172,7 +172,9 @@ def write_results(options: argparse.Namespace, results: object, leave_out: Seque
     """Write the options and the numbers to the file of `--json`, if there is one."""
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name not in ("json", *leave_out)}
-        options.json.write_text(json.dumps({"options": settings, "results": results}, indent=2))
+        options.json.write_text(
+            json.dumps({"device": device_of(options), "options": settings, "results": results}, indent=2)
+        )
 
 
 def synchronize() -> None:
@@ -182,9 +184,14 @@ def synchronize() -> None:
 
 def describe(trainer, options: argparse.Namespace) -> str:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    device = torch.cuda.get_device_name() if options.device == "cuda" else cpu
     return (
         f"{parameters / 1e6:.1f}M parameters, vocabulary {options.vocab}, {options.rows} rows of up to "
-        f"{options.length} tokens, {options.accumulation} micro-batches, {device}, torch {torch.__version__}"
+        f"{options.length} tokens, {options.accumulation} micro-batches, {device_of(options)}"
     )
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """Return the name of the device, and torch's version."""
+    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if options.device == "cuda" else cpu
+    return f"{device}, torch {torch.__version__}"

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from opefo_trl.playground.embedded import EmbeddedTask, judge
+
 TARGETS = range(10, 100)
 HELD_OUT = TARGETS[::5]  # targets of the test split, never trained on
 MAX_ANSWER = 11  # characters; with its end token an answer fits in 12 tokens
@@ -69,8 +71,20 @@ def is_right(answer: str, target: int) -> bool:
 
 def playground_reward(completions: list[Any], target: list[int], **_: Any) -> list[float | None]:
     """Return 1 for an expression equal to `target`, else 0; completions are plain or conversational, as in TRL."""
-    answers = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [float(is_right(answer.strip(), wanted)) for answer, wanted in zip(answers, target, strict=True)]
+    return judge(completions, target, is_right)
+
+
+TASK = EmbeddedTask(
+    title="Playground",
+    gold="target",
+    splits={
+        "train": {target: question(target) for target in TARGETS if target not in HELD_OUT},
+        "test": {target: question(target) for target in HELD_OUT},
+    },
+    is_right=lambda answer, target: is_right(answer, int(target)),
+    normal_form=str.strip,
+    max_new_tokens=MAX_ANSWER + 1,
+)
 
 
 def random_expression(generator: random.Random) -> tuple[str, int]:
