@@ -55,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
 
 
+def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float(ours @ theirs / (ours.norm() * theirs.norm()))
+
+
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -96,8 +100,9 @@ def sampled(options: argparse.Namespace) -> list[dict[str, Any]]:
     original = GRPOTrainer._generate_and_score_completions
 
     def recorded(self: Any, inputs: Any) -> Any:
-        rollouts.append(original(self, inputs))
-        return dict(rollouts[-1])
+        batch = original(self, inputs)
+        rollouts.append({**batch, "answers": self._answers})
+        return batch
 
     GRPOTrainer._generate_and_score_completions = recorded
     try:
@@ -140,7 +145,7 @@ class Measured:
             "lambda": self.lambdas,
             "lambda_apart": max(abs(a - b) for a, b in zip(self.lambdas, reference.lambdas, strict=True)),
             "gradient_apart": [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs],
-            "cosine": [float(torch.cosine_similarity(ours, theirs, dim=0)) for ours, theirs in pairs],
+            "cosine": [cosine(ours.double(), theirs.double()) for ours, theirs in pairs],
         }
 
 

@@ -42,6 +42,7 @@ import synchronisations
 import torch
 import training_phase
 from replay import device_of
+from transformers.utils.logging import disable_progress_bar
 from trl import GRPOTrainer
 
 HALF_A_BILLION = "--hidden 1024 --layers 24 --vocab 151936"
@@ -85,6 +86,7 @@ ON_MODEL = ("parity", "words", "sentences")  # on SmolLM2
 
 def main() -> int:
     options, more = parse()
+    disable_progress_bar()
     options.folder.mkdir(parents=True, exist_ok=True)
     packages = {name: version(name) for name in ("torch", "transformers", "accelerate", "trl", "datasets")}
     machine = {"device": device_of(options), **packages, "cuda": torch.version.cuda}

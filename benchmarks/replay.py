@@ -23,6 +23,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOTrainer
 
+from opefo_trl.training.answer_diversity import RolloutAnswers
+
 
 def add_sizes(parser: argparse.ArgumentParser, **defaults: int) -> None:
     """Add options for the model and its rollouts."""
@@ -68,11 +70,14 @@ def rollout(
 
 
 def replay(rollouts: list[dict[str, torch.Tensor]]) -> None:
-    """Replace generation and rewards by recorded rollouts, in both trainers; nothing else is replaced."""
+    """Replace generation and rewards by recorded rollouts, in both trainers; nothing else is replaced. A rollout may
+    have the `RolloutAnswers` that its rewards gave as `answers`; else a positive advantage counts as right."""
 
     def recorded(self, inputs):
         batch = dict(rollouts[self.state.global_step % len(rollouts)])
-        self._rollout_rewards = batch["advantages"]
+        advantages = batch["advantages"]
+        share = (advantages > 0).float().view(-1, self.num_generations).mean(1).repeat_interleave(self.num_generations)
+        self._answers = batch.pop("answers", None) or RolloutAnswers(advantages, share, 0.0, 0.0)
         return batch
 
     GRPOTrainer._generate_and_score_completions = recorded

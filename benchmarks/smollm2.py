@@ -29,7 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig
 
@@ -209,7 +209,7 @@ def make_trainer(run: Run, options: argparse.Namespace, folder: str) -> Any:
     words += ["--output_dir", folder, "--eval_prompts", "0", "--save_strategy", "no", "--disable_tqdm", "true"]
     words += ["--seed", str(run.seed), *run.arguments]
     trainer = script.make_trainer(*Parser((script.ScriptArguments, OPEFOConfig, ModelConfig)).parse(words))
-    trainer.remove_callback(script.ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from opefo_trl.playground.embedded import EmbeddedTask, judge
 
+__all__: list[str] = []
+
 TARGETS = range(10, 100)
 HELD_OUT = TARGETS[::5]  # targets of the test split, never trained on
 MAX_ANSWER = 11  # characters; with its end token an answer fits in 12 tokens

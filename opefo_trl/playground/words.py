@@ -1,6 +1,6 @@
 """The words task, for a small language model: write an English word that begins with some letters.
 
-    Write an English word that starts with BR. Answer with one word.   ->   brook   Bread.   bring ...
+    Answer with one word. Write an English word that starts with BR.   ->   brook   Bread.   bring ...
 
 An answer is right if it is one word of the list in words.txt, in any case, with or without a full stop. The list has
 38,842 common words of at least three letters, from SCOWL (words.LICENSE). No letter of a held-out prompt is in a
@@ -37,7 +37,7 @@ def word_list() -> frozenset[str]:
 
 def question(letters: str) -> str:
     named = f"the letter {letters.upper()}" if len(letters) == 1 else letters.upper()
-    return f"Write an English word that starts with {named}. Answer with one word."
+    return f"Answer with one word. Write an English word that starts with {named}."
 
 
 def normal_form(answer: str) -> str:

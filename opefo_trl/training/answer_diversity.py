@@ -15,7 +15,7 @@ from opefo_trl.data.templates import text_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-NormalForm = Callable[[str], str]
+_NormalForm = Callable[[str], str]
 _RIGHT = 0.5  # the first reward function judges the answer: above this it is right
 
 
@@ -44,7 +44,7 @@ class RolloutAnswers:
         completions: list,
         generations: int,
         accelerator: Accelerator,
-        normal_form: NormalForm = str.strip,
+        normal_form: _NormalForm = str.strip,
     ) -> RolloutAnswers:
         """
         Count right answers, in one collective.
@@ -65,19 +65,19 @@ class RolloutAnswers:
         return cls(total[own], share[own], *distinct_right(digests, right, generations))
 
 
-def normal_form_of(reward_funcs: Sequence[Any]) -> NormalForm:
+def normal_form_of(reward_funcs: Sequence[Any]) -> _NormalForm:
     """Return the normal form of answers, which the first reward function may define as its attribute `normal_form`;
     by default only outer white space is ignored."""
     return getattr(reward_funcs[0], "normal_form", str.strip) if reward_funcs else str.strip
 
 
-def digest(completion: Any, normal_form: NormalForm = str.strip) -> int:
+def digest(completion: Any, normal_form: _NormalForm = str.strip) -> int:
     """Return a 63-bit hash of a completion (text or messages) in its normal form, equal on every rank."""
     text = normal_form(text_of(completion)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def digests_of(completions: list[Any], device: torch.device, normal_form: NormalForm = str.strip) -> Tensor:
+def digests_of(completions: list[Any], device: torch.device, normal_form: _NormalForm = str.strip) -> Tensor:
     """Return the digests as a tensor that ranks can gather, (N,)."""
     digests = [digest(completion, normal_form) for completion in completions]
     return torch.tensor(digests, dtype=torch.int64, device=device)

@@ -8,7 +8,7 @@ from opefo_trl.playground import TASKS, sentences_reward
 from opefo_trl.playground.sentences import is_right, normal_form
 
 SPLITS = TASKS["sentences"].splits
-LONG = "The river was dark " + "and very " * 4 + "cold by the"  # 15 words, with the lantern
+LONG = "The river was dark " + "and very " * 3 + "cold by the"  # 13 words
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ LONG = "The river was dark " + "and very " * 4 + "cold by the"  # 15 words, with
         "The lantern lit the river.",  # five words
         "Lantern in hand, she crossed the cold RIVER at night.",
         " A river's edge, a lantern's glow: the river took the lantern.\n",
-        LONG.removesuffix(" the") + " lantern.",  # 14 words
+        LONG + " lantern.",  # 14 words
     ],
 )
 def test_one_short_sentence_with_both_words_is_right(answer):
@@ -35,7 +35,7 @@ def test_one_short_sentence_with_both_words_is_right(answer):
         "The lantern lit\nthe dark river.",
         "The lanterns lit the dark river.",  # another word
         "The boat was on the river.",
-        LONG + " lantern.",
+        LONG + " old lantern.",
     ],
 )
 def test_anything_else_is_wrong(answer):

@@ -30,8 +30,8 @@ def test_a_person_would_count_these_as_one_answer():
 def test_held_out_prompts_share_no_letter_with_those_that_are_trained_on():
     trained, held_out = (set("".join(SPLITS[split])) for split in ("train", "test"))
     assert trained and held_out and not trained & held_out
-    assert SPLITS["test"]["di"] == "Write an English word that starts with DI. Answer with one word."
-    assert SPLITS["train"]["b"] == "Write an English word that starts with the letter B. Answer with one word."
+    assert SPLITS["test"]["di"] == "Answer with one word. Write an English word that starts with DI."
+    assert SPLITS["train"]["b"] == "Answer with one word. Write an English word that starts with the letter B."
 
 
 def test_every_prompt_has_many_right_answers():
