@@ -60,7 +60,8 @@ TOY_RUNS = "--steps 1 --seeds 0 --prompts 2 --generations 2 --samples 2 --held-o
 PIECES = {
     "overhead": Piece(
         overhead.main,
-        f"{HALF_A_BILLION} --rows 16 --generations 8 --length 1024 --accumulation 2 --rounds 8",
+        f"{HALF_A_BILLION} --rows 16 --generations 8 --length 1024 --accumulation 2 --rounds 6 "
+        "--variants 'control none' 'scope batch' 'scope running' 'batch, exact'",
         f"{TOY} --variants 'control none' 'scope batch'",
     ),
     "training_phase": Piece(

@@ -115,8 +115,10 @@ def build(trainer_class: type, config_class: type, options: argparse.Namespace, 
         max_completion_length=options.length,
         **{"learning_rate": 1e-6, **overrides},
     )
+    with torch.device(options.device):  # half a billion random numbers take a CPU several seconds
+        model = Qwen2ForCausalLM(config)
     trainer = trainer_class(
-        Qwen2ForCausalLM(config),
+        model,
         lambda completions, **_: [0.0] * len(completions),
         args,
         train_dataset=Dataset.from_dict({"prompt": ["x"] * 4096}),

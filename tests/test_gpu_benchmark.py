@@ -51,6 +51,17 @@ def test_all_pieces_run_on_toys(tmp_path):
     assert (tmp_path / "words.jsonl").read_text() == written
 
 
+def test_the_arguments_for_a_gpu_are_options_of_the_pieces(benchmark, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny"])
+    options, _ = benchmark.parse()
+    options.tiny = False
+    for name, piece in benchmark.PIECES.items():
+        parsed = sys.modules[piece.run.__module__].parse(benchmark.arguments_of(name, options))
+        assert parsed.json.name == f"{name}.{piece.suffix}"
+        if name in benchmark.ON_MODEL:
+            assert parsed.model == "out/smollm2" and parsed.task == name.replace("parity", "words")
+
+
 def test_a_piece_that_takes_too_long_is_stopped_and_leaves_nothing_behind(benchmark):
     original = GRPOTrainer._generate_and_score_completions
     with pytest.raises(TimeoutError, match="after 1 s"), benchmark.alone(1):
