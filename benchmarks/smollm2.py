@@ -51,7 +51,7 @@ SETTINGS = {
         "none: --control none",
         "opefo, target: --flow_target 1.0",
         "opefo, literal: --flow_target none --flow_lambda_max 1.0",
-        'adaptive_entropy: --control adaptive_entropy --control_kwargs {"target":1.0,"step":0.005}',
+        """adaptive_entropy: --control adaptive_entropy --flow_target none --control_kwargs '{"target": 1.0}'""",
     ],
     "sentences": ["none: --control none", "opefo, target: --flow_target 1.0"],
 }
@@ -205,12 +205,17 @@ def result(run: Run, options: argparse.Namespace, lines: Lines) -> dict[str, Any
 
 def make_trainer(run: Run, options: argparse.Namespace, folder: str) -> Any:
     """Return the trainer that train.py would make."""
+    trainer = script.make_trainer(*parsed(run, options, folder))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def parsed(run: Run, options: argparse.Namespace, folder: str) -> tuple[Any, ...]:
+    """Return the arguments of a run as train.py reads them."""
     words = ["--config", str(ROOT / "configs" / f"smollm2-{options.task}.yaml"), "--model_name_or_path", options.model]
     words += ["--output_dir", folder, "--eval_prompts", "0", "--save_strategy", "no", "--disable_tqdm", "true"]
     words += ["--seed", str(run.seed), *run.arguments]
-    trainer = script.make_trainer(*Parser((script.ScriptArguments, OPEFOConfig, ModelConfig)).parse(words))
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return Parser((script.ScriptArguments, OPEFOConfig, ModelConfig)).parse(words)
 
 
 def mean_of(rows: list[dict[str, float]], name: str) -> float:

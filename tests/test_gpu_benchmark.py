@@ -96,6 +96,17 @@ def test_an_interrupted_run_is_repeated_and_other_arguments_are_refused(benchmar
         smollm2.Lines(path, runs)
 
 
+@pytest.mark.parametrize("task", ["words", "sentences"])
+def test_every_setting_is_one_of_train_py(benchmark, tmp_path, task):
+    smollm2 = sys.modules["smollm2"]
+    options = smollm2.parse(["--json", str(tmp_path / "x"), "--task", task, "--steps", "7", "--seeds", "3"])
+    controls = [smollm2.parsed(run, options, str(tmp_path))[1] for run in smollm2.all_runs(options)[1:]]
+    assert {args.control for args in controls} >= {"none", "opefo"} and len(controls) == len(smollm2.SETTINGS[task])
+    for args in controls:
+        assert args.max_steps == 7 and args.seed == 3 and args.generation_batch_size == 64
+        assert args.control != "adaptive_entropy" or args.control_kwargs == {"target": 1.0}
+
+
 def test_shares_divide_the_runs(benchmark, tmp_path):
     smollm2 = sys.modules["smollm2"]
     options = smollm2.parse(
