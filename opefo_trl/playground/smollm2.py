@@ -81,7 +81,7 @@ def convert(file: Path, output: Path) -> None:
     """Read the GGUF file, and write an ordinary folder: no quantization, and the right tokens for end and padding."""
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = END, PADDING, "left"
+    tokenizer.eos_token, tokenizer.pad_token = END, PADDING
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
     config = loaded.config.to_dict()

@@ -37,7 +37,7 @@ def test_the_folder_is_that_of_an_ordinary_model(folder):
     assert smollm2.check(folder) == "The capital of France is Paris."
     assert "quantization" not in (folder / "config.json").read_text()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == (END, PADDING, "left")
+    assert (tokenizer.eos_token, tokenizer.pad_token) == (END, PADDING)
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
@@ -45,7 +45,7 @@ def test_the_folder_is_that_of_an_ordinary_model(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["words", "sentences"])
+@pytest.mark.parametrize("recipe", ["words", "words-lora", "sentences"])
 def test_a_recipe_trains_on_it(folder, recipe, tmp_path):
     small = "--max_steps 1 --eval_prompts 0 --per_device_train_batch_size 4 --gradient_accumulation_steps 1"
     small += " --num_generations 4 --save_strategy no --flow_target none"
@@ -107,6 +107,6 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
 
 
 def test_the_model_is_the_one_of_the_recipes():
-    for recipe in ("words", "sentences"):
+    for recipe in ("words", "words-lora", "sentences"):
         assert "opefo_trl.playground.smollm2 out/smollm2" in (ROOT / "configs" / f"smollm2-{recipe}.yaml").read_text()
     assert load_script("benchmarks/smollm2.py").SETTINGS.keys() == {"words", "sentences"}
