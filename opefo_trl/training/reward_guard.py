@@ -54,7 +54,7 @@ def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
 
 
 def _like(function: Callable, watched: Callable) -> Callable:
-    """Copy our attributes, which `functools.wraps` leaves out where they are those of a class (`MathReward.judges`)."""
+    """Copy our attributes: `functools.wraps` leaves out those of a class, such as `MathReward.judges`."""
     for attribute in _ATTRIBUTES:
         if hasattr(function, attribute):
             setattr(watched, attribute, getattr(function, attribute))
