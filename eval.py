@@ -5,6 +5,7 @@
     python eval.py --model out/my-model --benchmarks aime24 --k 64 --temperature 1.0 --top_p 1.0
     python eval.py --model out/my-model --preset paper                            # sampled as in the OPEFO paper
     python eval.py --model playground --benchmarks playground --k 64              # seconds on a CPU, no network
+    python eval.py --model out/smollm2-words --benchmarks words --temperature 0.7 --top_p 1
     accelerate launch eval.py --model out/my-model                                # the batches over several GPUs
     python eval.py --watch out/my-run --benchmarks math500                        # each checkpoint as it comes
     python eval.py --model out/my-run --push_to_hub                               # results to the card, and samples
@@ -38,8 +39,8 @@ from opefo_trl.evaluation.model_source import DTYPES, ModelSource
 from opefo_trl.evaluation.results import check_comparable, read_results, report, score
 from opefo_trl.evaluation.samples import (
     Evaluation,
-    PlaygroundGrader,
     Task,
+    TaskGrader,
     benchmark_of,
     check_same_settings,
     load_problems,
@@ -51,7 +52,7 @@ from opefo_trl.grading import POLICIES, Grader, Outcome
 from opefo_trl.grading.grader import cores_of_rank, grader_version
 from opefo_trl.hub import NotPushedError, Target
 from opefo_trl.hub.results import check_target, push_results, results_target
-from opefo_trl.playground import PLAYGROUND
+from opefo_trl.playground import TASKS
 from opefo_trl.validation import check_choice
 
 # Temperature and top-p. The paper's are second-hand; its numbers of samples are the defaults of the benchmarks
@@ -63,7 +64,7 @@ class EvalArguments:
     model: str | None = field(default=None, metadata={"help": "A folder, a LoRA adapter's folder, or a Hub name."})
     benchmarks: list[str] = field(
         default_factory=lambda: list(SIX),
-        metadata={"help": f"Some of {', '.join(BENCHMARKS)}, {PLAYGROUND}, separated by commas or spaces."},
+        metadata={"help": f"Some of {', '.join([*BENCHMARKS, *TASKS])}, separated by commas or spaces."},
     )
     benchmark_source: str | None = field(default=None, metadata={"help": "Folder with the benchmarks, else the Hub."})
     output_dir: str | None = field(
@@ -115,7 +116,7 @@ class EvalArguments:
     def __post_init__(self) -> None:
         words = [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks
         names = [name for word in words for name in word.replace(",", " ").split()]
-        self.benchmarks = list(dict.fromkeys(name if name == PLAYGROUND else benchmark_name(name) for name in names))
+        self.benchmarks = list(dict.fromkeys(name if name in TASKS else benchmark_name(name) for name in names))
         temperature, top_p = PRESETS[check_choice("preset", self.preset, PRESETS)]
         self.temperature = temperature if self.temperature is None else self.temperature
         self.top_p = top_p if self.top_p is None else self.top_p
@@ -124,7 +125,7 @@ class EvalArguments:
             if value is not None and value < 1:
                 raise ValueError(f"`{name}={value}` must be 1 or more.")
         if not self.benchmarks:
-            raise ValueError(f"There is no benchmark. Give --benchmarks: {', '.join(BENCHMARKS)}, {PLAYGROUND}.")
+            raise ValueError(f"There is no benchmark. Give --benchmarks: {', '.join([*BENCHMARKS, *TASKS])}.")
 
 
 def main() -> None:
@@ -223,9 +224,10 @@ def load(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     tasks = []
     for name in options.benchmarks:
         problems = load_problems(name, options.benchmark_source)[: options.limit]
-        template = "none" if name == PLAYGROUND else options.prompt_template
+        template = "none" if name in TASKS else options.prompt_template
         prompts = tokenize_problems(problems, tokenizer, template, options.system_prompt)
-        tasks.append(Task(name, problems, prompts, options.k or benchmark_of(name).k))
+        longest = TASKS[name].max_new_tokens if name in TASKS else None
+        tasks.append(Task(name, problems, prompts, options.k or benchmark_of(name).k, longest))
     return source, tasks
 
 
@@ -257,7 +259,8 @@ def sample_all(
     with grader, tqdm(total=samples, unit="sample", disable=not state.is_main_process) as bar:
         for task, number, batch in remaining:
             bar.set_description(task.name)
-            frame = run.sample(task, number, batch, engine, PlaygroundGrader() if task.name == PLAYGROUND else grader)
+            judge = TaskGrader(TASKS[task.name]) if task.name in TASKS else grader
+            frame = run.sample(task, number, batch, engine, judge)
             right, done = right + int((frame["outcome"] == Outcome.CORRECT).sum()), done + len(frame)
             bar.set_postfix(right=f"{right / done:.1%}", cut_off=f"{frame['truncated'].mean():.0%}")
             bar.update(len(frame))

@@ -43,7 +43,7 @@ from opefo_trl.data.benchmarks import BENCHMARKS, load_benchmark
 from opefo_trl.files import DECONTAMINATED_FILE, TRAINER_STATE_FILE
 from opefo_trl.hub import NotPushedError
 from opefo_trl.hub.model_card import RunFacts
-from opefo_trl.playground import PLAYGROUND
+from opefo_trl.playground import TASKS
 from opefo_trl.rewards import REWARDS, find_reward
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
@@ -53,7 +53,9 @@ QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 class ScriptArguments:
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "'playground', a file (jsonl, json, parquet, csv), a folder, or a data set on the Hub."},
+        metadata={
+            "help": f"{', '.join(TASKS)}, a file (jsonl, json, parquet, csv), a folder, or a data set on the Hub."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -109,8 +111,8 @@ class ScriptArguments:
         for name in ("reward_funcs", "decontaminate"):
             if isinstance(getattr(self, name), str):  # a config file may have one name instead of a list
                 setattr(self, name, [getattr(self, name)])
-        if not self.reward_funcs and self.dataset_name == PLAYGROUND:
-            self.reward_funcs = [PLAYGROUND]
+        if not self.reward_funcs and self.dataset_name in TASKS:
+            self.reward_funcs = [self.dataset_name]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -123,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = settings_of(script, args, model)
         checkpoint = find_checkpoint(args, settings)
         trainer = make_trainer(script, args, model)
-    on_hub = script.dataset_name != PLAYGROUND and not Path(script.dataset_name).expanduser().exists()
+    on_hub = script.dataset_name not in TASKS and not Path(script.dataset_name).expanduser().exists()
     trainer.run_facts = RunFacts(script.dataset_name, on_hub, parser.config_file)
     if args.process_index == 0:
         write_settings(args.output_dir, settings)

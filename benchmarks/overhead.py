@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import warnings
+from collections.abc import Sequence
 
 import torch
 from replay import a_b_b_a, add_sizes, build, describe, quartiles, replay, rollout, write_results
@@ -40,8 +41,8 @@ CONTROL_VARIANTS = {
 }
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     warnings.filterwarnings("ignore", message="`control=")  # notes on fields and sources do not matter for the time
     if options.device == "cpu":
         torch.set_num_threads(1)
@@ -77,19 +78,19 @@ def main() -> None:
             f"{row['forwards']:14.2f} {row['seconds']:7.3f}",
             flush=True,
         )
+        write_results(options, results)
         del ours
     forwards = grpo.model.forwards / (2 * options.rounds * len(results))
     print(f"{baseline:22} {1:7.3f} {'':37} {forwards:14.2f} {statistics.median(grpo_seconds) / 2:7.3f}")
-    write_results(options, results)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = {"hidden": 256, "layers": 3, "vocab": 4096, "rows": 8, "generations": 4, "length": 96}
     add_sizes(parser, **sizes, accumulation=2, rounds=40)
     parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *CONTROL_VARIANTS])
     parser.add_argument("--controls", action="store_true", help="every control beside `none`, in place of GRPOTrainer")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def uneven(options: argparse.Namespace) -> dict[str, torch.Tensor]:

@@ -23,6 +23,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOTrainer
 
+from opefo_trl.training.answer_diversity import RolloutAnswers
+
 
 def add_sizes(parser: argparse.ArgumentParser, **defaults: int) -> None:
     """Add options for the model and its rollouts."""
@@ -68,11 +70,14 @@ def rollout(
 
 
 def replay(rollouts: list[dict[str, torch.Tensor]]) -> None:
-    """Replace generation and rewards by recorded rollouts, in both trainers; nothing else is replaced."""
+    """Replace generation and rewards by recorded rollouts, in both trainers; nothing else is replaced. A rollout may
+    have the `RolloutAnswers` that its rewards gave as `answers`; else a positive advantage counts as right."""
 
     def recorded(self, inputs):
         batch = dict(rollouts[self.state.global_step % len(rollouts)])
-        self._rollout_rewards = batch["advantages"]
+        advantages = batch["advantages"]
+        share = (advantages > 0).float().view(-1, self.num_generations).mean(1).repeat_interleave(self.num_generations)
+        self._answers = batch.pop("answers", None) or RolloutAnswers(advantages, share, 0.0, 0.0)
         return batch
 
     GRPOTrainer._generate_and_score_completions = recorded
@@ -110,8 +115,10 @@ def build(trainer_class: type, config_class: type, options: argparse.Namespace, 
         max_completion_length=options.length,
         **{"learning_rate": 1e-6, **overrides},
     )
+    with torch.device(options.device):  # half a billion random numbers take a CPU several seconds
+        model = Qwen2ForCausalLM(config)
     trainer = trainer_class(
-        Qwen2ForCausalLM(config),
+        model,
         lambda completions, **_: [0.0] * len(completions),
         args,
         train_dataset=Dataset.from_dict({"prompt": ["x"] * 4096}),
@@ -172,7 +179,9 @@ def write_results(options: argparse.Namespace, results: object, leave_out: Seque
     """Write the options and the numbers to the file of `--json`, if there is one."""
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name not in ("json", *leave_out)}
-        options.json.write_text(json.dumps({"options": settings, "results": results}, indent=2))
+        options.json.write_text(
+            json.dumps({"device": device_of(options), "options": settings, "results": results}, indent=2)
+        )
 
 
 def synchronize() -> None:
@@ -182,9 +191,14 @@ def synchronize() -> None:
 
 def describe(trainer, options: argparse.Namespace) -> str:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    device = torch.cuda.get_device_name() if options.device == "cuda" else cpu
     return (
         f"{parameters / 1e6:.1f}M parameters, vocabulary {options.vocab}, {options.rows} rows of up to "
-        f"{options.length} tokens, {options.accumulation} micro-batches, {device}, torch {torch.__version__}"
+        f"{options.length} tokens, {options.accumulation} micro-batches, {device_of(options)}"
     )
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """Return the name of the device, and torch's version."""
+    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if options.device == "cuda" else cpu
+    return f"{device}, torch {torch.__version__}"

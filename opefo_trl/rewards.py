@@ -14,7 +14,7 @@ from trl.rewards import get_soft_overlong_punishment
 from opefo_trl.data.templates import text_of
 from opefo_trl.grading import Grader, Outcome
 from opefo_trl.grading.answers import boxes_of
-from opefo_trl.playground import playground_reward
+from opefo_trl.playground import playground_reward, sentences_reward, words_reward
 from opefo_trl.validation import check_choice
 
 Reward = Callable[..., list[float | None]]
@@ -87,6 +87,8 @@ REWARDS: dict[str, Callable[[int], Reward]] = {  # name -> reward function, give
     "format": lambda _: format_reward,
     "overlong": overlong_reward,
     "playground": lambda _: playground_reward,
+    "words": lambda _: words_reward,
+    "sentences": lambda _: sentences_reward,
 }
 
 

@@ -24,7 +24,7 @@ from opefo_trl.curves import EntropyCurves
 from opefo_trl.files import CHECKPOINT_PREFIX, NONFINITE_FOLDER
 from opefo_trl.hub.mixin import HubMixin
 from opefo_trl.playground import resolve_model
-from opefo_trl.training.answer_diversity import RolloutAnswers
+from opefo_trl.training.answer_diversity import RolloutAnswers, normal_form_of
 from opefo_trl.training.colocated_vllm import adapt_cpu_build, seed_sampling
 from opefo_trl.training.control_state import load_control_state, save_control_state
 from opefo_trl.training.eligibility import BatchTransforms, positions_of
@@ -397,7 +397,8 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         rewards, warning = self.reward_guard.check(rewards, completions, rank, self.state.global_step, training)
         self._warn(warning, every_rank=True)
         generations = self.num_generations if training else self.num_generations_eval
-        answers = RolloutAnswers.count(rewards, self.reward_weights, completions, generations, self.accelerator)
+        form = normal_form_of(self.reward_funcs)
+        answers = RolloutAnswers.count(rewards, self.reward_weights, completions, generations, self.accelerator, form)
         metrics = self._metrics["train" if training else "eval"]
         metrics["answers/distinct"].append(answers.distinct)
         metrics["answers/solved"].append(answers.solved)

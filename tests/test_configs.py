@@ -12,7 +12,7 @@ from trl import ModelConfig
 from opefo_trl import OPEFOConfig
 from opefo_trl.cli.parser import Parser
 from opefo_trl.data import TEMPLATES
-from opefo_trl.playground.task import MAX_ANSWER
+from opefo_trl.playground import TASKS
 from opefo_trl.rewards import find_reward
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ def parse(path):
 def test_all_recipes_and_machines_exist_and_the_readme_lists_the_recipes():
     assert {path.stem for path in RECIPES} == {
         "quickstart", "qwen2.5-math-7b", "qwen3-4b-base", "qwen2.5-1.5b-lora-single-gpu", "qwen2.5-0.5b-gsm8k",
+        "smollm2-words", "smollm2-words-lora", "smollm2-sentences",
     }  # fmt: skip
     assert {path.stem for path in MACHINES} == {"single_gpu", "ddp", "zero2", "zero3", "fsdp2", "cpu", "multi_node"}
     assert [path.name for path in RECIPES if f"configs/{path.name}" not in README] == []
@@ -59,9 +60,24 @@ def test_a_recipe_is_right(path, recwarn):
         prompts, answers = re.search(r"(\d+) problems, (\d+) answers each", text).groups()
         assert int(prompts) * int(answers) == completions and int(answers) == args.num_generations
         assert args.per_device_eval_batch_size * ranks % args.num_generations == 0
-    else:
-        assert args.max_completion_length == MAX_ANSWER + 1
-        assert args.per_device_train_batch_size == 32 * args.num_generations
+        return
+    task = TASKS[script.dataset_name]
+    assert script.reward_funcs == [script.dataset_name] and args.max_completion_length == task.max_new_tokens
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    prompts, answers = re.search(r"(\d+) (?:prompts|questions), (\d+) answers each", text).groups()
+    assert int(prompts) * int(answers) == completions and int(answers) == args.num_generations
+    held_out = re.search(r"(\d+) answers\s+(?:# )?to each of (\d+)", text).groups()
+    assert [int(number) for number in held_out] == [args.num_generations_eval, len(task.splits["test"])]
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "smollm2" in path.stem], ids=lambda path: path.stem)
+def test_the_overrides_for_a_gpu_are_options(path):
+    comment = path.read_text().split("minutes: ")[1].split("\n\n")[0].replace("#", " ")
+    types = (load_script("train.py").ScriptArguments, OPEFOConfig, ModelConfig)
+    words = [*comment.split(), "--use_cpu", "true", "--bf16", "false"]  # there is no GPU here
+    _, args, _ = Parser(types).parse(["--config", str(path), *words])
+    assert args.use_vllm and args.updates_per_rollout == 1 and args.generation_batch_size == 256
+    assert args.generation_batch_size % args.num_generations == 0
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-math-7b", "qwen3-4b-base"])

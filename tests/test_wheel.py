@@ -59,7 +59,7 @@ def test_the_sdist_has_sources_documents_and_tests(sdist):
 
 def test_the_wheel_has_template_playground_and_recipes(unpacked):
     package = unpacked / "opefo_trl"
-    data = "hub/model_card_template.md hub/evaluation_template.md curves/report.html py.typed"
+    data = "hub/model_card_template.md hub/evaluation_template.md curves/report.html py.typed playground/words.txt"
     for name in [*data.split(), "recipes/train.py", "recipes/eval.py"]:
         assert (package / name).is_file(), name
     for path in (ROOT / "opefo_trl" / "playground" / "model").iterdir():

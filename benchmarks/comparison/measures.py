@@ -18,9 +18,9 @@ from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.evaluation.engines import Decoding, ModelSource, Transformers
 from opefo_trl.evaluation.metrics import avg_at_k, calibration_error, pass_at_k
-from opefo_trl.evaluation.samples import PlaygroundGrader
+from opefo_trl.evaluation.samples import TaskGrader
 from opefo_trl.grading import Outcome
-from opefo_trl.playground import PLAYGROUND, playground_dataset
+from opefo_trl.playground import PLAYGROUND, TASKS, playground_dataset
 
 K = 16
 LONGEST = 12  # tokens of an answer
@@ -70,7 +70,7 @@ def held_out(job: Job) -> dict[str, float]:
         return {}
     disable_progress_bar()
     source = ModelSource(str(job.out))
-    tokenizer, grader = source.tokenizer(), PlaygroundGrader()
+    tokenizer, grader = source.tokenizer(), TaskGrader(TASKS[PLAYGROUND])
     engine = Transformers(source, Decoding(temperature=1.0, top_p=1.0, max_new_tokens=LONGEST), tokenizer)
     right, confidence, distinct = [], [], []
     for seed, row in enumerate(playground_dataset("test")):

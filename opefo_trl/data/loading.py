@@ -1,4 +1,4 @@
-"""Load a data set (playground, file, folder or Hub name) as a `DatasetDict`."""
+"""Load a data set (of an embedded task, a file, a folder or a Hub name) as a `DatasetDict`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
-from opefo_trl.playground import PLAYGROUND, SPLITS, playground_dataset
+from opefo_trl.playground import TASKS
 from opefo_trl.validation import check_choice
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # file suffix -> loader
 
 
 def load_splits(name: str, config: str | None = None) -> DatasetDict:
-    """Load all splits of a data set: `"playground"`, a file (only `train`), a folder, or a name on the Hub."""
-    if name == PLAYGROUND:
-        return DatasetDict({split: playground_dataset(split) for split in SPLITS})
+    """Load all splits of a data set: an embedded task's name, a file (only `train`), a folder, or a Hub name."""
+    if name in TASKS:
+        return DatasetDict({split: TASKS[name].dataset(split) for split in TASKS[name].splits})
     path = Path(name).expanduser()
     if path.is_file():
         return _load_file(path)

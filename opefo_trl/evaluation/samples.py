@@ -23,38 +23,46 @@ from opefo_trl.data.templates import chat
 from opefo_trl.evaluation.engines import Engine, Sample, seed_of
 from opefo_trl.files import SAMPLES_FOLDER, SAMPLING_FILE, write_whole
 from opefo_trl.grading import Grade, Outcome
-from opefo_trl.playground import PLAYGROUND, SPLITS, is_right, playground_dataset
+from opefo_trl.playground import TASKS
+from opefo_trl.playground.embedded import EmbeddedTask
 
 
 class Grades(Protocol):
-    """A grader: `Grader`, or the playground's."""
+    """A grader: `Grader`, or that of an embedded task."""
 
     def grade(self, golds: Sequence[Any], completions: Sequence[str]) -> list[Grade]: ...
 
 
-class PlaygroundGrader:
-    """Grades the playground's task, where the whole completion is the answer."""
+class TaskGrader:
+    """Grades an embedded task, where the whole completion is the answer."""
+
+    def __init__(self, task: EmbeddedTask):
+        self.task = task
 
     def grade(self, golds: Sequence[Any], completions: Sequence[str]) -> list[Grade]:
-        answers = [text.strip() for text in completions]
         return [
-            Grade(Outcome.CORRECT if is_right(answer, int(gold)) else Outcome.WRONG, answer)
-            for gold, answer in zip(golds, answers, strict=True)
+            Grade(
+                Outcome.CORRECT if self.task.is_right(text.strip(), gold) else Outcome.WRONG,
+                self.task.normal_form(text),
+            )
+            for gold, text in zip(golds, completions, strict=True)
         ]
 
 
 def benchmark_of(name: str) -> Benchmark:
-    """Return the title and the protocol of a benchmark or of the playground's held-out questions."""
-    return Benchmark("Playground", (), (len(SPLITS["test"]),), k=16) if name == PLAYGROUND else BENCHMARKS[name]
+    """Return the title and the protocol of a benchmark or of an embedded task's held-out questions."""
+    if name in TASKS:
+        return Benchmark(TASKS[name].title, (), (len(TASKS[name].splits["test"]),), k=16)
+    return BENCHMARKS[name]
 
 
 def load_problems(name: str, source: str | None = None) -> list[dict[str, str]]:
-    """Load `id`, `problem` and `answer` of each problem of a benchmark or of the playground."""
-    if name != PLAYGROUND:
+    """Load `id`, `problem` and `answer` of each problem of a benchmark, or of an embedded task's test split."""
+    if name not in TASKS:
         return load_benchmark(name, source).to_list()
     return [
-        {"id": f"{PLAYGROUND}-{row['target']}", "problem": row["prompt"][0]["content"], "answer": str(row["target"])}
-        for row in playground_dataset("test")
+        {"id": f"{name}-{gold}", "problem": question, "answer": str(gold)}
+        for gold, question in TASKS[name].splits["test"].items()
     ]
 
 
@@ -69,6 +77,7 @@ class Task:
     problems: list[dict[str, str]]  # rows of `id`, `problem`, `answer`
     prompts: list[list[int]]  # token ids of each problem's prompt
     k: int
+    max_new_tokens: int | None = None  # enough for any right answer, where that is known
 
     def identity(self) -> dict[str, Any]:
         """Return k, and a hash of the problems and prompts: the settings that identify samples of this task."""
@@ -124,7 +133,8 @@ class Evaluation:
         seeds = [
             seed_of(self.seed, task.name, row["id"], sample) for row, (_, sample) in zip(problems, batch, strict=True)
         ]
-        samples = self._complete([task.prompts[problem] for problem, _ in batch], seeds, engine)
+        longest = min(self.max_new_tokens, task.max_new_tokens or self.max_new_tokens)
+        samples = self._complete([task.prompts[problem] for problem, _ in batch], seeds, longest, engine)
         grades = grader.grade([row["answer"] for row in problems], [sample.text for sample in samples])
         frame = pd.DataFrame(
             {
@@ -146,9 +156,9 @@ class Evaluation:
         write_whole(path, frame.to_parquet)
         return frame
 
-    def _complete(self, prompts: list[list[int]], seeds: list[int], engine: Engine) -> list[Sample]:
+    def _complete(self, prompts: list[list[int]], seeds: list[int], longest: int, engine: Engine) -> list[Sample]:
         """Sample a completion of each prompt. A prompt that fills the context gets an empty, truncated one."""
-        limits = [min(self.max_new_tokens, self.context - len(prompt)) for prompt in prompts]
+        limits = [min(longest, self.context - len(prompt)) for prompt in prompts]
         with_room = [index for index, limit in enumerate(limits) if limit > 0]
         samples = [Sample("", 0, True, 0.0)] * len(prompts)
         if with_room:

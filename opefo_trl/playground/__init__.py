@@ -3,7 +3,8 @@
     OPEFOTrainer("playground", playground_reward, args, train_dataset=playground_dataset("train"))
 
 The model has Qwen2's architecture and 0.4 million parameters. It writes arithmetic expressions and hits its target now
-and then, so that a few minutes on a CPU show what RLVR does to a policy.
+and then, so that a few minutes on a CPU show what RLVR does to a policy. Two more tasks, `words` and `sentences`, are
+in English, for a small language model: smollm2.py makes one.
 """
 
 from __future__ import annotations
@@ -13,21 +14,32 @@ from typing import Any
 
 from datasets import Dataset
 
-from opefo_trl.playground.task import HELD_OUT, TARGETS, is_right, playground_reward, question
-from opefo_trl.validation import check_choice
+from opefo_trl.playground import sentences, task, words
+from opefo_trl.playground.sentences import sentences_reward
+from opefo_trl.playground.task import is_right, playground_reward, question
+from opefo_trl.playground.words import words_reward
 
 PLAYGROUND = "playground"
 MODEL = Path(__file__).parent / "model"
-SPLITS = {"train": [target for target in TARGETS if target not in HELD_OUT], "test": list(HELD_OUT)}
+TASKS = {PLAYGROUND: task.TASK, "words": words.TASK, "sentences": sentences.TASK}
 
-__all__ = ["MODEL", "PLAYGROUND", "is_right", "playground_dataset", "playground_reward", "resolve_model"]
+__all__ = [
+    "MODEL",
+    "PLAYGROUND",
+    "TASKS",
+    "is_right",
+    "playground_dataset",
+    "playground_reward",
+    "question",
+    "resolve_model",
+    "sentences_reward",
+    "words_reward",
+]
 
 
 def playground_dataset(split: str = "train") -> Dataset:
     """Return conversational prompts, each with its `target`; the splits have no target in common."""
-    check_choice("split", split, SPLITS, where=" of the playground")
-    rows = [{"prompt": [{"role": "user", "content": question(target)}], "target": target} for target in SPLITS[split]]
-    return Dataset.from_list(rows)
+    return TASKS[PLAYGROUND].dataset(split)
 
 
 def resolve_model(model: Any) -> Any:

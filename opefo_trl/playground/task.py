@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from opefo_trl.playground.embedded import EmbeddedTask, judge
+
+__all__: list[str] = []
+
 TARGETS = range(10, 100)
 # Targets of the test split, never trained on: 36 of the 90, since runs differ in which few questions they fail, and a
 # mean over half as many followed that more than the method. They end in 0, 2, 5 and 7, odd and even in every decade.
@@ -72,8 +76,20 @@ def is_right(answer: str, target: int) -> bool:
 
 def playground_reward(completions: list[Any], target: list[int], **_: Any) -> list[float | None]:
     """Return 1 for an expression equal to `target`, else 0; completions are plain or conversational, as in TRL."""
-    answers = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [float(is_right(answer.strip(), wanted)) for answer, wanted in zip(answers, target, strict=True)]
+    return judge(completions, target, is_right)
+
+
+TASK = EmbeddedTask(
+    title="Playground",
+    gold="target",
+    splits={
+        "train": {target: question(target) for target in TARGETS if target not in HELD_OUT},
+        "test": {target: question(target) for target in HELD_OUT},
+    },
+    is_right=lambda answer, target: is_right(answer, int(target)),
+    normal_form=str.strip,
+    max_new_tokens=MAX_ANSWER + 1,
+)
 
 
 def random_expression(generator: random.Random) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from opefo_trl.data.templates import text_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_NormalForm = Callable[[str], str]
 _RIGHT = 0.5  # the first reward function judges the answer: above this it is right
 
 
@@ -38,7 +40,13 @@ class RolloutAnswers:
 
     @classmethod
     def count(
-        cls, rewards: Tensor, weights: Tensor, completions: list, generations: int, accelerator: Accelerator
+        cls,
+        rewards: Tensor,
+        weights: Tensor,
+        completions: list,
+        generations: int,
+        accelerator: Accelerator,
+        normal_form: _NormalForm = str.strip,
     ) -> RolloutAnswers:
         """
         Count right answers, in one collective.
@@ -48,11 +56,12 @@ class RolloutAnswers:
             weights (`Tensor`): weights of the reward functions.
             completions (`list`): completions of this rank.
             generations (`int`): completions in a group.
+            normal_form (`Callable`): completions with the same normal form count as one.
         """
         right = (rewards[:, :1] > _RIGHT).any(1)  # there may be no reward function at all
         total = (rewards * weights.to(rewards.device)).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
         share = right.float().view(-1, generations).mean(1).repeat_interleave(generations)
-        digests = accelerator.gather(digests_of(completions, rewards.device))
+        digests = accelerator.gather(digests_of(completions, rewards.device, normal_form))
         begin = accelerator.process_index * len(completions)
         own = slice(begin, begin + len(completions))
         return cls(total[own], right[own], share[own], *distinct_right(digests, right, generations))
@@ -63,15 +72,22 @@ class RolloutAnswers:
         return self.right if self.solved else advantages > 0
 
 
-def digest(completion: Any) -> int:
-    """Return a 63-bit hash of a completion (text or messages), equal on every rank; outer white space is ignored."""
-    text = text_of(completion).strip().encode("utf-8", "surrogatepass")
+def normal_form_of(reward_funcs: Sequence[Any]) -> _NormalForm:
+    """Return the normal form of answers, which the first reward function may define as its attribute `normal_form`;
+    by default only outer white space is ignored."""
+    return getattr(reward_funcs[0], "normal_form", str.strip) if reward_funcs else str.strip
+
+
+def digest(completion: Any, normal_form: _NormalForm = str.strip) -> int:
+    """Return a 63-bit hash of a completion (text or messages) in its normal form, equal on every rank."""
+    text = normal_form(text_of(completion)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def digests_of(completions: list[Any], device: torch.device) -> Tensor:
+def digests_of(completions: list[Any], device: torch.device, normal_form: _NormalForm = str.strip) -> Tensor:
     """Return the digests as a tensor that ranks can gather, (N,)."""
-    return torch.tensor([digest(completion) for completion in completions], dtype=torch.int64, device=device)
+    digests = [digest(completion, normal_form) for completion in completions]
+    return torch.tensor(digests, dtype=torch.int64, device=device)
 
 
 def distinct_right(digests: Tensor, right: Tensor, generations: int) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from opefo_trl.training.guards import NonFiniteError
 
 _SHOWN = 3  # bad rewards in a message
+_ATTRIBUTES = ("judges", "normal_form")  # of reward functions, that this package reads
 
 
 def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
@@ -39,7 +40,7 @@ def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
                 raise failed(error) from error
             return _checked(rewards, name, kwargs.get("completions"))
 
-        return watched
+        return _like(function, watched)
 
     @functools.wraps(function)
     def watched_sync(**kwargs: Any) -> Any:
@@ -49,7 +50,15 @@ def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
             raise failed(error) from error
         return _checked(rewards, name, kwargs.get("completions"))
 
-    return watched_sync
+    return _like(function, watched_sync)
+
+
+def _like(function: Callable, watched: Callable) -> Callable:
+    """Copy our attributes: `functools.wraps` leaves out those of a class, such as `MathReward.judges`."""
+    for attribute in _ATTRIBUTES:
+        if hasattr(function, attribute):
+            setattr(watched, attribute, getattr(function, attribute))
+    return watched
 
 
 def _checked(rewards: Any, name: str, completions: Sequence[Any] | None) -> list:

@@ -8,12 +8,13 @@ from opefo_trl.evaluation.model_source import ModelSource
 from opefo_trl.evaluation.results import score
 from opefo_trl.evaluation.samples import (
     Evaluation,
-    PlaygroundGrader,
     Task,
+    TaskGrader,
     check_same_settings,
     load_problems,
     tokenize_problems,
 )
+from opefo_trl.playground import TASKS
 
 
 class Echo:
@@ -35,7 +36,7 @@ def test_a_prompt_that_fills_the_context_is_a_sample_without_answer(tmp_path):
     run = evaluation(tmp_path)
     (task,) = run.tasks
     for remaining in run.remaining():
-        run.sample(*remaining, Echo(), PlaygroundGrader())
+        run.sample(*remaining, Echo(), TaskGrader(TASKS["playground"]))
     frame = run.gather(task)
     assert run.problems_without_room() == 1 and run.longest_sample() == 20 and len(frame) == 72
     empty = frame[frame["tokens"] == 0]
@@ -50,7 +51,7 @@ def test_ranks_share_the_batches_and_the_samples_are_the_same(tmp_path):
     assert len(shares[0]) + len(shares[1]) == len(one.remaining()) == 8 + 11
     for evaluated, remaining in ((one, one.remaining()), (two, shares[1]), (two, shares[0])):
         for batch in remaining:
-            evaluated.sample(*batch, Echo(), PlaygroundGrader())
+            evaluated.sample(*batch, Echo(), TaskGrader(TASKS["playground"]))
     assert not two.remaining()
     for task in one.tasks:
         frame = one.gather(task)
@@ -69,7 +70,7 @@ def test_samples_of_another_folder_are_not_gathered(tmp_path):
     run = evaluation(tmp_path)
     (task,) = run.tasks
     for remaining in run.remaining():
-        frame = run.sample(*remaining, Echo(), PlaygroundGrader())
+        frame = run.sample(*remaining, Echo(), TaskGrader(TASKS["playground"]))
     frame.to_parquet(run._batch_file(task, 0))
     with pytest.raises(RuntimeError, match=str(tmp_path)):
         run.gather(task)

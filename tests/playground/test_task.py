@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opefo_trl.playground import MODEL, SPLITS, playground_dataset, playground_reward, resolve_model
+from opefo_trl.playground import MODEL, TASKS, playground_dataset, playground_reward, resolve_model
 from opefo_trl.playground.task import MAX_ANSWER, TARGETS, is_right, question, random_expression, value
 
 
@@ -75,7 +75,7 @@ def test_held_out_prompts_are_never_trained_on():
     assert train[0]["prompt"] == [{"role": "user", "content": question(train[0]["target"])}]
     with pytest.raises(ValueError, match="`split='validation'`.*'train', 'test'"):
         playground_dataset("validation")
-    assert set(SPLITS) == {"train", "test"}
+    assert set(TASKS["playground"].splits) == {"train", "test"}
 
 
 def test_only_the_name_means_the_playground(tmp_path):

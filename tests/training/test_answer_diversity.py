@@ -3,7 +3,9 @@
 import torch
 from scripts import python
 
-from opefo_trl.training.answer_diversity import digest, digests_of, distinct_right
+from opefo_trl.rewards import math_reward, words_reward
+from opefo_trl.training.answer_diversity import digest, digests_of, distinct_right, normal_form_of
+from opefo_trl.training.reward_guard import watch_reward
 
 
 def test_a_text_and_a_conversation_have_one_name():
@@ -22,6 +24,13 @@ def test_distinct_right_answers_are_counted_in_each_group():
     names = digests_of(list("aab" + "ccd" + "efg"), torch.device("cpu"))
     right = torch.tensor([1, 1, 1, 1, 1, 0, 0, 0, 0]).bool()
     assert distinct_right(names, right, 3) == (1.0, 2 / 3)
+
+
+def test_the_first_reward_function_says_which_answers_are_one():
+    form = normal_form_of([watch_reward(words_reward, "words", False), math_reward])  # as the trainer wraps it
+    names = digests_of(["Brook.", "brook", "bread", "a brook"], torch.device("cpu"), form)
+    assert distinct_right(names, torch.ones(4).bool(), 4) == (3.0, 1.0)
+    assert normal_form_of([math_reward, words_reward]) is normal_form_of([]) is str.strip
 
 
 def test_no_group_is_no_answer():

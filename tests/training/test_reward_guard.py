@@ -151,7 +151,8 @@ def test_a_completion_without_its_judges_verdict_has_no_reward(judges):
     """TRL adds up the other rewards, and a completion without a verdict would become a wrong one."""
     assert math_reward.judges
     judge = math_reward if judges else digit_reward
-    guard = RewardGuard.watch("stop", [judge, format_reward], ["judge", "format"])
+    functions = [watch_reward(function, "", False) for function in (judge, format_reward)]  # as the trainer has them
+    guard = RewardGuard.watch("stop", functions, ["judge", "format"])
     rewards = torch.tensor([[1.0, 0.5], [math.nan, 0.5]])
     checked, warning = guard.check(rewards, ["a", "b"], rank=0, step=1, training=True)
     assert checked[0].tolist() == [1.0, 0.5] and checked[1].isnan().tolist() == [True, judges] and warning is None
