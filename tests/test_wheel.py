@@ -51,7 +51,7 @@ def test_the_sdist_has_sources_documents_and_tests(sdist):
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     wanted = """
         train.py eval.py setup.py CITATION.cff LICENSE README.md Makefile constraints.txt configs/quickstart.yaml
-        docs/release.md tests/test_wheel.py benchmarks/hub.py
+        docs/release.md tests/test_wheel.py benchmarks/publishing.py
     """
     assert set(wanted.split()) <= names
     assert not any(name.endswith(".pyc") or name.startswith((".hub", "out/")) for name in names)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.settings import read_config
-from opefo_trl.playground import PLAYGROUND, SPLITS
+from opefo_trl.playground import PLAYGROUND, TASKS
 
 SAMPLES = 64  # of each held-out question
 Key = tuple[str, int, int]  # setting, seed, split
@@ -48,7 +48,7 @@ class Job:
         """Return the config's fields and those given, as JSON, and how the result is measured."""
         fields = {**read_config(self.config), **self.given}
         if fields.get("dataset_name") == PLAYGROUND:
-            fields["held_out"] = f"{len(SPLITS['test'])} questions, {SAMPLES} samples"
+            fields["held_out"] = f"{len(TASKS[PLAYGROUND].splits['test'])} questions, {SAMPLES} samples"
         return json.loads(json.dumps({name: value for name, value in fields.items() if name != "output_dir"}))
 
     @property

@@ -1,6 +1,6 @@
 """What pushing costs a training: the same run with a slow Hub, with a fast one, and without any.
 
-    python benchmarks/hub.py --json benchmarks/results/hub.json
+    python benchmarks/publishing.py --json benchmarks/results/publishing.json
 
 Each pair is two processes one after the other, in the order A B B A. The Hub is that of the tests, on loopback, in a
 process of its own; the slow one takes half a second for each request and one second for each megabyte. Time is that of
