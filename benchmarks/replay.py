@@ -77,7 +77,7 @@ def replay(rollouts: list[dict[str, torch.Tensor]]) -> None:
         batch = dict(rollouts[self.state.global_step % len(rollouts)])
         advantages = batch["advantages"]
         share = (advantages > 0).float().view(-1, self.num_generations).mean(1).repeat_interleave(self.num_generations)
-        self._answers = batch.pop("answers", None) or RolloutAnswers(advantages, share, 0.0, 0.0)
+        self._answers = batch.pop("answers", None) or RolloutAnswers(advantages, advantages > 0, share, 0.0, 0.0)
         return batch
 
     GRPOTrainer._generate_and_score_completions = recorded

@@ -140,16 +140,18 @@ def outcome(plant: Plant, seed: int) -> Outcome:
     target = np.array([plant.target_at(step) for step in range(plant.steps)])
     error, near = entropy - target, np.maximum(0.02 * target, plant.noise / 2)
     jumps = np.flatnonzero(np.abs(np.diff(target)) > 0.1 * target[:-1]) + 1
-    on, landings = np.zeros(plant.steps, bool), []
+    on = np.zeros(plant.steps, bool)
     for begin, end in zip([0, *jumps], [*jumps, plant.steps], strict=True):
         part = error[begin:end] if error[begin] > 0 else -error[begin:end]
         on[begin:end] = np.maximum.accumulate(part <= near[begin:end])
-        landings.append(first_of(on[begin:end]))
     held = error[on] if on.any() else np.array([np.inf])
-    lands = -1 if -1 in landings else landings[0]
     passes = first_of(free - target <= near)
     return Outcome(
-        math.sqrt((held**2).mean()), float(held.mean()), lands, passes, float(np.mean(np.abs(error / target)[-50:]))
+        math.sqrt((held**2).mean()),
+        float(held.mean()),
+        first_of(on),
+        passes,
+        float(np.mean(np.abs(error / target)[-50:])),
     )
 
 

@@ -26,27 +26,25 @@ import numpy as np
 
 __all__: list[str] = []  # of use inside this package only
 
-_CLOSING = 0.4  # part of the distance to the target that a step closes, once landed
-_SMOOTHING = 0.9  # of the natural flow, whose estimate from one batch scatters by half
-_BRAKING = (
-    15.0,
-    5.0,
-)  # twice the steps in which a fall of constant speed is brought to rest, and the least at the start
-_LEAST_MOMENTUM = 0.5  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
+_CLOSING = 0.3  # part of the distance to the target that a step closes, once landed
+_SMOOTHING = 0.95  # of the natural flow, whose estimate from one batch scatters by half
+_BRAKING = 10.0, 5.0  # twice the steps in which a fall is brought to rest, and the least of it at the start of a run
+_LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
 _FIRST_NOISE = 0.03  # first guess of the standard deviation of a measurement, as a part of the entropy; then learned
 _FORGETTING = 0.98  # of the noise
-_WANDER_ENTROPY = 0.2  # first guess of the entropy's own variance a step, in units of the measurement's; then learned
-_WANDER_BOUNDS, _WANDER_LEARNING = (0.02, 4.0), 0.2
-_WANDER_DRIFT = 1e-2  # variance a step of the drift, in units of the measurement's
+_WANDER_ENTROPY = 0.1  # variance a step of the entropy itself, in units of the measurement's
+_WANDER_DRIFT = 3e-3  # variance a step of the drift, in units of the measurement's
 _DRIFT_KEPT = (
-    0.98  # of the drift, a step: one that is never forgotten and a steady push explain each other without end
+    0.98  # of the drift, a step: if it were kept for ever, it and a steady push could explain each other away
 )
 _WANDER_GAIN = 0.03  # standard deviation a step of a gain, as a part of it
-_FIRST_STEP = 0.3  # standard deviation of the entropy's change at the first step, as a part of the entropy
+_FIRST_STEP = 0.1  # standard deviation of the entropy's change at the first step, as a part of the entropy
 _GUESS = 0.03  # change of entropy a step by the natural flow, as a part of it, where nothing is known yet
 _KNOWN = 0.5  # a gain is known if its standard deviation is a smaller part of it
-_MORE_MEAN, _MORE_DEVIATION = 4.0, 7.0  # the push's gain over the natural one, in units of the latter
-_LEAST_GAIN, _MOST_GAIN = 0.01, 50.0  # bounds of the push's gain, in units of the first natural gain that was known
+# The push's gain over the natural one, in units of it. It is often more, but a guess that is too low pushes too hard
+# and is found out at once; one that is too high hardly pushes, and is found out late.
+_MORE_MEAN, _MORE_DEVIATION = 1.0, 3.0
+_LEAST_GAIN, _MOST_GAIN = 0.002, 50.0  # bounds of the push's gain, in units of the first natural gain that was known
 
 _ENTROPY, _GAIN, _MORE, _DRIFT = range(4)  # places in the state: the push's gain is the natural one and `_MORE`
 
@@ -67,10 +65,9 @@ class EntropyTracker:
         self._mean = np.zeros(4)
         self._covariance = np.zeros((4, 4))
         self._noise = 0.0  # variance of a measurement; 0 before the first one
-        self._wander_entropy = _WANDER_ENTROPY
-        self._surprise = 0.0  # of the last measurement
         self._measured = 0
         self._unit = 0.0  # the first natural gain that was known; 0 before
+        self._guessed_at = 0.0  # learning rate at which the gains were guessed; 0 if they are known, or not yet used
         self._fall = 0.0  # of entropy, a step, in the last few steps
         self._smooth_natural: float | None = None
         self._natural = self._pushed = self._weight = 0.0  # averages as the optimizer's first moment takes them
@@ -108,13 +105,8 @@ class EntropyTracker:
         self._covariance = covariance - np.outer(gain, covariance[_ENTROPY])
         unexplained = self._noise / variance * min(surprise**2, 9 * variance)
         self._noise = _FORGETTING * self._noise + (1 - _FORGETTING) * unexplained
-        # An estimate that lags behind is surprised twice in the same direction: entropy moves more by itself
-        echo = min(max(surprise * self._surprise / variance, -2.0), 2.0)
-        wander = self._wander_entropy * math.exp(_WANDER_LEARNING * echo)
-        self._wander_entropy = min(max(wander, _WANDER_BOUNDS[0]), _WANDER_BOUNDS[1])
-        self._surprise = float(surprise)
         self._learn_unit(_KNOWN)
-        if not self._landed:
+        if not self.engaged:
             self._fall = 0.8 * self._fall + 0.2 * max(before - self.entropy, 0.0)
 
     def aim(self, natural: float, target: float, slope: float, rate: float, momentum: float) -> float | None:
@@ -138,10 +130,10 @@ class EntropyTracker:
         if wanted is None:
             return None
         self._learn_unit(1.0)
-        if self._unit == 0:
+        if self._unit == 0 or 0 < self._guessed_at < rate:  # a warm-up's first rates say little
             if natural == 0:
                 return None
-            self._guess_gain(rate * abs(natural))
+            self._guess_gain(abs(natural), rate)
         natural_gain, push_gain = (rate * gain for gain in self._gains())
         drift = float(self._mean[_DRIFT])
         weight = momentum * self._weight + 1 - momentum
@@ -162,7 +154,7 @@ class EntropyTracker:
     def _wanted_change(self, target: float) -> float | None:
         """Return the change of entropy that this step should make, for a target that stands still; None: any."""
         missing = target - self.entropy
-        self._landed |= missing >= -self._deviation(_ENTROPY)
+        self._landed |= missing >= -0.5 * self._deviation(_ENTROPY)
         if self._landed:
             self.engaged = True
             return _CLOSING * missing
@@ -175,9 +167,10 @@ class EntropyTracker:
 
     def _learn_unit(self, deviation: float) -> None:
         """Take the natural gain for known, if its standard deviation is a smaller part of it than given."""
-        if self._unit == 0 and 0 < self._deviation(_GAIN) < deviation * self._mean[_GAIN]:
-            self._unit = float(self._mean[_GAIN])
-            self._mean[_MORE] = _MORE_MEAN * self._unit
+        if (self._unit == 0 or self._guessed_at) and 0 < self._deviation(_GAIN) < deviation * self._mean[_GAIN]:
+            if self._unit == 0:
+                self._mean[_MORE] = _MORE_MEAN * self._mean[_GAIN]
+            self._unit, self._guessed_at = float(self._mean[_GAIN]), 0.0
 
     def _gains(self) -> tuple[float, float]:
         natural, more = self._mean[_GAIN], self._mean[_MORE]
@@ -193,7 +186,7 @@ class EntropyTracker:
             max(natural, abs(self._mean[_GAIN] + self._mean[_MORE])) if self._covariance[_MORE, _MORE] > 0 else 0.0
         )
         drift = _WANDER_DRIFT * self._noise
-        return [self._wander_entropy * self._noise, (_WANDER_GAIN * natural) ** 2, (_WANDER_GAIN * pushed) ** 2, drift]
+        return [_WANDER_ENTROPY * self._noise, (_WANDER_GAIN * natural) ** 2, (_WANDER_GAIN * pushed) ** 2, drift]
 
     def _widen(self, entropy: float, natural: float, pushed: float) -> None:
         """Give a gain its first uncertainty, when a flow has moved entropy for the first time."""
@@ -202,9 +195,9 @@ class EntropyTracker:
         if self._covariance[_MORE, _MORE] == 0 and pushed and self._unit:
             self._covariance[_MORE, _MORE] = (_MORE_DEVIATION * self._unit) ** 2
 
-    def _guess_gain(self, flow: float) -> None:
+    def _guess_gain(self, natural: float, rate: float) -> None:
         """Guess the gains of a run that is at its target before it has shown what moves it."""
-        self._unit = _GUESS * self.entropy / flow
+        self._unit, self._guessed_at = _GUESS * self.entropy / (rate * natural), rate
         self._mean[_GAIN], self._mean[_MORE] = self._unit, _MORE_MEAN * self._unit
         for place in (_GAIN, _MORE):
             self._covariance[place, :] = self._covariance[:, place] = 0.0
