@@ -46,7 +46,8 @@ def test_it_needs_no_tuning(changes):
     runs = [outcome(plant, seed) for seed in range(3)]
     assert np.median([run.rms for run in runs]) < max(0.025, plant.noise)
     assert abs(np.mean([run.mean for run in runs])) < 0.015
-    assert all(0 <= run.lands <= 1.5 * run.free + 1 for run in runs)
+    assert all(run.lands >= 0 for run in runs)
+    assert np.median([run.lands for run in runs]) <= 1.5 * np.median([run.free for run in runs])
 
 
 def test_an_entropy_below_its_target_is_raised_to_it():
