@@ -61,12 +61,12 @@ class OPEFOConfig(GRPOConfig):
         flow_shape (`str`, *optional*):
             How the flow is changed. `"sign"`: tokens are weighted by the paper's 1 + lambda and 1 - lambda.
             `"additive"`: the advantage of likely tokens is lowered and that of surprising ones raised, on the rows of
-            `flow_rows`, as an entropy bonus with a solved coefficient would. `None`: `"additive"` with a
+            `flow_rows`, like an entropy bonus with a solved coefficient. `None`: `"additive"` with a
             `flow_target` (and `sides="both"`), else `"sign"`.
         flow_rows (`str`, *optional*, defaults to `"right"`):
-            Completions on which `"additive"` acts: those that are `"right"` (a reward above 0.5 or, if the rewards
-            judge no answer right, an advantage above 0), those with an advantage above 0 (`"advantaged"`, which
-            leaves all zero-advantage rows to be dropped), or `"all"`.
+            Completions on which `"additive"` acts: those that are `"right"` (the first reward function gives more than
+            0.5 or, in a rollout without any such, the advantage is above 0), those with an advantage above 0
+            (`"advantaged"`, which leaves all zero-advantage rows to be dropped), or `"all"`.
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None`: balance at every step, within `flow_lambda_max`; a number is in nats; `"0.4x"` is
             a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on it and is
@@ -150,16 +150,16 @@ class OPEFOConfig(GRPOConfig):
         metadata={
             "help": "How the flow is changed. 'sign': tokens are weighted by the paper's 1 + lambda and 1 - lambda. "
             "'additive': the advantage of likely tokens is lowered and that of surprising ones raised, on the rows of "
-            "`flow_rows`, as an entropy bonus with a solved coefficient would. None: 'additive' with a `flow_target` "
+            "`flow_rows`, like an entropy bonus with a solved coefficient. None: 'additive' with a `flow_target` "
             "(and `sides='both'`), else 'sign'."
         },
     )
     flow_rows: str = field(
         default="right",
         metadata={
-            "help": "Completions on which 'additive' acts: those that are 'right' (a reward above 0.5 or, if the "
-            "rewards judge no answer right, an advantage above 0), those with an advantage above 0 ('advantaged', "
-            "which leaves all zero-advantage rows to be dropped), or 'all'."
+            "help": "Completions on which 'additive' acts: those that are 'right' (the first reward function gives more "
+            "than 0.5 or, in a rollout without any such, the advantage is above 0), those with an advantage above 0 "
+            "('advantaged', which leaves all zero-advantage rows to be dropped), or 'all'."
         },
     )
     flow_target: float | str | None = field(

@@ -117,7 +117,7 @@ def check_loss(args: GRPOConfig, control: Control) -> list[str]:
             f"`control={args.control!r}` compares the flow of single tokens, which `loss_type={args.loss_type!r}` "
             "weights by the length of their completion. Use `loss_type='dapo'`."
         )
-    if args.estimator_of(control) == "covariance" and control.trained_zeros:
+    if args.estimator_of(control) == "covariance" and control.makes_push:
         raise ValueError(
             "`flow_estimator='covariance'` compares tokens of a batch, so the flow of a push on one token is unknown. "
             "Use `flow_estimator='sampled'` with `flow_shape='additive'`, or `flow_shape='sign'`."

@@ -107,7 +107,7 @@ def flow_score(logps: Tensor, entropies: Tensor, estimator: str, vocabulary: Ten
     if estimator == "expected" and vocabulary is not None:
         return vocabulary
     check_choice("estimator", estimator, ESTIMATORS)
-    raise AssertionError("unreachable")
+    raise ValueError(f"The {estimator!r} estimator has no factor for a single token: it compares tokens of a batch.")
 
 
 @torch.no_grad()
@@ -161,11 +161,11 @@ def entropy_score(logps: Tensor, entropies: Tensor) -> Tensor:
     Return log p + H of each token, within -4 and 4 nats, (B, T); 0 where it is not finite.
 
     In expectation over the sampled token, its policy gradient is minus the gradient of the entropy: subtracting
-    mu (log p + H) from the advantages is an entropy bonus of mu that needs no sum over the vocabulary. The bounds keep
-    a single improbable token from outweighing a batch.
+    mu (log p + H) from the advantages of all rows is an entropy bonus of mu that needs no sum over the vocabulary. The
+    bounds keep a single improbable token from outweighing a batch.
     """
     score = logps.float().clamp(max=0) + entropies.float()
-    return score.clamp(-_SCORE_MAX, _SCORE_MAX).nan_to_num(0.0)
+    return torch.where(score.isfinite(), score.clamp(-_SCORE_MAX, _SCORE_MAX), 0.0)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Plant:
     target: float = 0.4
     shape: str = "constant"
     most: float = 1.0  # bound of lambda
+    updates: int = 1  # on each rollout, which is measured once
 
     def target_at(self, step: int) -> float:
         done = step / self.steps
@@ -101,15 +102,16 @@ def simulate(plant: Plant, seed: int, held: bool = True) -> np.ndarray:
         flow = -plant.natural * min(1, entropy / (1.25 * plant.target))
         pushed = 0.0
         if held:
-            measured, seen = max(entropy + plant.noise * noise[0], 1e-3), flow * (1 + plant.flow_noise * noise[1])
-            hold = plant.hold * entropy / plant.target * math.exp(plant.hold_noise * noise[2])
-            law.measure(measured)
+            if step % plant.updates == 0:
+                measured, seen = max(entropy + plant.noise * noise[0], 1e-3), flow * (1 + plant.flow_noise * noise[1])
+                hold = plant.hold * entropy / plant.target * math.exp(plant.hold_noise * noise[2])
+                law.measure(measured)
             wanted = law.aim(seen, target, plant.target_at(step + 1) - target, rate, told)
             if wanted is None:
                 wanted = -seen if measured < target else 0.0
             low = -0.5 * plant.most if law.engaged else 0.0
             pushed = min(max(wanted / hold, low), plant.most) * hold
-            law.took(seen, pushed, rate, told)
+            law.record_update(seen, pushed, rate, told)
         wander = 0.95 * wander + plant.wander * 0.31 * noise[3]
         first, later = plant.kept
         kept = max((first + (later - first) * min(1, 2 * step / plant.steps)) * (1 + wander), -0.2)

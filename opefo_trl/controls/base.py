@@ -112,6 +112,11 @@ class Control:
         return {}
 
     @property
+    def makes_push(self) -> bool:
+        """Return whether `push` returns a change whose flow is to be summed."""
+        return self._overrides("push")
+
+    @property
     def trained_zeros(self) -> str | None:
         """Return which completions with advantage 0 `pushes` marks, `"right"` or `"any"`, for the message at the start
         of a run; None if it marks none."""
@@ -119,7 +124,7 @@ class Control:
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
         """Update coefficients from flow totals: over all ranks, once per step; in scope `micro` over this rank's
-        micro-batch, once each. No host synchronisation."""
+        micro-batch, once each. Avoid host synchronisation: `totals.on_host` transfers once, and serves the log too."""
 
     def advantages(self, tokens: Tokens) -> Tensor:
         """Return the advantages that the loss uses, (B, 1) or (B, T)."""

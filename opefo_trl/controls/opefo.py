@@ -15,13 +15,13 @@ from two sources that agree. Our own additions:
 
       A_t - mu D_t,   D_t = log p_t + H_t       mu = (wanted flow - natural flow) / sum_t D_t S_t
 
-  In expectation this is an entropy bonus of mu, whose coefficient is solved for (`flow.entropy_score`). It acts where
-  the advantage is 0, and never switches learning off. Kept to right answers, it reinforces the surprising tokens of
-  right answers and leaves wrong ones to their punishment. lambda is mu times the root mean square of D: the size of
-  the push, where advantages are about 1. It is the default with a target.
+  On all rows this is, in expectation, an entropy bonus of mu, whose coefficient is solved for (`flow.entropy_score`);
+  on right rows, a bonus on the entropy among right answers: it reinforces their surprising tokens, and leaves wrong
+  answers to their punishment. It acts where the advantage is 0, and never switches learning off. lambda is mu times
+  the root mean square of D: the size of the push, where advantages are about 1. It is the default with a target.
 - `flow_target`: hold an entropy instead of always balancing. `EntropyTracker` says what flow the push must have;
-  lambda follows from the flow that a unit of it has, within -0.5 and 1. It is negative only where entropy has come
-  near its target and rises past it, and never with `flow_sides: floor`.
+  lambda follows from the flow that a unit of it has, within -0.5 and 1. It is negative only once entropy has
+  come near its target, and never with `flow_sides: floor`.
 """
 
 from __future__ import annotations
@@ -146,6 +146,10 @@ class OPEFO(Control):
     def trained_zeros(self) -> str | None:
         return {"right": "right", "all": "any"}.get(self.rows) if self.shape == "additive" else None
 
+    @property
+    def makes_push(self) -> bool:
+        return self.shape == "additive"
+
     def pushes(self, advantages: Tensor, right: Tensor) -> Tensor | None:
         if self.shape != "additive":
             return None
@@ -183,21 +187,21 @@ class OPEFO(Control):
             self._step = step
             if self._measured is not totals:  # several updates on one rollout measure it once
                 self._measured = totals
-                self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
+                self.tracker.measure(entropy)
+            self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
         wanted = self._wanted / reach if reach > 0 else 0.0
         low = _LAMBDA_MIN if self.two_sided and self.tracker.engaged else 0.0
         self.lam = min(max(wanted, low), _LAMBDA_MAX)
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
-            self.tracker.took(natural, self.lam * reach, self.learning_rate, self.momentum)
+            self.tracker.record_update(natural, self.lam * reach, self.learning_rate, self.momentum)
 
     def _wanted_flow(self, entropy: float, natural: float, target: EntropyTarget, step: int, max_steps: int) -> float:
-        self.tracker.measure(entropy)
         first = self.first.record(torch.tensor(entropy, dtype=torch.float64))
         self.target_now = target.at(first, step, max_steps).item()
         slope = target.at(first, step + 1, max_steps).item() - self.target_now
         wanted = self.tracker.aim(natural, self.target_now, slope, self.learning_rate, self.momentum)
-        if wanted is None:  # nothing is known yet
+        if wanted is None:  # far above the target, or nothing is known yet
             return -natural if entropy < self.target_now else 0.0
         return wanted
 

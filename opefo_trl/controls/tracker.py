@@ -14,7 +14,7 @@ whatever the flows miss. From the estimate, `aim` finds the push that gives the 
 - from then on the distance is closed by a fixed part a step, from above and from below alike, and the drift leaves no
   bias.
 
-Pure numbers, without torch. Our own work; the constants were chosen on simulated runs (tests/controls/plants.py).
+Pure numbers, without torch. Our own work; the constants were chosen on simulated runs (tests/plants.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__: list[str] = []  # of use inside this package only
 
 _CLOSING = 0.3  # part of the distance to the target that a step closes, once landed
 _SMOOTHING = 0.95  # of the natural flow, whose estimate from one batch scatters by half
-_BRAKING = 10.0, 5.0  # twice the steps in which a fall is brought to rest, and the least of it at the start of a run
+_BRAKING = 10.0, 5.0  # steps in which a fall is brought to rest, and the fewest of them, at the start of a run
 _LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
 _FIRST_NOISE = 0.1  # first guess of the standard deviation of a measurement, as a part of the entropy; then learned
 _FORGETTING = 0.95  # of the noise
@@ -53,7 +53,7 @@ class EntropyTracker:
     """
     Learns how far predicted flow moves entropy, and solves for the push that moves it to a target.
 
-    Once a step, in this order: `measure` the entropy, `aim` for a push, and tell by `took` which push was applied.
+    `measure` the entropy of each rollout; for each update on it, `aim` for a push and then `record_update`.
 
     Attributes:
         engaged (`bool`): whether entropy has come so near its target that it is no longer left to itself.
@@ -141,8 +141,8 @@ class EntropyTracker:
         average = (wanted + slope - drift - natural_gain * expected) / push_gain
         return (average * weight - momentum * self._pushed) / (1 - momentum)
 
-    def took(self, natural: float, pushed: float, rate: float, momentum: float) -> None:
-        """Take in the flows of an update, per token: the rewards' own and the push's."""
+    def record_update(self, natural: float, pushed: float, rate: float, momentum: float) -> None:
+        """Take in the flows of an update that is about to be made, per token: the rewards' own and the push's."""
         momentum = max(momentum, _LEAST_MOMENTUM)
         self._natural = momentum * self._natural + (1 - momentum) * natural
         self._pushed = momentum * self._pushed + (1 - momentum) * pushed
@@ -153,7 +153,7 @@ class EntropyTracker:
 
     def _wanted_change(self, target: float) -> float | None:
         """Return the change of entropy that this step should make, for a target that stands still; None: any."""
-        missing = target - self.entropy
+        missing = target - self._expected_entropy()
         self._landed |= missing >= -0.5 * self._deviation(_ENTROPY)
         if self._landed:
             self.engaged = True
@@ -164,6 +164,14 @@ class EntropyTracker:
             return None  # far away: let it fall
         self.engaged = True
         return -math.sqrt(2 * fall * -missing / braking)
+
+    def _expected_entropy(self) -> float:
+        """Return the estimate, moved by the updates that were made since the last measurement."""
+        natural, pushed = self._moved
+        if natural == pushed == 0:
+            return self.entropy
+        natural_gain, push_gain = self._gains()
+        return self.entropy + natural_gain * natural + push_gain * pushed + float(self._mean[_DRIFT])
 
     def _learn_unit(self, deviation: float) -> None:
         """Take the natural gain for known, if its standard deviation is a smaller part of it than given."""

@@ -137,6 +137,9 @@ def test_updates_on_one_rollout_and_micro_batches_of_a_step_measure_once():
     for step in range(4):
         four.observe(rollout, step, 1000)
     assert four.tracker.entropy == pytest.approx(0.8)
+    with_one = make_control("opefo", flow_target=0.5)
+    with_one.observe(rollout, 0, 1000)
+    assert four.tracker.state_dict()["_measured"] == with_one.tracker.state_dict()["_measured"] == 1
 
 
 def test_a_checkpoint_of_the_former_law_goes_on_with_a_warning():

@@ -50,6 +50,11 @@ def test_it_needs_no_tuning(changes):
     assert np.median([run.lands for run in runs]) <= 1.5 * np.median([run.free for run in runs])
 
 
+def test_several_updates_on_a_rollout_do_not_add_up_to_too_much():
+    runs = [outcome(replace(PLAYGROUND, updates=4), seed) for seed in range(6)]
+    assert np.median([run.rms for run in runs]) < 0.05 and all(run.end < 0.1 for run in runs)
+
+
 def test_an_entropy_below_its_target_is_raised_to_it():
     run = outcome(replace(PLAYGROUND, shape="above", decays=False), 0)
     assert 0 < run.lands < 60 and run.rms < 0.06
@@ -103,7 +108,7 @@ def filled(tracker: EntropyTracker, steps: int = 30) -> EntropyTracker:
     for step in range(steps):
         tracker.measure(1.2 - 0.03 * step)
         tracker.aim(-0.1, 0.5, 0.0, 1e-3, 0.9)
-        tracker.took(-0.1, 0.05 * (step > 20), 1e-3, 0.9)
+        tracker.record_update(-0.1, 0.05 * (step > 20), 1e-3, 0.9)
     return tracker
 
 
