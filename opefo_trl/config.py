@@ -157,9 +157,9 @@ class OPEFOConfig(GRPOConfig):
     flow_rows: str = field(
         default="right",
         metadata={
-            "help": "Completions on which 'additive' acts: those that are 'right' (the first reward function gives more "
-            "than 0.5 or, in a rollout without any such, the advantage is above 0), those with an advantage above 0 "
-            "('advantaged', which leaves all zero-advantage rows to be dropped), or 'all'."
+            "help": "Completions on which 'additive' acts: those that are 'right' (the first reward function gives "
+            "more than 0.5 or, in a rollout without any such, the advantage is above 0), those with an advantage "
+            "above 0 ('advantaged', which leaves all zero-advantage rows to be dropped), or 'all'."
         },
     )
     flow_target: float | str | None = field(
