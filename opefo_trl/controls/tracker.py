@@ -181,7 +181,7 @@ class EntropyTracker:
             self._unit, self._guessed_at = float(self._mean[_GAIN]), 0.0
 
     def _gains(self) -> tuple[float, float]:
-        natural, more = self._mean[_GAIN], self._mean[_MORE]
+        natural, more = float(self._mean[_GAIN]), float(self._mean[_MORE])
         return max(natural, 0.0), min(max(natural + more, _LEAST_GAIN * self._unit), _MOST_GAIN * self._unit)
 
     def _deviation(self, place: int) -> float:

@@ -118,6 +118,7 @@ def test_its_state_survives_a_restart_bit_for_bit():
     for law in (tracker, restored):
         filled(law, 5)
     assert restored.state_dict() == tracker.state_dict()
+    assert {type(value) for value in tracker.state_dict().values()} <= {bool, int, float, list, tuple}
     assert restored.aim(-0.2, 0.5, 0.0, 1e-3, 0.9) == tracker.aim(-0.2, 0.5, 0.0, 1e-3, 0.9)
 
 
