@@ -104,7 +104,7 @@ class EntropyTracker:
         self._mean = mean + gain * surprise
         self._covariance = covariance - np.outer(gain, covariance[_ENTROPY])
         unexplained = self._noise / variance * min(surprise**2, 9 * variance)
-        self._noise = _FORGETTING * self._noise + (1 - _FORGETTING) * unexplained
+        self._noise = float(_FORGETTING * self._noise + (1 - _FORGETTING) * unexplained)
         self._learn_unit(_KNOWN)
         if not self.engaged:
             self._fall = 0.8 * self._fall + 0.2 * max(before - self.entropy, 0.0)
