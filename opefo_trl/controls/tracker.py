@@ -34,9 +34,7 @@ _FIRST_NOISE = 0.1  # first guess of the standard deviation of a measurement, as
 _FORGETTING = 0.95  # of the noise
 _WANDER_ENTROPY = 0.1  # variance a step of the entropy itself, in units of the measurement's
 _WANDER_DRIFT = 3e-3  # variance a step of the drift, in units of the measurement's
-_DRIFT_KEPT = (
-    0.98  # of the drift, a step: if it were kept for ever, it and a steady push could explain each other away
-)
+_DRIFT_KEPT = 0.98  # of the drift, a step: kept for ever, it and a steady push could explain each other away
 _WANDER_GAIN = 0.03  # standard deviation a step of a gain, as a part of it
 _FIRST_STEP = 0.1  # standard deviation of the entropy's change at the first step, as a part of the entropy
 _GUESS = 0.03  # change of entropy a step by the natural flow, as a part of it, where nothing is known yet
@@ -190,9 +188,9 @@ class EntropyTracker:
     def _wander(self) -> list[float]:
         """Return the variance that a step adds to each part of the state."""
         natural = max(self._unit, abs(self._mean[_GAIN]))
-        pushed = (
-            max(natural, abs(self._mean[_GAIN] + self._mean[_MORE])) if self._covariance[_MORE, _MORE] > 0 else 0.0
-        )
+        pushed = 0.0
+        if self._covariance[_MORE, _MORE] > 0:
+            pushed = max(natural, abs(self._mean[_GAIN] + self._mean[_MORE]))
         drift = _WANDER_DRIFT * self._noise
         return [_WANDER_ENTROPY * self._noise, (_WANDER_GAIN * natural) ** 2, (_WANDER_GAIN * pushed) ** 2, drift]
 
@@ -209,10 +207,8 @@ class EntropyTracker:
         self._mean[_GAIN], self._mean[_MORE] = self._unit, _MORE_MEAN * self._unit
         for place in (_GAIN, _MORE):
             self._covariance[place, :] = self._covariance[:, place] = 0.0
-        self._covariance[_GAIN, _GAIN], self._covariance[_MORE, _MORE] = (
-            self._unit**2,
-            (_MORE_DEVIATION * self._unit) ** 2,
-        )
+        self._covariance[_GAIN, _GAIN] = self._unit**2
+        self._covariance[_MORE, _MORE] = (_MORE_DEVIATION * self._unit) ** 2
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON; floats survive it bit for bit."""
