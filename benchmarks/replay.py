@@ -70,11 +70,21 @@ def rollout(
 
 
 def replay(rollouts: list[dict[str, torch.Tensor]]) -> None:
-    """Replace generation and rewards by recorded rollouts, in both trainers; nothing else is replaced. A rollout may
-    have the `RolloutAnswers` that its rewards gave as `answers`; else a positive advantage counts as right."""
+    """
+    Replace generation and rewards by recorded rollouts, in both trainers; nothing else is replaced.
+
+    Where generation would give scores, they are those of the model at its first rollout: exact only while it stays as
+    it is, but nothing depends on them for its time. A rollout may have the `RolloutAnswers` that its rewards gave as
+    `answers`; else a positive advantage counts as right.
+    """
 
     def recorded(self, inputs):
-        batch = dict(rollouts[self.state.global_step % len(rollouts)])
+        number = self.state.global_step % len(rollouts)
+        batch = dict(rollouts[number])
+        if getattr(self, "generation_scores", None) and self.generation_scores.reason is None:
+            if not hasattr(self, "recorded_scores"):
+                self.recorded_scores = [self.scoring.scores_of(self._score(batch)) for batch in rollouts]
+            self.generation_scores.take = lambda *_: self.recorded_scores[number]
         advantages = batch["advantages"]
         share = (advantages > 0).float().view(-1, self.num_generations).mean(1).repeat_interleave(self.num_generations)
         self._answers = batch.pop("answers", None) or RolloutAnswers(advantages, advantages > 0, share, 0.0, 0.0)

@@ -1,6 +1,7 @@
 """Speed-up of the training phase by exact micro-batching, compared with TRL's GRPOTrainer on the same rollouts.
 
     make bench-training                                # a 1M-parameter model on one CPU core, 10 minutes
+    python benchmarks/training_phase.py --scope running
     python benchmarks/training_phase.py --device cuda --hidden 1024 --layers 24 --vocab 151936 --length 2048
 
 Profiles of a rollout whose longest completion is `--length`:
@@ -35,8 +36,6 @@ from trl import GRPOConfig, GRPOTrainer
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 
 PROFILES = ("uniform", "moderate", "heavy tails", "heavy tails, zeros")
-RUNNING = {"flow_scope": "running"}
-ROWS = [(profile, RUNNING) for profile in PROFILES] + [("heavy tails", {"flow_scope": "batch"})]
 ROLLOUTS = 4
 
 
@@ -45,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cpu":
         torch.set_num_threads(1)
     results = []
-    for profile, scope in ROWS:
-        if options.profiles and profile not in options.profiles:
-            continue
+    scope = {"flow_scope": options.scope}
+    for profile in options.profiles or PROFILES:
         torch.manual_seed(1)
         rollouts = [profiled(profile, options) for _ in range(ROLLOUTS)]
         replay(rollouts)
@@ -67,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         low, median, high = quartiles(a, b)
         row = {
             "profile": profile,
-            "scope": scope["flow_scope"],
+            "scope": options.scope,
             "ratio": median,
             "quartiles": [low, high],
             "seconds": [statistics.median(a) / 2, statistics.median(b) / 2],
@@ -97,6 +95,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sizes = {"hidden": 192, "layers": 2, "vocab": 1024, "rows": 80, "generations": 8, "length": 256}
     add_sizes(parser, **sizes, accumulation=16, rounds=7)
     parser.add_argument("--profiles", nargs="*", choices=PROFILES)
+    parser.add_argument("--scope", default="batch", choices=["batch", "running"], help="of the flow")
     parser.add_argument("--no-gradient", action="store_true", help="leave out the comparison of gradients in fp32")
     return parser.parse_args(arguments)
 

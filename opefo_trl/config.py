@@ -49,11 +49,11 @@ class OPEFOConfig(GRPOConfig):
         flow_estimator (`str`, *optional*, defaults to `"sampled"`):
             How a token's entropy change is estimated: `"sampled"` (the paper), `"exact"` (the first-order truth of a
             softmax step), `"steer"`, `"own_logit"`, `"covariance"`, or `"expected"` (an ablation). `"exact"` and
-            `"expected"` sum over the vocabulary, in a scoring pass in every `flow_scope`.
+            `"expected"` sum over the vocabulary before the rollout is trained on, in every `flow_scope`.
         flow_scope (`str`, *optional*, defaults to `"batch"`):
             Totals that set lambda. `"batch"` (the paper): the generation batch over all ranks, measured before it is
-            trained on, by TRL's scoring pass for vLLM or by one more forward, unless it is a single micro-batch.
-            `"running"`: the previous optimizer step, at no cost; with vLLM it also avoids TRL's scoring pass.
+            trained on: while transformers generates it, or by the scoring pass that TRL runs for vLLM.
+            `"running"`: the previous optimizer step; with vLLM it avoids TRL's scoring pass.
             `"micro"`: the live micro-batch of this rank, for ablation.
         flow_lambda_max (`float`, *optional*, defaults to `0.1`):
             Bound on |lambda| while no `flow_target` is set. The paper's lambda stays under 0.002; on short completions
@@ -126,16 +126,16 @@ class OPEFOConfig(GRPOConfig):
         metadata={
             "help": "How a token's entropy change is estimated: 'sampled' (the paper), 'exact' (the first-order truth "
             "of a softmax step), 'steer', 'own_logit', 'covariance', or 'expected' (an ablation). 'exact' and "
-            "'expected' sum over the vocabulary, in a scoring pass in every `flow_scope`.",
+            "'expected' sum over the vocabulary before the rollout is trained on, in every `flow_scope`.",
         },
     )
     flow_scope: str = field(
         default="batch",
         metadata={
             "help": "Totals that set lambda. 'batch' (the paper): the generation batch over all ranks, measured "
-            "before it is trained on, by TRL's scoring pass for vLLM or by one more forward, unless it is a single "
-            "micro-batch. 'running': the previous optimizer step, at no cost; with vLLM it also avoids TRL's scoring "
-            "pass. 'micro': the live micro-batch of this rank, for ablation.",
+            "before it is trained on: while transformers generates it, or by the scoring pass that TRL runs for vLLM. "
+            "'running': the previous optimizer step; with vLLM it avoids TRL's scoring pass. 'micro': the live "
+            "micro-batch of this rank, for ablation.",
         },
     )
     flow_lambda_max: float = field(
@@ -287,7 +287,7 @@ class OPEFOConfig(GRPOConfig):
         return self.micro_batches_per_rollout / self.gradient_accumulation_steps
 
     def measuring(self, control: Control) -> str:
-        """Return when the generation batch's flow is measured: `"ahead"`, by a scoring pass; `"live"`, by the training
+        """Return when the generation batch's flow is measured: `"ahead"` of its training; `"live"`, by the training
         forward, if one micro-batch is the rank's whole batch; or `"never"`."""
         estimator = self.estimator_of(control)
         if estimator in VOCABULARY_ESTIMATORS:

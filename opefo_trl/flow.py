@@ -148,11 +148,17 @@ def vocabulary_score(
             logits = softcap * torch.tanh(logits / softcap)
         logp = F.log_softmax(logits / temperature, dim=-1)
         p = logp.exp()
-        likely = logp - (p * logp).sum(-1, keepdim=True)  # log p_j + H; p log p is 0 where p underflows
-        # (1 - p)^2 = 1 + p (p - 2), and the 1 contributes nothing: sum_j p_j (log p_j + H) = 0
-        spread = p * p if estimator == "exact" else p * p * (p - 2)
-        scores.append((spread * likely).sum(-1))
+        scores.append(vocabulary_sum(logp, p, -(p * logp).sum(-1), estimator))
     return torch.cat(scores).view(hidden.shape[:-1])
+
+
+def vocabulary_sum(logps: Tensor, p: Tensor, entropies: Tensor, estimator: str) -> Tensor:
+    """Return the sum of `vocabulary_score` from log-probabilities and probabilities of the vocabulary, (..., V), and
+    their entropies."""
+    likely = logps + entropies.unsqueeze(-1)  # log p_j + H
+    # (1 - p)^2 = 1 + p (p - 2), and the 1 contributes nothing: sum_j p_j (log p_j + H) = 0
+    spread = p * p if estimator == "exact" else p * p * (p - 2)
+    return (spread * likely).sum(-1)
 
 
 @torch.no_grad()

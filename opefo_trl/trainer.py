@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,19 @@ from opefo_trl.training.colocated_vllm import adapt_cpu_build, seed_sampling
 from opefo_trl.training.control_state import load_control_state, save_control_state
 from opefo_trl.training.eligibility import BatchTransforms, positions_of
 from opefo_trl.training.flow_step import FlowStep
+from opefo_trl.training.generation_scores import GenerationScores
 from opefo_trl.training.guards import CollapseGuard, DriftGuard, MicroBatchRecord, StepGuard
 from opefo_trl.training.metric_means import MetricMeans
 from opefo_trl.training.microbatches import trained_mask
 from opefo_trl.training.rebatching import BOOKKEEPING, PUSHED, Rebatcher, SingleRankAccelerator, has_rows
 from opefo_trl.training.recorder import SKIPPED_STEPS, Recorder, run_settings
-from opefo_trl.training.reward_guard import RewardGuard, watch_reward
+from opefo_trl.training.reward_guard import RewardGuard, watch_rewards
 from opefo_trl.training.sampler_drift import SamplerCorrection
 from opefo_trl.training.scoring import ScoringPass, scoring_arguments
 from opefo_trl.trl_compat import (
-    LOSS_MEANS,
     SAMPLING_DRIFT,
     disable_gradient_checkpointing,
     get_config_model_id,
-    is_async_callable,
 )
 
 logger = get_logger(__name__)
@@ -110,10 +110,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         self._loss_trains = False  # whether that loss is computed for its gradient, or only for its metrics
         self._loss_tokens: Tokens | None = None
 
-        self.reward_funcs = [
-            function if isinstance(function, nn.Module) else watch_reward(function, name, is_async_callable(function))
-            for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
-        ]
+        self.reward_funcs = watch_rewards(self.reward_funcs, self.reward_func_names)
         self.recorder = Recorder(
             Path(args.output_dir),
             run_settings(args, get_config_model_id(self.model.config)),
@@ -131,22 +128,17 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         self.entropy_control = control = args.make_control()
         self.flow_step = FlowStep(args, control, self.accelerator)
         self.scoring = ScoringPass(self.flow_step.estimator, self.temperature, args.cast_lm_head_to_fp32)
-        self._corrects_live = args.corrects_live(control)
-        self._correction: SamplerCorrection | None = None  # set if no scoring pass of TRL's measures the drift
-        if self._corrects_live or (args.use_vllm and not args.corrects_vllm and args.updates_per_rollout == 1):
-            bounds = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-            self._correction = SamplerCorrection(self._corrects_live, self.vllm_importance_sampling_mode, *bounds)
-        self.rebatcher = Rebatcher(
-            BatchTransforms.for_run(args, control, positions_of(self.model.config), self.aux_loss_enabled),
-            self.accelerator,
-            args.loss_type,
-            args.gradient_accumulation_steps,
-            self.pad_to_multiple_of,
+        positions = positions_of(self.model.config)
+        self.generation_scores = GenerationScores.for_run(
+            args, self.flow_step.estimator, self.model, positions, self.rollout_func
         )
-        by_rows = {name for name in LOSS_MEANS if "clip" in name and args.importance_sampling_level == "sequence"}
-        if not control.shapes_tokens:  # TRL's loss takes this mean over what the advantages have: rows or tokens
-            by_rows.add("vespo/phi_seq_mean")
-        self._means = MetricMeans(by_rows)
+        bounds = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        self._correction = SamplerCorrection.for_run(args, control, self.vllm_importance_sampling_mode, *bounds)
+        self._corrects_live = self._correction is not None and self._correction.corrects
+        transforms = BatchTransforms.for_run(args, control, positions, self.aux_loss_enabled)
+        step = args.loss_type, args.gradient_accumulation_steps
+        self.rebatcher = Rebatcher(transforms, self.accelerator, *step, self.pad_to_multiple_of)
+        self._means = MetricMeans.for_run(args, control)
         self.drift_guard, self.collapse_guard = DriftGuard(args.sampling_drift_max), CollapseGuard()
         self.guard = StepGuard(
             args.nonfinite, Path(args.output_dir) / NONFINITE_FOLDER, self._tokenizer.decode, args.updates_in_backward
@@ -193,16 +185,21 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
                 batch[PUSHED] = pushed.squeeze(1)
             if self.args.corrects_vllm and not self._corrects_live:
                 self._check_drift(self._metrics["train"][f"{SAMPLING_DRIFT}/mean"][-1])
-            logps = batch.get("old_per_token_logps")
-            if logps is None and self.flow_step.measuring == "ahead":
-                logps = self._score(batch)
-            scores = self.scoring.scores_of(logps)
+            scores = self.scoring.scores_of(batch.get("old_per_token_logps"))
+            scores = scores or self.generation_scores.take(batch, trained_mask(batch), self.accelerator)
+            if scores is None and self.flow_step.measuring == "ahead":
+                self._warn(self.generation_scores.explain())
+                scores = self.scoring.scores_of(self._score(batch))
         if scores is not None:
-            if self.args.updates_per_rollout == 1 and self.rebatcher.transforms.drop:  # valid until the update
+            if self.args.updates_per_rollout <= 1:  # valid until the update
                 batch["logps"], batch["entropies"] = scores.logps, scores.entropies
             if self.flow_step.measuring == "ahead":
                 self.flow_step.measure_rollout(batch, trained_mask(batch), scores)
         return batch
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        generate = partial(super()._generate_single_turn, **kwargs)
+        return self.generation_scores.collect(generate, self.accelerator.unwrap_model(self.model), *args)
 
     @contextmanager
     def _trl_correction_off(self) -> Iterator[None]:
@@ -319,6 +316,8 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         drift = None if self._correction is None else self._correction.apply(live, logps.detach(), mask)
         if drift is not None and has_rows(live):
             self.flow_step.add_drift(drift)
+        if self._loss_trains:
+            self.generation_scores.compare(live, logps.detach(), mask)
         totals = self.flow_step.measure(live, mask, logps.detach(), entropies.detach())
         old_logps = live.get("old_per_token_logps")
         self._loss_tokens = tokens = Tokens(
@@ -351,6 +350,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
 
     def _log_step(self) -> None:
         has_drift = self.flow_step.drift is not None
+        self._warn(self.generation_scores.judge(self.accelerator))
         self._means.log_to(self._metrics["train"], self.accelerator)
         metrics, entropy = self.flow_step.end()
         for name, value in metrics.items():

@@ -21,6 +21,7 @@ HOOKS: dict[type, dict[str, list[str]]] = {
     GRPOTrainer: {
         "__init__": ["model", "reward_funcs", "args", "train_dataset"],
         "_generate_and_score_completions": ["inputs"],  # the generation batch
+        "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
         "_prepare_inputs": ["generation_batch"],  # divides it into `_buffered_inputs`
         "_get_per_token_logps_and_entropies": [  # called by the loss before it reads the advantages
             *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),

@@ -112,10 +112,11 @@ def test_lambda_and_gradient_do_not_depend_on_the_grouping(overrides, out):
         (2, {"flow_scope": "micro"}, 2),
         (2, {"control": "none"}, 2),
         (2, {"control_kwargs": {"static_lambda": 0.001}}, 2),
-        (2, {"flow_scope": "batch"}, 4),  # two to train, and two before them to measure
+        (2, {"flow_scope": "batch"}, 2),  # generation has measured it
         (1, {"flow_scope": "batch"}, 1),  # the one micro-batch is the batch
-        (1, {"flow_estimator": "exact"}, 2),
-        (1, {"flow_estimator": "exact", "flow_scope": "running"}, 2),
+        (1, {"flow_estimator": "exact"}, 1),
+        (1, {"flow_estimator": "exact", "flow_scope": "running"}, 1),
+        (2, {"flow_scope": "batch", "extra": {"rollout_func": scripted_rollout}}, 4),  # two before them to measure
         # with 2 iterations TRL scores the rollout itself, for its ratio: 1 scoring pass and 2 updates
         (1, {"num_iterations": 2, "max_steps": 2, **OFF}, 3),
     ],

@@ -13,6 +13,9 @@ from opefo_trl.trl_compat import LOSS_EXTREMES, LOSS_MEANS
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from opefo_trl.config import OPEFOConfig
+    from opefo_trl.controls import Control
+
 
 @dataclass
 class MetricMeans:
@@ -28,6 +31,13 @@ class MetricMeans:
 
     by_rows: set[str]
     values: dict[str, list[tuple[float, int]]] = field(default_factory=dict)  # metric -> [(value, weight)]
+
+    @classmethod
+    def for_run(cls, args: OPEFOConfig, control: Control) -> MetricMeans:
+        by_rows = {name for name in LOSS_MEANS if "clip" in name and args.importance_sampling_level == "sequence"}
+        if not control.shapes_tokens:  # TRL's loss takes this mean over what the advantages have: rows or tokens
+            by_rows.add("vespo/phi_seq_mean")
+        return cls(by_rows)
 
     def add(self, name: str, value: float, weight: int) -> None:
         self.values.setdefault(name, []).append((value, weight))

@@ -14,9 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from opefo_trl.training.guards import NonFiniteError
+from opefo_trl.trl_compat import is_async_callable
 
 _SHOWN = 3  # bad rewards in a message
 _ATTRIBUTES = ("judges", "normal_form")  # of reward functions, that this package reads
+
+
+def watch_rewards(functions: list[Any], names: list[str]) -> list[Any]:
+    """Wrap all that are not models, see `watch_reward`."""
+    return [
+        function if isinstance(function, nn.Module) else watch_reward(function, name, is_async_callable(function))
+        for function, name in zip(functions, names, strict=True)
+    ]
 
 
 def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:

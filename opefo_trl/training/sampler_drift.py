@@ -17,6 +17,9 @@ from opefo_trl.trl_compat import SAMPLING_DRIFT, SAMPLING_RATIO
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from opefo_trl.config import OPEFOConfig
+    from opefo_trl.controls import Control
+
 
 @torch.no_grad()
 def importance_ratio(
@@ -104,6 +107,16 @@ class SamplerCorrection:
     mode: str
     low: float | None
     high: float | None
+
+    @classmethod
+    def for_run(
+        cls, args: OPEFOConfig, control: Control, mode: str, low: float | None, high: float | None
+    ) -> SamplerCorrection | None:
+        """Return it for a run, or None if a scoring pass of TRL's measures the drift, or vLLM is not used."""
+        corrects = args.corrects_live(control)
+        if corrects or (args.use_vllm and not args.corrects_vllm and args.updates_per_rollout == 1):
+            return cls(corrects, mode, low, high)
+        return None
 
     def apply(self, batch: dict[str, Any], logps: Tensor, mask: Tensor) -> SamplerDrift | None:
         """Correct a micro-batch and return its drift, None if the rollout has no log-probabilities of the sampler;

@@ -1,0 +1,224 @@
+"""Log-probabilities, entropies and vocabulary sums of a rollout, taken from the logits that transformers sampled it
+from: what a scoring pass gives, without its forward.
+
+A forward hook sees the logits of each sampled token once. Those of one position are kept until the next forward tells
+which token was sampled, and no longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opefo_trl.flow import VOCABULARY_ESTIMATORS, vocabulary_sum
+from opefo_trl.training.sampler_drift import SamplerDrift
+from opefo_trl.training.scoring import Scores
+from opefo_trl.trl_compat import SAMPLING_DRIFT
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+    from opefo_trl.config import OPEFOConfig
+
+__all__: list[str] = []  # of use inside this package only
+
+# Mean difference in nats to the training forward above which the scores of generation are not used any more
+_MOST_GAP, _MOST_GAP_IN_HALF = 1e-3, 0.05
+
+
+class GenerationScores:
+    """
+    Collects the scores of a rollout while it is generated.
+
+    Args:
+        estimator (`str`): flow estimator; `exact` and `expected` need vocabulary sums.
+        temperature (`float`): sampling temperature, which divides the logits.
+        reason (`str`, *optional*): why no scores can be collected in this run, see `reason_against`.
+        half (`bool`): whether the model computes in bf16 or fp16.
+    """
+
+    def __init__(self, estimator: str, temperature: float, reason: str | None, half: bool = False):
+        self.estimator, self.temperature, self.reason = estimator, temperature, reason
+        self._limit = _MOST_GAP_IN_HALF if half else _MOST_GAP
+        self._taken = self._compared = False  # whether there are scores, and the training forward has confirmed them
+        self._explained = False
+        self._gap: SamplerDrift | None = None  # to the training forward, in the first step
+        self._turns: list[_Turn] = []
+
+    @classmethod
+    def for_run(
+        cls, args: OPEFOConfig, estimator: str, model: PreTrainedModel, positions: str, rollout_func: Any
+    ) -> GenerationScores:
+        """Return them for a run with these settings; `positions` is `positions_of` the model's config."""
+        half = args.bf16 or args.fp16 or model.dtype != torch.float32
+        return cls(estimator, args.temperature, reason_against(args, positions, rollout_func is not None), half)
+
+    def collect(
+        self, generate: Callable[..., Any], model: PreTrainedModel, prompts: list, images: Any, *args: Any
+    ) -> Any:
+        """Return the completions and log-probabilities of TRL's `generate`; in training, keep the tokens' scores."""
+        if not model.training or self.reason is not None or images is not None:
+            return generate(prompts, images, *args)
+        turn = _Turn(self, prompts)
+        base: Any = getattr(model, "get_base_model", lambda: model)()  # of PEFT's
+        handle = base.register_forward_hook(turn.measure, with_kwargs=True)
+        try:
+            completions, logprobs = generate(prompts, images, *args)
+        finally:
+            handle.remove()
+        turn.end(completions)
+        self._turns.append(turn)
+        return completions, logprobs
+
+    def take(self, batch: dict[str, Any], mask: Tensor, accelerator: Accelerator) -> Scores | None:
+        """Return the scores of a generation batch, and forget them; None if any rank lacks some of trained tokens."""
+        turns, self._turns = self._turns, []
+        self._taken = False
+        if self.reason is not None:
+            return None
+        ids = batch["completion_ids"]
+        if len(turns) == 1 and "tool_mask" not in batch:
+            tensors = [_resized(tensor, ids.size(1)) for tensor in turns[0].tensors]
+        else:
+            tensors = _placed(turns, batch, mask)
+        have = bool(tensors)
+        if accelerator.num_processes > 1:
+            have = bool(accelerator.gather(torch.tensor([have], device=accelerator.device)).all())
+        self._taken = have
+        return Scores(tensors[0], tensors[1], tensors[2] if len(tensors) == 3 else None) if have else None
+
+    def explain(self) -> str | None:
+        """Return a message, the first time, that a scoring pass stands in."""
+        if self._explained:
+            return None
+        self._explained = True
+        why = self.reason or "generation did not show the logits of all its tokens"
+        return f"A scoring pass measures the flow of each rollout, since {why}."
+
+    def compare(self, batch: dict[str, Any], logps: Tensor, mask: Tensor) -> None:
+        """Compare the scores with the training forward of a micro-batch, in the first step that has them."""
+        if self._taken and not self._compared:
+            gap = SamplerDrift.measure(logps, batch["logps"], mask, torch.ones_like(logps), per_sequence=False)
+            self._gap = gap if self._gap is None else self._gap + gap
+
+    def judge(self, accelerator: Accelerator) -> str | None:
+        """Stop using the scores if they are far from those of the training forward, and return a warning."""
+        if self._gap is None:
+            return None
+        gap = self._gap.metrics(accelerator)[f"{SAMPLING_DRIFT}/mean"]
+        self._gap, self._compared = None, True
+        if not gap > self._limit:
+            return None
+        self.reason = "generation and training forward differ"
+        return (
+            f"The log-probabilities of generation are {gap:.2g} nats from those of the training forward on average, "
+            f"more than rounding explains ({self._limit:g}). From now on a scoring pass measures each rollout. Likely "
+            "causes: dropout, or `generation_kwargs` that change how the model computes."
+        )
+
+
+def reason_against(args: OPEFOConfig, positions: str, own_rollouts: bool) -> str | None:
+    """
+    Return why a run cannot take its scores from generation, or None.
+
+    Args:
+        args (`OPEFOConfig`): settings of generation.
+        positions (`str`): `positions_of` the model's config.
+        own_rollouts (`bool`): whether a `rollout_func` generates.
+    """
+    if own_rollouts:
+        return "`rollout_func` generates the rollouts"
+    if args.use_vllm:
+        return "vLLM generates the rollouts"
+    if args.use_transformers_continuous_batching:
+        return "`use_transformers_continuous_batching` generates the rollouts"
+    if args.updates_per_rollout > 1:
+        return "TRL scores each rollout itself where several updates are made on it"
+    if positions != "relative":  # training counts padding on the left as positions, generation does not
+        return "the model's positions are absolute, or may be"
+    cache = args.cache_implementation or (args.generation_kwargs or {}).get("cache_implementation")
+    return None if cache is None else f"`cache_implementation={cache!r}` may compile the model's forward"
+
+
+class _Turn:
+    """One call of `generate`: the tokens it was given, those it sampled, and the scores of these."""
+
+    def __init__(self, settings: GenerationScores, prompts: list[list[int]]):
+        self.prompts, self.completions = prompts, list[list[int]]()
+        self.tensors: list[Tensor] = []  # log-probabilities, entropies, sums, (B, T); empty if a token lacks them
+        self._temperature = settings.temperature
+        self._estimator = settings.estimator if settings.estimator in VOCABULARY_ESTIMATORS else None
+        self._logps: Tensor | None = None  # of the whole vocabulary, at the last position
+        self._positions: list[list[Tensor]] = []  # of each: entropies, sums, then log-probabilities and tokens
+
+    @torch.no_grad()
+    def measure(self, _module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Take in one forward of generation: the tokens that were sampled last, and the logits of the next ones."""
+        ids = kwargs.get("input_ids")
+        if ids is None:  # embeddings in place of tokens
+            return
+        if self._logps is not None:
+            self._sampled(ids[:, -1])
+        logits = output.logits[:, -1].float()
+        self._logps = logps = F.log_softmax(logits / self._temperature, dim=-1)
+        p = logps.exp()
+        entropies = -(p * logps).sum(-1)
+        sums = [] if self._estimator is None else [vocabulary_sum(logps, p, entropies, self._estimator)]
+        self._positions.append([entropies, *sums])
+
+    def end(self, completions: list[list[int]]) -> None:
+        """Take in the completions, which may be cut short, and check that their tokens are those that were seen."""
+        self.completions, width = list(completions), max(map(len, completions))  # TRL adds to its list
+        if self._logps is None or len(self._logps) != len(completions) or len(self._positions) < width:
+            return  # embeddings, beams, several tokens in a forward
+        device = self._logps.device
+        padded = torch.tensor([ids + [-1] * (width - len(ids)) for ids in completions], device=device)
+        if len(self._positions) == width:
+            self._sampled(padded[:, -1].clamp(min=0))
+        self._logps = None
+        *scores, logps, tokens = (torch.stack(column, dim=1) for column in zip(*self._positions[:width], strict=True))
+        if ((tokens == padded) | (padded == -1)).all():
+            self.tensors = [logps, *scores]
+
+    def _sampled(self, tokens: Tensor) -> None:
+        assert self._logps is not None
+        self._positions[-1] += [self._logps.gather(1, tokens.unsqueeze(1)).squeeze(1), tokens]
+
+
+def _resized(tensor: Tensor, width: int) -> Tensor:
+    return F.pad(tensor[:, :width], (0, max(0, width - tensor.size(1))))
+
+
+def _placed(turns: list[_Turn], batch: dict[str, Any], mask: Tensor) -> list[Tensor]:
+    """
+    Return the scores of several turns, between which tools wrote, in the places of their tokens; none if a trained
+    token has none.
+
+    A turn has the rows that go on, in their order, and was given all tokens of a row so far.
+    """
+    if not all(turn.tensors for turn in turns) or not turns:
+        return []
+    width = batch["prompt_ids"].size(1)
+    lengths = batch["prompt_mask"].sum(1).tolist()
+    padded = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).tolist()
+    rows = [row[width - length :] for row, length in zip(padded, lengths, strict=True)]
+    placed = [mask.new_zeros(mask.shape, dtype=torch.float32) for _ in turns[0].tensors]
+    scored = torch.zeros(mask.shape, dtype=torch.bool)
+    for turn in turns:
+        waiting = iter(range(len(rows)))
+        for source, (prompt, completion) in enumerate(zip(turn.prompts, turn.completions, strict=True)):
+            tokens = prompt + completion  # TRL cuts what is longer than a completion may be
+            row = next((row for row in waiting if rows[row][: len(tokens)] == tokens[: len(rows[row])]), None)
+            if row is None:
+                return []
+            start = len(prompt) - lengths[row]
+            end = min(start + len(completion), mask.size(1))
+            scored[row, start:end] = True
+            for target, tensor in zip(placed, turn.tensors, strict=True):
+                target[row, start:end] = tensor[source, : end - start]
+    return placed if scored[mask.bool().cpu()].all() else []
