@@ -64,6 +64,11 @@ def test_flow_and_lambda_are_those_of_one_process(launch, run, results):
     assert skipped[1] >= (6 / 16 if "idle" in run else 0)
 
 
+def test_generation_measures_the_flow_on_all_processes(results):
+    for result in results.values():
+        assert result["generated"] == {"confirmed": True, "reason": None, "used": True}
+
+
 def test_the_report_shows_only_completions_with_tokens(results):
     """A rank that trains an empty micro-batch to keep step with the others records no samples of it."""
     lengths = [length for run in results["two"]["sampled"].values() for length in run]

@@ -45,7 +45,7 @@ class GenerationScores:
     def __init__(self, estimator: str, temperature: float, reason: str | None, half: bool = False):
         self.estimator, self.temperature, self.reason = estimator, temperature, reason
         self._limit = _MOST_GAP_IN_HALF if half else _MOST_GAP
-        self._taken = self._compared = False  # whether there are scores, and the training forward has confirmed them
+        self.taken = self.confirmed = False  # whether this rollout has scores; whether the training forward gave the same
         self._explained = False
         self._gap: SamplerDrift | None = None  # to the training forward, in the first step
         self._turns: list[_Turn] = []
@@ -78,7 +78,7 @@ class GenerationScores:
     def take(self, batch: dict[str, Any], mask: Tensor, accelerator: Accelerator) -> Scores | None:
         """Return the scores of a generation batch, and forget them; None if any rank lacks some of trained tokens."""
         turns, self._turns = self._turns, []
-        self._taken = False
+        self.taken = False
         if self.reason is not None:
             return None
         ids = batch["completion_ids"]
@@ -89,7 +89,7 @@ class GenerationScores:
         have = bool(tensors)
         if accelerator.num_processes > 1:
             have = bool(accelerator.gather(torch.tensor([have], device=accelerator.device)).all())
-        self._taken = have
+        self.taken = have
         return Scores(tensors[0], tensors[1], tensors[2] if len(tensors) == 3 else None) if have else None
 
     def explain(self) -> str | None:
@@ -102,7 +102,7 @@ class GenerationScores:
 
     def compare(self, batch: dict[str, Any], logps: Tensor, mask: Tensor) -> None:
         """Compare the scores with the training forward of a micro-batch, in the first step that has them."""
-        if self._taken and not self._compared:
+        if self.taken and not self.confirmed:
             gap = SamplerDrift.measure(logps, batch["logps"], mask, torch.ones_like(logps), per_sequence=False)
             self._gap = gap if self._gap is None else self._gap + gap
 
@@ -111,8 +111,8 @@ class GenerationScores:
         if self._gap is None:
             return None
         gap = self._gap.metrics(accelerator)[f"{SAMPLING_DRIFT}/mean"]
-        self._gap, self._compared = None, True
-        if not gap > self._limit:
+        self._gap, self.confirmed = None, gap <= self._limit
+        if self.confirmed:
             return None
         self.reason = "generation and training forward differ"
         return (

@@ -110,6 +110,10 @@ def main(out: Path) -> None:
         row = trainer.state.log_history[0]
         watched = ("flow/", "entropy", "batching/skipped_rows", "clip_ratio/")
         results[name] = {key: row[key] for key in row if key.startswith(watched)}
+    trainer, _ = sixteen_rows(out, flow_estimator="exact", extra={"rollout_func": None})
+    trainer.train()
+    scores = trainer.generation_scores
+    results["generated"] = {"confirmed": scores.confirmed, "used": scores.taken, "reason": scores.reason}
     world = trainer.accelerator.num_processes
     results["model"] = type(trainer.model).__name__
 
