@@ -292,3 +292,15 @@ def test_a_second_run_anchors_its_target_anew(out):
         first = trainer.state.log_history[0]
         assert first["flow/target"] == pytest.approx(0.9 * first["entropy"], rel=1e-4)
         assert "entropy/delta" not in first
+
+
+class OwnRewards(OPEFOTrainer):
+    def _calculate_rewards(self, inputs, prompts, completions, *args):
+        return torch.tensor([[digit_reward([completion])[0]] for completion in completions])
+
+
+def test_a_subclass_may_compute_the_rewards_by_itself(out, caplog):
+    trainer = train(OwnRewards, OPEFOConfig, out, flow_target=2.0)
+    assert_all_moved(trainer)
+    assert caplog.text == ""
+    assert trainer.curves.samples and all(sample["reward"] is None for sample in trainer.curves.samples)

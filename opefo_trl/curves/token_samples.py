@@ -41,7 +41,7 @@ def _sample(step: int, row: int, batch: dict[str, Any], tokens: Tokens, tokenize
     return {
         "step": step,
         "prompt": tokenizer.decode(prompt),
-        "reward": float(batch["reward"][row]),
+        "reward": float(batch["reward"][row]) if "reward" in batch else None,  # a subclass may compute them itself
         "advantage": float(tokens.advantages[row]),
         "length": int(is_token.sum()),
         "tokens": [

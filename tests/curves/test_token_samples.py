@@ -33,3 +33,5 @@ def test_a_sample_has_the_numbers_of_each_token_and_no_padding():
     assert (worst["prompt"], worst["tokens"], worst["length"], worst["step"]) == ("Q", ["a", "b"], 2, 7)
     assert worst["flow"] == pytest.approx([0.1, -0.2]) and worst["probability"] == [1.0, 1.0]
     assert worst["entropy"] == [0.0, 0.0]
+    del batch["reward"]
+    assert sample_rows(7, batch, tokens, Characters())[0]["reward"] is None
