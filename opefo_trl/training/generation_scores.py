@@ -45,7 +45,8 @@ class GenerationScores:
     def __init__(self, estimator: str, temperature: float, reason: str | None, half: bool = False):
         self.estimator, self.temperature, self.reason = estimator, temperature, reason
         self._limit = _MOST_GAP_IN_HALF if half else _MOST_GAP
-        self.taken = self.confirmed = False  # whether this rollout has scores; whether the training forward gave the same
+        self.taken = False  # whether the rollout under way has scores
+        self.confirmed = False  # whether the training forward has given the same
         self._explained = False
         self._gap: SamplerDrift | None = None  # to the training forward, in the first step
         self._turns: list[_Turn] = []
