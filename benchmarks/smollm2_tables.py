@@ -1,6 +1,6 @@
 """Tables and a figure of the runs of benchmarks/smollm2.py.
 
-    python benchmarks/smollm2_tables.py benchmarks/results/gpu/words.jsonl --target 1.0 --picture docs/images/smollm2_words.png
+    python benchmarks/smollm2_tables.py benchmarks/results/gpu/words.jsonl --target 1.0 --picture words.png
 
 Each cell is the mean over the seeds, with the least and the most where there are several. `lands at` is the first step
 with an entropy at or below the target, and the mean error is that of all steps from five after the landing on. Entropy
