@@ -57,7 +57,7 @@ ATTRIBUTES = (
     *("_is_vlm", "_tokenizer", "aux_loss_enabled", "pad_to_multiple_of", "temperature"),
     *("num_generations", "num_generations_eval", "reward_funcs", "reward_func_names", "reward_weights"),
     *("vllm_importance_sampling_correction", "vllm_importance_sampling_mode"),
-    *("_logs", "_pending_extra_logs"),  # the tables of completions, and columns of them since the last rollout
+    *("_logs", "_pending_extra_logs", "_pending_metrics"),  # tables of completions; what reward functions logged
     *("multi_objective_aggregation", "rollout_func", "environment_factories", "train_dataset"),
     *("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"),
 )

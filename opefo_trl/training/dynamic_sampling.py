@@ -29,7 +29,7 @@ __all__: list[str] = []  # of use inside this package only
 
 logger = get_logger(__name__)
 
-_IMAGES = 6  # the index of the images in the result of `GRPOTrainer._generate`
+_COMPLETION_IDS, _COMPLETIONS, _IMAGES = 1, 3, 6  # indices in the result of `GRPOTrainer._generate`
 _REFUSED = "`resample_rounds` above 0 needs"
 _OFF = "Set `resample_rounds=0`."
 
@@ -47,7 +47,8 @@ class DynamicSampling:
     _first: list[int]  # prompts of the first round of the rollout under way, over all ranks
     _inputs: list[dict[str, Any]] | None = None  # its rows of the dataset, on this rank
     _rollout: Rollout | None = None
-    _assembled: Tensor | None = None  # rewards that TRL is to take instead of grading again
+    _unchecked: Tensor | None = None  # what TRL's last grading has returned
+    _assembled: Tensor | None = None  # rewards to return instead of grading the rollout again
     _signal: Tensor | None = None  # which groups of all ranks have a signal
 
     def _begin_sampling(self: Any) -> None:
@@ -119,11 +120,13 @@ class DynamicSampling:
             generated = super()._generate(texts)  # type: ignore[misc]
             if generated[_IMAGES] is not None:
                 raise ValueError(f"{_REFUSED} text; a tool has returned an image. {_OFF}")
-            rewards = self._calculate_rewards(rows, texts, generated[3], generated[1])
-        columns = dict(self._pending_extra_logs)
+            self._unchecked = None
+            rewards = self._calculate_rewards(rows, texts, generated[_COMPLETIONS], generated[_COMPLETION_IDS])
+        columns, values = dict(self._pending_extra_logs), dict(self._pending_metrics)
         self._pending_extra_logs.clear()
+        self._pending_metrics.clear()
         begin, bad = self.accelerator.process_index * len(rows), self.reward_guard.rollout_is_bad
-        return Round(prompts, rewards, generated, columns, dict(metrics), begin, bad)
+        return Round(prompts, rewards, self._unchecked, texts, generated, columns, values, dict(metrics), begin, bad)
 
     def _dataset_rows(self: Any, prompts: list[int]) -> list[dict[str, Any]]:
         """Return this rank's rows of the dataset, each repeated for the completions of its group."""
@@ -137,9 +140,11 @@ class DynamicSampling:
         """Return the rollout as TRL's `_generate` does, and change TRL's lists of inputs and prompts to match."""
         rollout, first = self._rollout, self._rollout.rounds[0]
         rows = rollout.own_rows()
-        self._inputs[:] = [dict(self.train_dataset[rollout.prompt_of(row)]) for row in first.own]
+        self._inputs[:] = self._dataset_rows(rollout.prompts)
         prompts[:] = [row["prompt"] for row in self._inputs]
-        self._assembled = rollout.rewards()
+        unchecked = [each.unchecked for each in rollout.rounds if each.unchecked is not None]
+        self._assembled = rollout.rewards(unchecked) if unchecked else None  # None if a subclass grades by itself
+        self._pending_metrics.update(rollout.values())
         for column in {name for each in rollout.rounds for name in each.columns} | {n for _, c in rows for n in c}:
             self._pending_extra_logs[column] = [columns.get(column) for _, columns in rows]
         return tuple(
@@ -149,7 +154,8 @@ class DynamicSampling:
 
     def _calculate_rewards(self: Any, *args: Any) -> Tensor:
         if self._assembled is None:
-            return super()._calculate_rewards(*args)  # type: ignore[misc]
+            self._unchecked = super()._calculate_rewards(*args)  # type: ignore[misc]
+            return self._unchecked
         rewards, self._assembled = self._assembled, None
         return rewards
 
@@ -159,8 +165,11 @@ class DynamicSampling:
 
     def _counted_tokens(self: Any, batch: dict[str, Any]) -> Tensor:
         """Return the trained tokens over all ranks of groups with a signal, and of rows that the control pushes."""
-        begin = self.accelerator.process_index * len(batch["advantages"])
-        signal = self._signal.repeat_interleave(self.num_generations)[begin : begin + len(batch["advantages"])]
+        rows, signal = len(batch["advantages"]), self._signal
+        if signal is None:  # a subclass grades by itself
+            signal = (self.accelerator.gather(batch["advantages"]).view(-1, self.num_generations) != 0).any(1)
+        begin = self.accelerator.process_index * rows
+        signal = signal.repeat_interleave(self.num_generations)[begin : begin + rows]
         counted = signal | batch[PUSHED] if PUSHED in batch else signal
         return self.accelerator.gather((trained_mask(batch) * counted.unsqueeze(1)).sum()).sum()
 
@@ -205,15 +214,16 @@ class DynamicSampling:
     def _log_unused(self: Any) -> None:
         """Append the completions that are not trained on to TRL's tables, with NaN for their advantage."""
         rollout, logs, mine = self._rollout, self._logs, []
+        rewards = [each.rewards.tolist() for each in rollout.rounds]
         for number, row in rollout.unused():
             each = rollout.rounds[number]
-            prompt = self.train_dataset[each.prompts[row // self.num_generations]]["prompt"]
-            mine.append((number, row, prompt, each.generated[3][row - each.begin], each.row(row)[1]))
+            index = row - each.begin
+            mine.append((number, row, each.texts[index], each.generated[_COMPLETIONS][index], each.row(row)[1]))
         for number, row, prompt, completion, columns in sorted(gather_object(mine), key=lambda entry: entry[:2]):
             logs["prompt"].append(prompt)
             logs["completion"].append(completion)
             logs["advantages"].append(math.nan)
-            for name, reward in zip(self.reward_func_names, rollout.rounds[number].rewards[row].tolist(), strict=True):
+            for name, reward in zip(self.reward_func_names, rewards[number][row], strict=True):
                 logs["rewards"][name].append(reward)
             for column, values in logs["extra"].items():
                 values.append(columns.get(column))

@@ -79,7 +79,7 @@ class PromptOrder:
         """Return the next `count` indices."""
         taken, self.put_back = self.put_back[:count], self.put_back[count:]
         while len(taken) < count:
-            if self.position == len(self.order):
+            if self.position >= len(self.order):
                 self._begin_pass()
             more = self.order[self.position : self.position + count - len(taken)]
             taken, self.position = taken + more, self.position + len(more)
@@ -106,8 +106,10 @@ class Round:
     Attributes:
         prompts (`list[int]`): the index in the dataset of each group, over all ranks.
         rewards (`Tensor`): rewards of all ranks, (rows, functions).
-        generated (`tuple`): what TRL's `_generate` returned for the rows of this rank.
-        columns (`dict`): values that reward functions logged with `log_extra`, for the rows of this rank.
+        unchecked (`Tensor`, *optional*): the same as TRL gathered them, before our guard or a subclass changed any.
+        texts (`list`): the prompts of the rows of this rank.
+        generated (`tuple`): what TRL's `_generate` returned for them.
+        columns, values (`dict`): what reward functions logged for them, with `log_extra` and with `log_metric`.
         metrics (`dict`): what TRL logged meanwhile.
         begin (`int`): the index of this rank's first row among those of all ranks.
         bad (`bool`): whether a reward was NaN or infinite.
@@ -115,8 +117,11 @@ class Round:
 
     prompts: list[int]
     rewards: Tensor
+    unchecked: Tensor | None
+    texts: list[Any]
     generated: tuple[Any, ...]
     columns: dict[str, list[Any]]
+    values: dict[str, list[float]]
     metrics: dict[str, list[float]]
     begin: int
     bad: bool = False
@@ -124,11 +129,11 @@ class Round:
     @property
     def own(self) -> range:
         """The rows of this rank."""
-        return range(self.begin, self.begin + len(self.generated[0]))
+        return range(self.begin, self.begin + len(self.texts))
 
     def row(self, row: int) -> tuple[list[Any], dict[str, Any]]:
         """Return a row of this rank: its part of every list of `generated`, and its logged columns."""
-        index, count = row - self.begin, len(self.generated[0])
+        index, count = row - self.begin, len(self.texts)
         parts = [part[index] if has_rows(part, count) else None for part in self.generated]
         return parts, {name: values[index] for name, values in self.columns.items() if index < len(values)}
 
@@ -178,14 +183,16 @@ class Rollout:
         number, source = self.sources[group]
         return number, source * self.generations + place
 
-    def rewards(self) -> Tensor:
-        """Return the rewards of the rollout, (rows, functions)."""
-        rewards = [each.rewards.view(-1, self.generations, each.rewards.size(1)) for each in self.rounds]
-        return torch.cat([rewards[number][group] for number, group in self.sources])
+    def rewards(self, rounds: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the rows of the rollout among the rewards of its rounds, (rows, functions)."""
+        rounds = [each.rewards for each in self.rounds] if rounds is None else rounds
+        groups = [rewards.view(-1, self.generations, rewards.size(1)) for rewards in rounds]
+        return torch.cat([groups[number][group] for number, group in self.sources])
 
-    def prompt_of(self, row: int) -> int:
-        number, source = self.source_of(row)
-        return self.rounds[number].prompts[source // self.generations]
+    @property
+    def prompts(self) -> list[int]:
+        """The index in the dataset of each group, over all ranks."""
+        return [self.rounds[number].prompts[group] for number, group in self.sources]
 
     def own_rows(self) -> list[tuple[list[Any], dict[str, Any]]]:
         """Return this rank's rows of the rollout, in one collective if any came from another round: a group may move
@@ -211,6 +218,15 @@ class Rollout:
             for row in each.own
             if (number, row // self.generations) not in used
         ]
+
+    def values(self) -> dict[str, list[float]]:
+        """Return what reward functions logged with `log_metric`; of several rounds, the means, once a row."""
+        values: dict[str, list[float]] = {}
+        for each in self.rounds:
+            for name, logged in each.values.items():
+                mean = [sum(logged) / len(logged)] * len(each.texts)
+                values[name] = [*values.get(name, []), *(mean if len(self.rounds) > 1 else logged)]
+        return values
 
     def metrics(self) -> dict[str, float]:
         """Return what TRL logged in the rounds, as if they were one: means by their rows, minima and maxima."""

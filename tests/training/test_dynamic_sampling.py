@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from pandas import read_parquet
 from scripts import python
 from tiny import (
     PROMPTS,
@@ -196,6 +197,31 @@ def test_an_infinite_reward_in_a_fresh_group_skips_the_step(out):
     assert sampled(out, reward=plain, nonfinite="skip", **fewer).state.log_history[1]["guard/skipped_steps"] == 0
 
 
+class Doubled(OPEFOTrainer):
+    """Changes rewards after they are graded."""
+
+    def _calculate_rewards(self, *args):
+        return 2 * super()._calculate_rewards(*args)
+
+
+class Alone(OPEFOTrainer):
+    """Grades by itself."""
+
+    def _calculate_rewards(self, inputs, *args):
+        return torch.tensor([[float(index % 2 * (row["number"] % 2))] for index, row in enumerate(inputs)])
+
+
+@pytest.mark.parametrize(("trainer_class", "highest"), [(Doubled, 2.0), (Alone, 1.0)])
+def test_a_subclass_may_change_the_rewards(trainer_class, highest, out):
+    run = {"max_steps": 1, "resample_rounds": 3, "zero_advantage_tokens": "leave_out", "log_completions": True}
+    row = sampled(out, trainer_class, **run).state.log_history[0]
+    assert row["batching/signal_share"] > 0.5 and row["batching/resampled_groups"] > 0
+    table = read_parquet(out / "completions" / "completions_00001.parquet")
+    assert len(table) > 16 and table["seven_of_ten_solved"].max() == highest
+    trained = table[~table["advantage"].isna()]
+    assert trained["seven_of_ten_solved"].max() == highest and len(trained) == 16
+
+
 # ---- what is logged
 
 
@@ -230,7 +256,8 @@ def test_metrics_and_tables_cover_all_that_was_generated(out, monkeypatch):
     assert row["completions/mean_length"] == pytest.approx(lengths.mean().item())
     assert (row["completions/min_length"], row["completions/max_length"]) == (lengths.min(), lengths.max())
     assert row["answers/solved"] == pytest.approx((values.view(-1, 2).sum(1) > 0).float().mean().item())
-    assert row["rows"] == len(made) / len(gradings)
+    sizes = [len(inputs) for _, (inputs, *_), _, _ in gradings]
+    assert row["rows"] == pytest.approx(sum(size**2 for size in sizes) / sum(sizes))
 
 
 def test_what_vllm_has_sampled_travels_with_its_rows(out, monkeypatch):

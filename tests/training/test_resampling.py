@@ -115,7 +115,8 @@ def graded(prompts, table, begin=0, own=None, **logged):
     names = [f"{prompt}{place}" for prompt in prompts for place in "ab"]
     mine = names[begin : begin + (len(names) if own is None else own)]
     metrics = {name: [value] for name, value in logged.items()}
-    return Round(prompts, table, (mine, None, {}, mine), {"column": [name.upper() for name in mine]}, metrics, begin)
+    columns, values = {"column": [name.upper() for name in mine]}, {"groups": [len(prompts)]}
+    return Round(prompts, table, None, mine, (mine, None, {}, mine), columns, values, metrics, begin)
 
 
 FLAT, MIXED = (1.0, 1.0), (0.0, 1.0)
@@ -134,8 +135,9 @@ def rollout():
 
 def test_missing_groups_are_replaced_in_order(rollout):
     assert (rollout.missing, rollout.surplus, rollout.graded, rollout.informative) == ([], 1, 9, 5)
-    assert [rollout.prompt_of(row) for row in range(8)] == [0, 0, 5, 5, 2, 2, 7, 7]
+    assert rollout.prompts == [0, 5, 2, 7]
     assert rollout.rewards().flatten().tolist() == [0, 1, 0, 1, 0, 1, 0, 2]
+    assert rollout.rewards([-each.rewards for each in rollout.rounds]).sum() == -5
     rows = rollout.own_rows()
     assert [parts for parts, _ in rows][2:4] == [["5a", None, None, "5a"], ["5b", None, None, "5b"]]
     assert [columns["column"] for _, columns in rows] == ["0A", "0B", "5A", "5B", "2A", "2B", "7A", "7B"]
@@ -182,6 +184,11 @@ def test_metrics_of_rounds_are_those_of_one():
         rollout.add(graded([2], rewards(FLAT), **lengths(ended, cut)), [])
     expected = lengths([3, 5, 4], [9] * 5) | {"num_tokens": 200}  # a count, of which the last one holds
     assert rollout.metrics() == pytest.approx(expected)
+
+
+def test_values_of_reward_functions_weigh_as_their_rows_do(rollout):
+    assert rollout.values() == {"groups": [4] * 8 + [2] * 4 + [3] * 6}
+    assert Rollout(rollout.rounds[0], 2, [], 2).values() == {"groups": [4]}
 
 
 def test_a_failure_of_a_tool_weighs_as_the_calls_do():
