@@ -79,6 +79,20 @@ class OPEFOConfig(GRPOConfig):
             `"cosine"`; around the target by up to half of it, `"increase_decrease"`, `"decrease_increase_decrease"` or
             `"oscillating"`; constant for the first half, then linearly down to half of it, `"hold_then_anneal"`.
 
+        > Parameters that choose what is trained on
+
+        resample_rounds (`int`, *optional*, defaults to `0`):
+            Dynamic sampling: rounds of generation, by the same policy, in which groups whose rewards are all equal are
+            replaced by groups of fresh prompts. What still has no signal after them is trained on as it is. `0`:
+            no such round.
+        resample_keep (`str`, *optional*, defaults to `"informative"`):
+            Groups that are not replaced: those with different rewards (`"informative"`); these and those whose
+            completions are all right (`"all_right"`) or all wrong (`"all_wrong"`), by the first reward function.
+        zero_advantage_tokens (`str`, *optional*, defaults to `"count"`):
+            Whether the tokens of groups whose rewards are all equal `"count"` in the number of tokens that the loss
+            is divided by, as in TRL, or are left out of it (`"leave_out"`), with `loss_type` `"dapo"`, `"cispo"` or
+            `"vespo"`.
+
         > Parameters that make a run fast
 
         micro_batching (`str`, *optional*, defaults to `"exact"`):
@@ -184,6 +198,29 @@ class OPEFOConfig(GRPOConfig):
             "'linear' or 'cosine'; around the target by up to half of it, 'increase_decrease', "
             "'decrease_increase_decrease' or 'oscillating'; constant for the first half, then linearly down to half "
             "of it, 'hold_then_anneal'."
+        },
+    )
+    resample_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "Dynamic sampling: rounds of generation, by the same policy, in which groups whose rewards are "
+            "all equal are replaced by groups of fresh prompts. What still has no signal after them is trained on as "
+            "it is. 0: no such round."
+        },
+    )
+    resample_keep: str = field(
+        default="informative",
+        metadata={
+            "help": "Groups that are not replaced: those with different rewards ('informative'); these and those "
+            "whose completions are all right ('all_right') or all wrong ('all_wrong'), by the first reward function."
+        },
+    )
+    zero_advantage_tokens: str = field(
+        default="count",
+        metadata={
+            "help": "Whether the tokens of groups whose rewards are all equal 'count' in the number of tokens that "
+            "the loss is divided by, as in TRL, or are left out of it ('leave_out'), with `loss_type` 'dapo', "
+            "'cispo' or 'vespo'."
         },
     )
     micro_batching: str = field(

@@ -24,6 +24,8 @@ _CHOICES = {
     "flow_scope": ("batch", "running", "micro"),
     "nonfinite": ("stop", "skip"),
     "micro_batching": ("exact", "trl"),
+    "resample_keep": ("informative", "all_right", "all_wrong"),
+    "zero_advantage_tokens": ("count", "leave_out"),
 }
 
 
@@ -34,6 +36,7 @@ def check_all(args: GRPOConfig, control: Control) -> list[str]:
     return [
         *check_on_policy(args, control),
         *check_loss(args, control),
+        *check_sampling(args, control),
         *conflicts_with_trl(args, control),
         *idle_fields(args, control),
         *checkpoints_inside_a_rollout(args),
@@ -134,6 +137,45 @@ def check_loss(args: GRPOConfig, control: Control) -> list[str]:
             "LUSPO. `loss_type='dapo'` is the same with a better normaliser."
         ]
     return []
+
+
+def check_sampling(args: GRPOConfig, control: Control) -> list[str]:
+    """Check the rounds of dynamic sampling, and that tokens can be left out of the loss' denominator."""
+    rounds = args.resample_rounds
+    if check_number("resample_rounds", rounds, 0, why="0 is off.") % 1 or not isinstance(rounds, int):
+        raise ValueError(f"`resample_rounds={rounds!r}` must be a whole number. 0 is off.")
+    if args.zero_advantage_tokens == "leave_out":
+        reason = _counts_other_than_tokens(args) or _trains_all_tokens(args, control)
+        if reason is not None:
+            raise ValueError(
+                f"`zero_advantage_tokens='leave_out'` takes tokens without a gradient out of the loss' denominator, "
+                f"but {reason}. Use `zero_advantage_tokens='count'`."
+            )
+    if args.resample_keep != "informative" and not rounds:
+        return [f"`resample_keep={args.resample_keep!r}` has no effect with `resample_rounds=0`."]
+    return []
+
+
+def _counts_other_than_tokens(args: GRPOConfig) -> str | None:
+    """Return why the loss has no number of tokens of the whole rollout to take them out of, or None."""
+    reasons = {
+        "bnpo": "divides by the tokens of each micro-batch, so one with few others would outweigh the rest",
+        "dr_grpo": "divides by a constant, `max_completion_length`",
+        "grpo": "takes the mean of each completion",
+        "sapo": "takes the mean of each completion",
+        "luspo": "takes the mean over completions",
+    }
+    reason = reasons.get(args.loss_type)
+    return None if reason is None else f"`loss_type={args.loss_type!r}` {reason} ('dapo', 'cispo' and 'vespo' can)"
+
+
+def _trains_all_tokens(args: GRPOConfig, control: Control) -> str | None:
+    """Return why tokens of every group have a gradient, or None."""
+    if args.beta:
+        return f"`beta={args.beta}` gives every token one, from the reference model"
+    if not control.keeps_zeros or control.trained_zeros == "any":
+        return f"`control={args.control!r}` may give one to tokens of every group"
+    return None
 
 
 def conflicts_with_trl(args: GRPOConfig, control: Control) -> list[str]:

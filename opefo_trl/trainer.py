@@ -28,6 +28,7 @@ from opefo_trl.playground import resolve_model
 from opefo_trl.training.answer_diversity import RolloutAnswers, normal_form_of
 from opefo_trl.training.colocated_vllm import adapt_cpu_build, seed_sampling
 from opefo_trl.training.control_state import load_control_state, save_control_state
+from opefo_trl.training.dynamic_sampling import DynamicSampling
 from opefo_trl.training.eligibility import BatchTransforms, positions_of
 from opefo_trl.training.flow_step import FlowStep
 from opefo_trl.training.generation_scores import GenerationScores
@@ -48,7 +49,7 @@ from opefo_trl.trl_compat import (
 logger = get_logger(__name__)
 
 
-class OPEFOTrainer(HubMixin, GRPOTrainer):
+class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
     """
     Trainer for GRPO with entropy-flow control: On-Policy Entropy Flow Optimization (OPEFO) and related methods.
 
@@ -145,6 +146,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         )
         self.reward_guard = RewardGuard.watch(args.nonfinite, self.reward_funcs, self.reward_func_names)
         self._answers: RolloutAnswers | None = None  # of the rollout under way
+        self._begin_sampling()
         self._step, self._buffered_inputs = 0, None  # TRL's: an interrupted run leaves them inside a rollout
         self._metrics["train"].clear()
         self.recorder.begin()
@@ -183,6 +185,8 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
             pushed = self.flow_step.pushed_rows(batch)
             if pushed is not None:
                 batch[PUSHED] = pushed.squeeze(1)
+            if self.args.zero_advantage_tokens == "leave_out":
+                batch["num_items_in_batch"] = self._counted_tokens(batch)
             if self.args.corrects_vllm and not self._corrects_live:
                 self._check_drift(self._metrics["train"][f"{SAMPLING_DRIFT}/mean"][-1])
             scores = self.scoring.scores_of(batch.get("old_per_token_logps"))
@@ -403,7 +407,7 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         metrics["answers/distinct"].append(answers.distinct)
         metrics["answers/solved"].append(answers.solved)
         if training:
-            self._answers = answers
+            self._answers, self._signal = answers, self._with_signal(rewards)
         return rewards
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -414,7 +418,8 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
             folder = Path(self._get_output_dir(trial=trial)) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-            save_control_state(folder, self.args.control, self.entropy_control, self.flow_step.last, self.guard)
+            state = self.entropy_control, self.flow_step.last, self.guard, self.prompt_order
+            save_control_state(folder, self.args.control, *state)
             self.recorder.save(folder)
         super()._save_checkpoint(model, trial)
 
@@ -423,8 +428,9 @@ class OPEFOTrainer(HubMixin, GRPOTrainer):
         # The Trainer restores a saved state of the random numbers after this
         seed_sampling(self.args, self.accelerator, self.state.global_step)
         self.recorder.restore(Path(checkpoint), self.state.global_step)
+        device = self.accelerator.device
         self.flow_step.last, warning = load_control_state(
-            Path(checkpoint), self.args.control, self.entropy_control, self.guard, self.accelerator.device
+            Path(checkpoint), self.args.control, self.entropy_control, self.guard, device, self.prompt_order
         )
         self._warn(warning)
 

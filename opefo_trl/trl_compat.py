@@ -12,7 +12,7 @@ from typing import Any
 from transformers import Trainer
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx
+from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx
 
 __all__: list[str] = []  # of use inside this package only
 
@@ -22,6 +22,8 @@ HOOKS: dict[type, dict[str, list[str]]] = {
         "__init__": ["model", "reward_funcs", "args", "train_dataset"],
         "_generate_and_score_completions": ["inputs"],  # the generation batch
         "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+        "_generate": ["prompts"],  # completions as lists of rows, before they are padded, scored and graded
+        "_get_train_sampler": ["dataset"],
         "_prepare_inputs": ["generation_batch"],  # divides it into `_buffered_inputs`
         "_get_per_token_logps_and_entropies": [  # called by the loss before it reads the advantages
             *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
@@ -56,6 +58,8 @@ ATTRIBUTES = (
     *("_is_vlm", "_tokenizer", "aux_loss_enabled", "pad_to_multiple_of", "temperature"),
     *("num_generations", "num_generations_eval", "reward_funcs", "reward_func_names", "reward_weights"),
     *("vllm_importance_sampling_correction", "vllm_importance_sampling_mode"),
+    *("_logs", "_pending_extra_logs", "_pending_metrics"),  # tables of completions; what reward functions logged
+    *("multi_objective_aggregation", "rollout_func", "environment_factories", "train_dataset"),
     *("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max"),
 )
 

@@ -18,6 +18,8 @@ VALUES = [  # wrong by themselves, and what is allowed
     ("flow_estimator", "Exact", "'exact'"), ("flow_schedule", "Constant", "'constant'"), ("flow_shape", "-", "'sign'"),
     ("flow_scope", "global", "'batch', 'running', 'micro'"), ("control", ["opefo"], "'none', 'opefo'"),
     ("strict_on_policy", "false", "True or False"), ("entropy_curves", "no", "True or False"),
+    ("resample_keep", "right", "'all_right'"), ("zero_advantage_tokens", "drop", "'count', 'leave_out'"),
+    *(("resample_rounds", value, "0 is off") for value in (-1, 1.5, "many", True, 2.0)),
     ("nonfinite", "ignore", "'stop', 'skip'"), ("micro_batching", "Exact", "'exact', 'trl'"),
     *(("sampling_drift_max", value, "above 0. It is in nats") for value in (0, "little", float("nan"), True)),
     ("flow_lambda_max", "small", "above 0 and at most 1"), ("flow_lambda_max", 0.0, "above 0 and at most 1"),
@@ -98,6 +100,7 @@ def test_skip_under_deepspeed_is_refused():
 
 
 TWICE = {"num_iterations": 2, **OFF, "save_strategy": "steps"}
+LEAVE_OUT = {"zero_advantage_tokens": "leave_out"}
 BEST = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "reward"}
 
 
@@ -115,6 +118,7 @@ BEST = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 3, "met
         case({**FIXED, "flow_lambda_max": 0.05}, "does not use `flow_lambda_max=0.05`", "`static_lambda`"),
         case({"flow_target": 0.3, "flow_lambda_max": 0.05}, "does not use `flow_lambda_max=0.05`", "`flow_target`"),
         case({**VOCABULARY, "flow_estimator": "steer"}, "does not use `flow_estimator='steer'`", "'exact'"),
+        case({"resample_keep": "all_right"}, "`resample_keep='all_right'`", "`resample_rounds=0`"),
         case({**TWICE, "save_steps": 3}, "`save_steps=3`", "2 optimizer steps", "multiple of 2"),
         case({**TWICE, "save_steps": 0.1, "max_steps": 30}, "`save_steps=0.1`"),  # = every 3 steps
         case({**TWICE, **BEST}, "`eval_steps=3`"),
@@ -149,6 +153,9 @@ def test_a_doubtful_setting_is_warned_about_once(overrides, parts):
         {**TWICE, "save_steps": 4},
         {**TWICE, "save_steps": 0.1, "max_steps": 40},
         {"flow_target": " 0.4x "},
+        {"resample_rounds": 3, "resample_keep": "all_right"},
+        *({**LEAVE_OUT, "loss_type": loss_type} for loss_type in ("dapo", "cispo", "vespo")),
+        {**LEAVE_OUT, "flow_target": 0.3},
         {"control_kwargs": None},
         {"flow_lambda_max": 1.0, "flow_estimator": "exact", "flow_scope": "running", "nonfinite": "skip"},
         {**SPANS, **OFF, "flow_scope": "running"},
@@ -159,6 +166,26 @@ def test_a_right_setting_is_accepted_in_silence(overrides):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         config(**overrides).make_control()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        *(
+            case({"loss_type": name}, f"`loss_type='{name}'`", "'dapo', 'cispo' and 'vespo'")
+            for name in ("grpo", "sapo", "bnpo", "dr_grpo", "luspo")
+        ),
+        case({"beta": 0.1}, "`beta=0.1`", "reference model"),
+        case({"control": "aer"}, "`control='aer'`"),
+        case({"control": "kl_cov"}, "`control='kl_cov'`"),
+        case({"flow_target": 0.3, "flow_rows": "all"}, "`control='opefo'`"),
+    ],
+)
+def test_tokens_that_the_loss_does_not_count_or_that_are_trained_cannot_be_left_out(overrides, parts):
+    with pytest.raises(ValueError) as refused:
+        config(**LEAVE_OUT, **{"control": "none", **overrides} if "flow_target" not in overrides else overrides)
+    parts = ("`zero_advantage_tokens='leave_out'`", "`zero_advantage_tokens='count'`", *parts)
+    assert names(refused.value, parts), refused.value
 
 
 @pytest.mark.parametrize("loss_type", ["cispo", "sapo", "vespo"])

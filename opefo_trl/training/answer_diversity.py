@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _NormalForm = Callable[[str], str]
-_RIGHT = 0.5  # the first reward function judges the answer: above this it is right
+RIGHT = 0.5  # the first reward function judges the answer: above this it is right
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RolloutAnswers:
             generations (`int`): completions in a group.
             normal_form (`Callable`): completions with the same normal form count as one.
         """
-        right = (rewards[:, :1] > _RIGHT).any(1)  # there may be no reward function at all
+        right = (rewards[:, :1] > RIGHT).any(1)  # there may be no reward function at all
         total = (rewards * weights.to(rewards.device)).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
         share = right.float().view(-1, generations).mean(1).repeat_interleave(generations)
         digests = accelerator.gather(digests_of(completions, rewards.device, normal_form))

@@ -83,7 +83,7 @@ class GenerationScores:
         if self.reason is not None:
             return None
         ids = batch["completion_ids"]
-        if len(turns) == 1 and "tool_mask" not in batch:
+        if len(turns) == 1 and "tool_mask" not in batch:  # its rows are the batch's
             tensors = [_resized(tensor, ids.size(1)) for tensor in turns[0].tensors]
         else:
             tensors = _placed(turns, batch, mask)
@@ -197,29 +197,31 @@ def _resized(tensor: Tensor, width: int) -> Tensor:
 
 def _placed(turns: list[_Turn], batch: dict[str, Any], mask: Tensor) -> list[Tensor]:
     """
-    Return the scores of several turns, between which tools wrote, in the places of their tokens; none if a trained
-    token has none.
+    Return the scores of several calls in the places of their tokens, none if a trained token has none.
 
-    A turn has the rows that go on, in their order, and was given all tokens of a row so far.
+    A call has other rows than the batch where tools wrote between two turns of a row, and where groups were replaced.
+    So each part of a row that was sampled in one call is found by its tokens and all those before it; equal tokens have
+    equal scores.
     """
-    if not all(turn.tensors for turn in turns) or not turns:
+    if not turns or not all(turn.tensors for turn in turns):
         return []
-    width = batch["prompt_ids"].size(1)
-    lengths = batch["prompt_mask"].sum(1).tolist()
-    padded = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).tolist()
-    rows = [row[width - length :] for row, length in zip(padded, lengths, strict=True)]
-    placed = [mask.new_zeros(mask.shape, dtype=torch.float32) for _ in turns[0].tensors]
-    scored = torch.zeros(mask.shape, dtype=torch.bool)
+    sampled: dict[tuple[int, ...], list[tuple[_Turn, int]]] = {}
     for turn in turns:
-        waiting = iter(range(len(rows)))
-        for source, (prompt, completion) in enumerate(zip(turn.prompts, turn.completions, strict=True)):
-            tokens = prompt + completion  # TRL cuts what is longer than a completion may be
-            row = next((row for row in waiting if rows[row][: len(tokens)] == tokens[: len(rows[row])]), None)
-            if row is None:
+        for row, prompt in enumerate(turn.prompts):
+            sampled.setdefault(tuple(prompt), []).append((turn, row))
+    placed = [mask.new_zeros(mask.shape, dtype=torch.float32) for _ in turns[0].tensors]
+    prompts = batch["prompt_mask"].sum(1).tolist()
+    padded = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).tolist()
+    for number, (length, row, trained) in enumerate(zip(prompts, padded, mask.tolist(), strict=True)):
+        tokens = row[batch["prompt_ids"].size(1) - length :]
+        edges = [place for place, (a, b) in enumerate(zip([0, *trained], [*trained, 0], strict=True)) if a != b]
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            part = tokens[length + start : length + end]
+            candidates = sampled.get(tuple(tokens[: length + start]), [])
+            found = next(((turn, one) for turn, one in candidates if turn.completions[one][: len(part)] == part), None)
+            if found is None:
                 return []
-            start = len(prompt) - lengths[row]
-            end = min(start + len(completion), mask.size(1))
-            scored[row, start:end] = True
+            turn, one = found
             for target, tensor in zip(placed, turn.tensors, strict=True):
-                target[row, start:end] = tensor[source, : end - start]
-    return placed if scored[mask.bool().cpu()].all() else []
+                target[number, start:end] = tensor[one, : end - start]
+    return placed

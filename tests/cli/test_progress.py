@@ -23,6 +23,8 @@ def test_the_bar_shows_what_is_measured():
     progress.training_bar = SimpleNamespace(set_postfix=lambda values, refresh: bar.update(values))
     progress.on_log(None, None, None, {"reward": 0.25, "entropy": math.pi, "loss": 3.0})
     assert bar == {"reward": "0.250", "entropy": "3.142"}
+    progress.on_log(None, None, None, {"batching/signal_share": 0.75})
+    assert bar["with signal"] == "0.750"
 
 
 def test_a_missing_score_is_a_dash():

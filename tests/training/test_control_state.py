@@ -8,6 +8,7 @@ from opefo_trl.files import CONTROL_STATE_FILE
 from opefo_trl.flow import FlowTotals
 from opefo_trl.training.control_state import load_control_state, save_control_state
 from opefo_trl.training.guards import StepGuard
+from opefo_trl.training.resampling import PromptOrder
 
 CPU = torch.device("cpu")
 TOTALS = FlowTotals(torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0, 5.0, 1.0, 2.0]))
@@ -31,6 +32,24 @@ def test_state_totals_and_guard_come_back(tmp_path):
     totals, warning = load_control_state(tmp_path / "checkpoint-1", "opefo", control, step_guard, CPU)
     assert control.state_dict() == before.state_dict() and warning is None
     assert torch.equal(totals.sums, TOTALS.sums) and step_guard.skipped == 1
+
+
+def test_the_order_of_the_prompts_comes_back(tmp_path):
+    control, step_guard = make_control("none"), guard(tmp_path)
+
+    def restored(folder):
+        order = PromptOrder(range(5))
+        return order, load_control_state(folder, "none", control, step_guard, CPU, order)[1]
+
+    order = PromptOrder(range(5))
+    order.take(7)
+    order.put_back.append(3)
+    save_control_state(tmp_path / "with", "none", control, TOTALS, step_guard, order)
+    save_control_state(tmp_path / "without", "none", control, TOTALS, step_guard)
+    again, warning = restored(tmp_path / "with")
+    assert again.take(3) == [3, 2, 3] and warning is None
+    first, warning = restored(tmp_path / "without")
+    assert first.take(2) == [0, 1] and "`resample_rounds=0`" in warning
 
 
 def test_another_control_starts_with_no_state_and_says_so(tmp_path):

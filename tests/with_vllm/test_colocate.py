@@ -46,6 +46,19 @@ def test_a_colocated_run_trains_on_what_vllm_sampled(scope, settings, model_path
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
+def test_fresh_groups_are_sampled_with_the_same_weights(model_path, tmp_path):
+    def half_flat(completions, number, **_):
+        return [float(index % 2) if prompt % 2 else 1.0 for index, prompt in enumerate(number)]
+
+    rows = tiny_dataset().add_column("number", list(range(64)))
+    extra = {"reward_funcs": half_flat, "train_dataset": rows}
+    trainer = run(model_path, tmp_path, resample_rounds=4, extra=extra)
+    logs = trainer.state.log_history[:4]
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-5 for row in logs)
+    assert any(row["batching/resampled_groups"] for row in logs)
+    assert sum(row["batching/signal_share"] for row in logs) / 4 > 0.8
+
+
 def test_answers_are_graded_beside_the_engine(model_path, tmp_path):
     def boxed(completions, **columns):
         return math_reward([rf"\boxed{{{completion}}}" for completion in completions], **columns)
