@@ -200,8 +200,8 @@ def _placed(turns: list[_Turn], batch: dict[str, Any], mask: Tensor) -> list[Ten
     Return the scores of several calls in the places of their tokens, none if a trained token has none.
 
     A call has other rows than the batch where tools wrote between two turns of a row, and where groups were replaced.
-    So each part of a row that was sampled in one call is found by its tokens and all those before it; equal tokens have
-    equal scores.
+    So each part of a row that was sampled in one call is found by its tokens and all those before it; equal tokens
+    have equal scores.
     """
     if not turns or not all(turn.tensors for turn in turns):
         return []

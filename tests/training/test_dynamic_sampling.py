@@ -87,11 +87,12 @@ def test_the_update_is_that_of_a_rollout_of_exactly_these_rows(scope, out, monke
     rows = NUMBERED.select([row["number"] for row in inputs[::2]])
     extra = {"rollout_func": lambda *_: dict(replay), "train_dataset": rows}
     exactly = sampled(out, shuffle_dataset=False, extra=extra, **common)
+    # In one run generation measures the flow, in the other a scoring pass, which rounds otherwise
     for name, value in parameters(exactly).items():
-        assert torch.equal(parameters(fresh)[name], value), name
+        assert torch.allclose(parameters(fresh)[name], value, atol=1e-6), name
     ours, theirs = (trainer.state.log_history[0] for trainer in (fresh, exactly))
     for name in ("loss", "grad_norm", "flow/net", "flow/lambda", "flow/lambda_star", "entropy"):
-        assert ours[name] == theirs[name], name
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), name
     assert ours["batching/signal_share"] == 1 - theirs["frac_reward_zero_std"]
 
 

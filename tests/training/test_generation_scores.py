@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import SIZES, build, recorded, scripted_rollout, tiny_model, train
+from tiny import PROMPTS, SIZES, build, digit_reward, recorded, scripted_rollout, tiny_model, train
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl import GRPOTrainer
 
@@ -11,6 +11,14 @@ from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.training.generation_scores import GenerationScores
 
 LORA = LoraConfig(target_modules=["q_proj", "v_proj"], lora_alpha=64, init_lora_weights=False)
+
+
+def flat_on_half(prompts, completions, **_):
+    """Leave half of the prompts without a signal, so that their groups are replaced."""
+    rewards = digit_reward(completions)
+    return [0.5 if prompt in PROMPTS[::2] else reward for prompt, reward in zip(prompts, rewards, strict=True)]
+
+
 ROLLOUTS = {
     "sampled": {},
     "exact": {"flow_estimator": "exact", "temperature": 0.7},
@@ -20,6 +28,7 @@ ROLLOUTS = {
     "checkpointing": {"gradient_checkpointing": True},
     "multiple": {"pad_to_multiple_of": 8},
     "truncated rows": {"mask_truncated_completions": True, "max_completion_length": 8},
+    "fresh groups": {"resample_rounds": 2, "extra": {"reward_funcs": flat_on_half}},
     "bf16": {"bf16": True},
 }
 
