@@ -4,8 +4,8 @@ It is run as a file, so it imports math-verify and nothing of the training. `ITI
 this process and sends SIGPROF, whose default is to end the process, even in the middle of a large power. The parent
 notices that the child has ended and starts another.
 
-Before math-verify parses an answer in a box, or a gold, `simplify` rewrites a few forms that it misreads, and
-`choice_of` takes the letter of a multiple choice off. tests/material/boxed_answers.yaml has cases, right and wrong.
+Before math-verify parses an answer in a box, or a gold, `_simplify` rewrites a few forms that it misreads, and
+`_choice_of` takes the letter of a multiple choice off. tests/material/boxed_answers.yaml has cases, right and wrong.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 _LATEX, _ANYTHING = (LatexExtractionConfig(),), (LatexExtractionConfig(), ExprExtractionConfig())
 _OUT_OF_MEMORY = 3  # exit status
 
+_DOLLARS = re.compile(r"^\$([^$]*[^$\\])\$\.?$")
 _SPACE = r"(?:\\[ ,;:]|\\q?quad\b|~|\s)"
 # The letter of a multiple choice: \text{(B)}, \textbf{B.}, (B), B) or B; then its value, if there is one. A letter
 # without \text needs a space behind it, and no operator after that: (A) + 1 is a sum.
@@ -42,7 +43,7 @@ _NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|{\w+}))?'?(\(-?\w+\))?")  # x, a_1, A
 _BRACKET_OR_SIGN = re.compile(r"\\.|[{}()\[\],;]|(?<![<>!:])=", re.DOTALL)
 
 
-def sides_of(text: str) -> list[str]:
+def _sides_of(text: str) -> list[str]:
     """Return the sides of a chain of equalities: the parts between its `=`. A text with commas is no chain."""
     depth, cuts = 0, [-1]
     for match in _BRACKET_OR_SIGN.finditer(text):
@@ -55,17 +56,17 @@ def sides_of(text: str) -> list[str]:
     return [text[start + 1 : end].strip() for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def simplify(text: str) -> str:
+def _simplify(text: str) -> str:
     r"""
-    Return an answer in a form that math-verify reads as it is meant, or as it is.
+    Rewrite the forms that math-verify misreads, and leave all others as they are.
 
-    Of a chain of equalities between numbers (`17 \bmod 5 = 2`) the last one is meant. A name may stand on either side:
-    `3 = x` becomes `x = 3`. In a chain that begins with a name the steps between are left out.
+    A chain of equalities between numbers (`17 \bmod 5 = 2`) stands for the last one. A name may stand on either side:
+    `3 = x` becomes `x = 3`. In a chain from a name to a number the steps between are left out.
     """
     text = re.sub("~(?!=)", " ", text).replace(r"\bmod", r"\mod")
     text = _THOUSANDS.sub(lambda match: match[0].replace(r"\,", ""), text)
     text = _MIXED_PERCENT.sub(_improper_percent, text)  # of which math-verify reads the fraction alone
-    sides = sides_of(text)
+    sides = _sides_of(text)
     if len(sides) == 1 or not all(sides):
         return text
     first, *_, last = sides
@@ -75,7 +76,7 @@ def simplify(text: str) -> str:
     name = _NAME.fullmatch(last)
     if name and not _NAME.fullmatch(first) and (all(numbers[:-1]) or name.group(1)):
         return f"{last} = {first}"
-    return f"{first} = {last}" if _NAME.fullmatch(first) else text
+    return f"{first} = {last}" if numbers[-1] and _NAME.fullmatch(first) else text
 
 
 def _improper_percent(mixed: re.Match[str]) -> str:
@@ -88,7 +89,7 @@ def _is_number(side: str) -> bool:
     return bool(parsed) and getattr(parsed[0], "is_number", False)
 
 
-def choice_of(text: str) -> tuple[str | None, str]:
+def _choice_of(text: str) -> tuple[str | None, str]:
     r"""Return the letter and value of a choice: B and 12 of `\text{(B)}\ 12`. Of other texts: None, and the text."""
     match = _CHOICE.fullmatch(text.strip())
     if match is None or _LETTER.search(match[5]):  # a second letter: several choices, or a product
@@ -98,7 +99,7 @@ def choice_of(text: str) -> tuple[str | None, str]:
 
 def read(answer: str, boxed: bool) -> list[Any]:
     """Parse an answer. Return math-verify's expression and the text it was found in, or an empty list."""
-    return _parse(f"\\boxed{{{simplify(answer)}}}", _LATEX) if boxed else _parse(answer, _ANYTHING)
+    return _parse(f"\\boxed{{{_simplify(answer)}}}", _LATEX) if boxed else _parse(answer, _ANYTHING)
 
 
 def _parse(text: str, targets: tuple[Any, ...]) -> list[Any]:
@@ -128,8 +129,9 @@ def same(gold: list[Any], answer: list[Any]) -> bool | None:
 def judge(gold: str, answer: str, boxed: bool) -> tuple[str, str | None]:
     """Return the outcome, and the text of the answer."""
     if boxed:
-        gold_letter, gold_value = choice_of(gold)
-        letter, value = choice_of(answer)
+        answer = _DOLLARS.sub(r"\1", answer)  # of an answer line, where a full stop may follow
+        gold_letter, gold_value = _choice_of(gold)
+        letter, value = _choice_of(answer)
         if letter and gold_letter and (letter != gold_letter or not value or not gold_value):
             return ("correct" if letter == gold_letter else "wrong"), answer
         gold, answer = gold_value or gold, value or answer
