@@ -6,6 +6,7 @@
     python eval.py --model out/my-model --preset paper                            # sampled as in the OPEFO paper
     python eval.py --model playground --benchmarks playground --k 64              # seconds on a CPU, no network
     python eval.py --model out/smollm2-words --benchmarks words --temperature 0.7 --top_p 1
+    python eval.py --model out/my-model --dataset_name train.jsonl --k 8          # pass rates of a training set
     accelerate launch eval.py --model out/my-model                                # the batches over several GPUs
     python eval.py --watch out/my-run --benchmarks math500                        # each checkpoint as it comes
     python eval.py --model out/my-run --push_to_hub                               # results to the card, and samples
@@ -13,6 +14,9 @@
 By default 32 samples for each problem of AIME 2024, AIME 2025 and AMC 2023, and one for each of MATH-500, Minerva and
 OlympiadBench, at temperature 0.6 and top-p 0.95 (`--preset paper`: 1.0 and 0.7). vLLM samples if it is installed, else
 transformers. The same command resumes an interrupted evaluation.
+
+With --dataset_name it measures how often the model solves each problem of a training set: prompts, reward, temperature
+and top-p are by default those of train.py, and the sampled completions are judged by the same reward function.
 """
 
 import os
@@ -27,12 +31,13 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that looking f
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from opefo_trl.cli import preflight
 from opefo_trl.cli.parser import Parser, plain_errors
-from opefo_trl.cli.preflight import check_model, check_writable
 from opefo_trl.cli.run_folder import is_complete
-from opefo_trl.data import TEMPLATES
+from opefo_trl.data import TEMPLATES, bare_problems, clean, load_splits, pick_split, with_template
 from opefo_trl.data.benchmarks import BENCHMARKS, SIX, benchmark_name
 from opefo_trl.evaluation.engines import ENGINES, Decoding, make_engine, resolve_engine
 from opefo_trl.evaluation.model_source import DTYPES, ModelSource
@@ -46,25 +51,32 @@ from opefo_trl.evaluation.samples import (
     load_problems,
     tokenize_problems,
 )
+from opefo_trl.evaluation.training_set import DEFAULT_K, report_pass_rates, training_task
 from opefo_trl.evaluation.watch import watch
-from opefo_trl.files import EVAL_FOLDER
+from opefo_trl.files import EVAL_FOLDER, PASS_RATES_FOLDER
 from opefo_trl.grading import POLICIES, Grader, Outcome
 from opefo_trl.grading.grader import cores_of_rank, grader_version
 from opefo_trl.hub import NotPushedError, Target
 from opefo_trl.hub.results import check_target, push_results, results_target
 from opefo_trl.playground import TASKS
+from opefo_trl.rewards import find_reward
 from opefo_trl.validation import check_choice
 
 # Temperature and top-p. The paper's are second-hand; its numbers of samples are the defaults of the benchmarks
-PRESETS = {"default": (0.6, 0.95), "paper": (1.0, 0.7)}
+PRESETS = {"default": (0.6, 0.95), "paper": (1.0, 0.7), "training": (1.0, 1.0)}
+_FOR_BENCHMARKS = ["benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "policy", "system_prompt"]
+_FOR_TRAINING_SETS = ["dataset_config", "dataset_train_split", "prompt_column", "answer_column", "reward_funcs"]
 
 
 @dataclass
 class EvalArguments:
     model: str | None = field(default=None, metadata={"help": "A folder, a LoRA adapter's folder, or a Hub name."})
-    benchmarks: list[str] = field(
-        default_factory=lambda: list(SIX),
-        metadata={"help": f"Some of {', '.join([*BENCHMARKS, *TASKS])}, separated by commas or spaces."},
+    benchmarks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Some of {', '.join([*BENCHMARKS, *TASKS])}, separated by commas or spaces. By default the six: "
+            f"{', '.join(SIX)}."
+        },
     )
     benchmark_source: str | None = field(default=None, metadata={"help": "Folder with the benchmarks, else the Hub."})
     output_dir: str | None = field(
@@ -72,6 +84,24 @@ class EvalArguments:
     )
     compare: str | None = field(default=None, metadata={"help": "Another results.json to compare with."})
     watch: str | None = field(default=None, metadata={"help": "A run's folder: evaluate each of its checkpoints."})
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A training set instead of benchmarks, as for train.py: write the pass rate of each problem."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    dataset_train_split: str | None = field(default=None, metadata={"help": "Its split, by default train."})
+    prompt_column: str | None = field(default=None, metadata={"help": "Column with the problem, as for train.py."})
+    answer_column: str | None = field(default=None, metadata={"help": "Column with the answer, as for train.py."})
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions of the training, of which the first one judges: above 0.5 is right. By default "
+            "that of an embedded task, else math."
+        },
+    )
 
     push_to_hub: bool = field(
         default=False,
@@ -81,14 +111,17 @@ class EvalArguments:
     hub_private_repo: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
 
     k: int | None = field(
-        default=None, metadata={"help": "Samples for each problem. By default 32 for AIME and AMC, 1 for the others."}
+        default=None,
+        metadata={
+            "help": "Samples for each problem. By default 32 for AIME and AMC, 1 for the others, 8 for a training set."
+        },
     )
     limit: int | None = field(default=None, metadata={"help": "Take this many problems only, the first ones."})
-    preset: str = field(
-        default="default",
+    preset: str | None = field(
+        default=None,
         metadata={
-            "help": "Temperature and top-p by name: 'default' (0.6, 0.95) or 'paper' (1.0, 0.7, the OPEFO paper's). "
-            "--temperature and --top_p take precedence."
+            "help": "Temperature and top-p by name: 'default' (0.6, 0.95), 'paper' (1.0, 0.7, the OPEFO paper's) or "
+            "'training' (1.0, 1.0, TRL's), the default for a training set. --temperature and --top_p take precedence."
         },
     )
     temperature: float | None = field(default=None, metadata={"help": "0 is greedy. By default the preset's."})
@@ -97,9 +130,14 @@ class EvalArguments:
     )
     max_new_tokens: int = field(default=16_384, metadata={"help": "The model's context may allow less."})
     seed: int = field(default=0, metadata={"help": "Seed that every sample's own seed is derived from."})
-    prompt_template: str = field(default="boxed", metadata={"help": f"Prompt template: {', '.join(TEMPLATES)}."})
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": f"{', '.join(TEMPLATES)}. By default boxed, for a training set none, as in train.py."},
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "A system message before each problem."})
-    policy: str = field(default="lenient", metadata={"help": f"Grading policy: {', '.join(POLICIES)}."})
+    policy: str | None = field(
+        default=None, metadata={"help": f"Grading policy of benchmarks: {', '.join(POLICIES)}. By default lenient."}
+    )
     grading_timeout: float = field(default=5.0, metadata={"help": "Seconds of processor time to grade an answer."})
 
     engine: str = field(default="auto", metadata={"help": f"{', '.join(ENGINES)}. 'auto' is vllm if installed."})
@@ -114,6 +152,7 @@ class EvalArguments:
     gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory that vLLM takes."})
 
     def __post_init__(self) -> None:
+        self._set_defaults()
         words = [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks
         names = [name for word in words for name in word.replace(",", " ").split()]
         self.benchmarks = list(dict.fromkeys(name if name in TASKS else benchmark_name(name) for name in names))
@@ -124,8 +163,30 @@ class EvalArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}={value}` must be 1 or more.")
-        if not self.benchmarks:
+        if not self.benchmarks and self.dataset_name is None:
             raise ValueError(f"There is no benchmark. Give --benchmarks: {', '.join([*BENCHMARKS, *TASKS])}.")
+
+    def _set_defaults(self) -> None:
+        """Set what depends on whether benchmarks are evaluated or a training set; refuse options of the other."""
+        on_training_set = self.dataset_name is not None
+        for name in _FOR_BENCHMARKS if on_training_set else _FOR_TRAINING_SETS:
+            if getattr(self, name):
+                reason = "is for benchmarks, but `dataset_name` is set" if on_training_set else "needs `dataset_name`"
+                raise ValueError(f"`{name}={getattr(self, name)!r}` {reason}. Leave one of the two out.")
+        if on_training_set:
+            defaults = {
+                "benchmarks": [],
+                "dataset_train_split": "train",
+                "reward_funcs": [self.dataset_name if self.dataset_name in TASKS else "math"],
+                "preset": "training",
+                "prompt_template": "none",
+                "k": DEFAULT_K,
+            }
+        else:
+            defaults = {"benchmarks": list(SIX), "preset": "default", "prompt_template": "boxed"}
+        for name, value in {"policy": "lenient", **defaults}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
 
 def main() -> None:
@@ -141,7 +202,7 @@ def main() -> None:
         kind, version = resolve_engine(options.engine)
         source, tasks = load(options)
         folder, batch_size = folder_of(options), options.batch_size or (512 if kind == "vllm" else 32)
-        check_writable(str(folder))
+        preflight.check_writable(str(folder))
         run = Evaluation(folder, tasks, batch_size, source.context(), options.max_new_tokens, options.seed)
         settings = settings_of(options, source, version, batch_size)
         # The processes wait for each other twice, the second time until the slowest has sampled its share
@@ -156,7 +217,9 @@ def main() -> None:
 
     sample_all(run, options, source, kind, grader, state)
     state.wait_for_everyone()
-    if state.is_main_process:
+    if state.is_main_process and options.dataset_name is not None:
+        print("\n".join(report_pass_rates(folder, task, run.gather(task)) for task in tasks))
+    elif state.is_main_process:
         results = {task.name: score(run.gather(task), benchmark_of(task.name).title) for task in tasks}
         report(folder, settings, results, other)
         if options.push_to_hub:
@@ -181,8 +244,7 @@ def check(options: EvalArguments) -> None:
         if os.environ.get("RANK", "0") == "0":
             check_target(target_of(options))
     check_choice("prompt_template", options.prompt_template, TEMPLATES)
-    for name in options.benchmarks:
-        k = options.k or benchmark_of(name).k
+    for k in [options.k] if options.k else [benchmark_of(name).k for name in options.benchmarks]:
         if k > 1 and options.temperature == 0:
             raise ValueError(f"`temperature=0` gives the same sample {k} times. Set `k=1`, or a temperature above 0.")
 
@@ -197,20 +259,24 @@ def target_of(options: EvalArguments) -> Target:
 
 
 def folder_of(options: EvalArguments) -> Path:
-    """Return the folder for the samples and results."""
+    """Return the folder for the samples and results. Pass rates have one of their own, as their settings differ."""
     if options.output_dir is not None:
         return Path(options.output_dir)
     model = Path(str(options.model))
     if not model.is_dir():
-        return Path("out", EVAL_FOLDER, str(options.model).replace("/", "--"))
-    if is_complete(model):  # beside a checkpoint and not in it, because its run may delete it
-        return model.parent / EVAL_FOLDER / model.name
-    return model / EVAL_FOLDER
+        folder = Path("out", EVAL_FOLDER, str(options.model).replace("/", "--"))
+    elif is_complete(model):  # beside a checkpoint and not in it, because its run may delete it
+        folder = model.parent / EVAL_FOLDER / model.name
+    else:
+        folder = model / EVAL_FOLDER
+    return folder if options.dataset_name is None else folder / PASS_RATES_FOLDER
 
 
 def load(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     """Return the model's source, and each benchmark as token ids."""
-    check_model(ModelConfig(options.model, model_revision=options.revision or "main"), options.trust_remote_code)
+    preflight.check_model(
+        ModelConfig(options.model, model_revision=options.revision or "main"), options.trust_remote_code
+    )
     source = ModelSource(
         options.model,
         options.revision,
@@ -221,19 +287,37 @@ def load(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
         options.gpu_memory_utilization,
     )
     tokenizer = source.tokenizer()
+    if options.dataset_name is not None:
+        return source, [load_training_set(options, tokenizer)]
     tasks = []
     for name in options.benchmarks:
         problems = load_problems(name, options.benchmark_source)[: options.limit]
         template = "none" if name in TASKS else options.prompt_template
         prompts = tokenize_problems(problems, tokenizer, template, options.system_prompt)
-        longest = TASKS[name].max_new_tokens if name in TASKS else None
-        tasks.append(Task(name, problems, prompts, options.k or benchmark_of(name).k, longest))
+        k, task = options.k or benchmark_of(name).k, TASKS.get(name)
+        own = {} if task is None else {"max_new_tokens": task.max_new_tokens, "grader": TaskGrader(task)}
+        tasks.append(Task(name, problems, prompts, k, **own))
     return source, tasks
+
+
+def load_training_set(options: EvalArguments, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """Return the problems of a training set, checked and cleaned as train.py does it."""
+    split, names = options.dataset_train_split, options.reward_funcs[:1]  # the first one judges
+    rewards = [find_reward(name, options.max_new_tokens) for name in names]
+    rows = pick_split(load_splits(options.dataset_name, options.dataset_config), split, options.dataset_name)
+    rows = bare_problems(rows, options.prompt_column, options.answer_column)
+    preflight.check_columns(names, rewards, rows.column_names)
+    preflight.check_answers(rewards, rows, split)
+    rows, _ = clean(rows, bare=options.prompt_template != "none")
+    rows = rows.select(range(min(len(rows), options.limit or len(rows))))
+    preflight.check_prompts(names, with_template(rows.select([0]), options.prompt_template)[0]["prompt"])
+    return training_task(options.dataset_name, split, rows, options.prompt_template, tokenizer, rewards[0], options.k)
 
 
 def settings_of(options: EvalArguments, source: ModelSource, engine: str, batch_size: int) -> dict:
     """Return the settings that identify samples; resuming with others is refused."""
-    names = "limit temperature top_p max_new_tokens seed prompt_template system_prompt policy grading_timeout dtype"
+    names = "limit temperature top_p max_new_tokens seed prompt_template system_prompt dtype "
+    names += "policy grading_timeout" if options.dataset_name is None else "reward_funcs"
     return {
         "model": options.model,
         "revision": options.revision,
@@ -259,8 +343,7 @@ def sample_all(
     with grader, tqdm(total=samples, unit="sample", disable=not state.is_main_process) as bar:
         for task, number, batch in remaining:
             bar.set_description(task.name)
-            judge = TaskGrader(TASKS[task.name]) if task.name in TASKS else grader
-            frame = run.sample(task, number, batch, engine, judge)
+            frame = run.sample(task, number, batch, engine, task.grader or grader)
             right, done = right + int((frame["outcome"] == Outcome.CORRECT).sum()), done + len(frame)
             bar.set_postfix(right=f"{right / done:.1%}", cut_off=f"{frame['truncated'].mean():.0%}")
             bar.update(len(frame))

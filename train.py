@@ -32,14 +32,17 @@ from opefo_trl.cli.run_folder import check_newest, check_same_run, newest_checkp
 from opefo_trl.data import (
     TEMPLATES,
     bare_problems,
+    check_range,
     clean,
     hold_out,
+    keep_by_pass_rate,
     load_splits,
     pick_split,
     whole_batches,
     with_template,
 )
 from opefo_trl.data.benchmarks import BENCHMARKS, load_benchmark
+from opefo_trl.data.pass_rates import DEFAULT_RANGE
 from opefo_trl.files import DECONTAMINATED_FILE, TRAINER_STATE_FILE
 from opefo_trl.hub import NotPushedError
 from opefo_trl.hub.model_card import RunFacts
@@ -91,6 +94,14 @@ class ScriptArguments:
     benchmark_source: str | None = field(
         default=None, metadata={"help": "Folder with the benchmarks. By default they come from the Hub."}
     )
+    pass_rates: str | None = field(
+        default=None,
+        metadata={"help": "File of the pass rates of the training problems, which eval.py --dataset_name writes."},
+    )
+    keep_pass_rates: list[float] | None = field(
+        default=None,
+        metadata={"help": "Lowest and highest pass rate to train on, with pass_rates. By default 0.1 and 0.9."},
+    )
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
@@ -113,6 +124,12 @@ class ScriptArguments:
                 setattr(self, name, [getattr(self, name)])
         if not self.reward_funcs and self.dataset_name in TASKS:
             self.reward_funcs = [self.dataset_name]
+        if self.keep_pass_rates is not None:
+            if self.pass_rates is None:
+                raise ValueError(
+                    "`keep_pass_rates` needs the pass rates: --pass_rates FILE, which eval.py --dataset_name writes."
+                )
+            check_range(self.keep_pass_rates)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -221,12 +238,18 @@ def load_data(script: ScriptArguments, args: OPEFOConfig, rewards: list) -> tupl
             print(f"{script.dataset_name}, {split}: {len(rows)} problems, from {cleaned}")
         if args.process_index == 0 and any(cleaned.leaked.values()):
             Path(args.output_dir, DECONTAMINATED_FILE).write_text(json.dumps(cleaned.leaked, indent=1))
-        return with_template(rows, script.prompt_template)
+        return rows
 
     train = problems(script.dataset_train_split, benchmarks)
     has_test = script.dataset_test_split in splits and script.dataset_test_split != script.dataset_train_split
     test = problems(script.dataset_test_split, {}) if has_test and script.eval_prompts != 0 else None
     train, test = hold_out(train, test, script.eval_prompts, args.seed, script.dataset_name)
+    if script.pass_rates is not None:  # the held-out rows stay what they are without a filter
+        train, summary = keep_by_pass_rate(train, script.pass_rates, script.keep_pass_rates or DEFAULT_RANGE)
+        if args.process_index == 0:
+            print(summary)
+    train = with_template(train, script.prompt_template)
+    test = None if test is None else with_template(test, script.prompt_template)
     preflight.check_prompts(script.reward_funcs, train[0]["prompt"])
     return train, test
 

@@ -47,6 +47,7 @@ RESULTS_FILE = "results.json"
 RESULTS_TABLE_FILE = "results.md"
 SAMPLING_FILE = "settings.json"  # settings that identify samples
 SAMPLES_FOLDER = "samples"
+PASS_RATES_FOLDER = "pass_rates"  # samples of training sets, and beside them a file of pass rates for each
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -11,11 +11,13 @@ import torch
 from scripts import ROOT, load_script
 from transformers import PreTrainedModel
 
-SMALL = "--benchmarks playground --temperature 1 --top_p 1 --max_new_tokens 12 --batch_size 16 --k 4".split()  # noqa: SIM905
+SMALL = "--temperature 1 --top_p 1 --max_new_tokens 12 --batch_size 16 --k 4".split()  # noqa: SIM905
 
 
 def command(out: Path, *more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "eval.py"), "--model", "playground", *SMALL, "--output_dir", str(out), *more]
+    task = () if "--dataset_name" in more else ("--benchmarks", "playground")
+    options = ("--model", "playground", *task, *SMALL, "--output_dir", str(out), *more)
+    return [sys.executable, str(ROOT / "eval.py"), *options]
 
 
 class Done(NamedTuple):

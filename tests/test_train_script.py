@@ -1,12 +1,14 @@
 """train.py as a person runs it: killed and resumed, launched on two processes, given wrong options."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -99,6 +101,27 @@ def test_the_playground_needs_no_more_than_its_name(script):
     assert script.ScriptArguments(reward_funcs="math").reward_funcs == ["math"]
 
 
+def test_problems_are_kept_by_their_pass_rates_and_the_held_out_ones_are_the_same(script, tmp_path, capsys):
+    rows = [{"question": f"{number}+{number}?", "answer": str(2 * number)} for number in range(40)]
+    Path(tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rates = {row["question"]: index % 9 / 8 for index, row in enumerate(rows)}
+    lines = [{"problem": problem, "pass_rate": rate} for problem, rate in rates.items()]
+    Path(tmp_path / "rates.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def load(**options):
+        options |= {"dataset_name": str(tmp_path / "train.jsonl"), "prompt_template": "boxed"}
+        arguments = script.ScriptArguments(reward_funcs=["math"], eval_prompts=4, **options)
+        rewards = [script.find_reward("math", 9)]
+        train, test = script.load_data(arguments, SimpleNamespace(process_index=0, seed=0), rewards)
+        return [[row[0]["content"].split("\n")[0] for row in part["prompt"]] for part in (train, test)]
+
+    train, test = load()
+    kept, same_test = load(pass_rates=str(tmp_path / "rates.jsonl"), keep_pass_rates=[0.125, 0.875])
+    assert kept == [problem for problem in train if 0 < rates[problem] < 1] and same_test == test
+    assert f"{len(kept)} of 36 problems" in capsys.readouterr().out and 0 < len(kept) < 36
+    assert load(pass_rates=str(tmp_path / "rates.jsonl"))[0] == kept  # 0.1 to 0.9 by default
+
+
 MISTAKES = yaml.safe_load((MATERIAL / "mistakes.yaml").read_text())["train.py"]
 
 
@@ -113,6 +136,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, m
         TrainerState(global_step=step).save_to_json(f"done/checkpoint-{step}/trainer_state.json")
     Path("sentences.jsonl").write_text('{"question": "1+1=", "answer": "left to the reader, it is easy"}\n')
     Path("questions.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    Path("rates.jsonl").write_text('{"problem": "Make 11", "pass_rate": 0.5}\n')
     monkeypatch.setattr(sys, "argv", ["train.py", *mistake.split()])
     with pytest.raises(SystemExit) as stop:
         script.main()

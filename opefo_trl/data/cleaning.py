@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from opefo_trl.data.templates import strip_dapo_template, text_of
+from opefo_trl.data.templates import problem_text, strip_dapo_template, text_of
 
 _NGRAM = 8  # words
 _SHARED_NGRAMS = 0.5  # a problem with this share of a benchmark problem's n-grams is taken for the same problem
@@ -68,7 +68,7 @@ def _each_once(problems: Iterable[Any], answers: Iterable[Any] | None) -> tuple[
     disputed: set[str] = set()
     count = 0
     for problem, answer in zip(problems, repeat(None) if answers is None else answers, strict=False):
-        text = " ".join(text_of(strip_dapo_template(problem)).split())
+        text = problem_text(problem)
         answer_text = " ".join(str(answer).split())
         first_row.setdefault(text, count)
         if first_answer.setdefault(text, answer_text) != answer_text:

@@ -50,6 +50,11 @@ def strip_dapo_template(prompt: Any) -> Any:
     return prompt
 
 
+def problem_text(prompt: Any) -> str:
+    """Return the text of a problem, which is the same however it is spaced, and inside DAPO's template or not."""
+    return " ".join(text_of(strip_dapo_template(prompt)).split())
+
+
 def text_of(messages: Any, last_only: bool = False) -> str:
     """Return the text of a prompt or completion: itself, or the contents of its messages (or of the last one)."""
     if isinstance(messages, str):

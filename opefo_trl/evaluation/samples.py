@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +78,12 @@ class Task:
     prompts: list[list[int]]  # token ids of each problem's prompt
     k: int
     max_new_tokens: int | None = None  # enough for any right answer, where that is known
+    grader: Grades | None = None  # if it is not the one that all benchmarks share
+    golds: Sequence[Any] | None = None  # of each problem, if its grader takes something else than `answer`
+
+    def gold(self, problem: int) -> Any:
+        """Return the gold of a problem, as the grader takes it."""
+        return self.problems[problem]["answer"] if self.golds is None else self.golds[problem]
 
     def identity(self) -> dict[str, Any]:
         """Return k, and a hash of the problems and prompts: the settings that identify samples of this task."""
@@ -135,7 +141,7 @@ class Evaluation:
         ]
         longest = min(self.max_new_tokens, task.max_new_tokens or self.max_new_tokens)
         samples = self._complete([task.prompts[problem] for problem, _ in batch], seeds, longest, engine)
-        grades = grader.grade([row["answer"] for row in problems], [sample.text for sample in samples])
+        grades = grader.grade([task.gold(problem) for problem, _ in batch], [sample.text for sample in samples])
         frame = pd.DataFrame(
             {
                 "id": row["id"],
@@ -191,22 +197,26 @@ class Evaluation:
 def tokenize_problems(
     problems: Sequence[dict[str, str]], tokenizer: Any, template: str, system: str | None
 ) -> list[list[int]]:
-    """Return the token ids of each problem's prompt, as plain text if the tokenizer has no chat template."""
-    prompts = []
-    for row in problems:
-        messages = chat(row["problem"], template)
-        if system is not None:
-            messages = [{"role": "system", "content": system}, *messages]
-        if tokenizer.chat_template is None:
-            text = "\n\n".join(message["content"] for message in messages)
-            prompts.append(tokenizer(text)["input_ids"])
-        else:
-            try:
-                ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            except TemplateError as error:
-                raise ValueError(f"The model's chat template does not take these messages: {error}") from error
-            prompts.append(list(ids))
-    return prompts
+    """Return the token ids of each problem in its template, as the one message after the system's."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return tokenize_prompts([[*first, *chat(row["problem"], template)] for row in problems], tokenizer)
+
+
+def tokenize_prompts(prompts: Iterable[str | list[dict[str, str]]], tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of texts and conversations; the latter as texts if the tokenizer has no chat template."""
+    tokenized = []
+    for prompt in prompts:
+        if tokenizer.chat_template is None and not isinstance(prompt, str):
+            prompt = "\n\n".join(message["content"] for message in prompt)
+        if isinstance(prompt, str):
+            tokenized.append(tokenizer(prompt)["input_ids"])
+            continue
+        try:
+            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        except TemplateError as error:
+            raise ValueError(f"The model's chat template does not take these messages: {error}") from error
+        tokenized.append(list(ids))
+    return tokenized
 
 
 def check_same_settings(folder: Path, settings: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:

@@ -3,6 +3,9 @@ r"""Child process of `opefo_trl.grading.grader`: reads questions as lines of JSO
 It is run as a file, so it imports math-verify and nothing of the training. `ITIMER_PROF` counts the processor time of
 this process and sends SIGPROF, whose default is to end the process, even in the middle of a large power. The parent
 notices that the child has ended and starts another.
+
+Before math-verify parses an answer in a box, or a gold, `_simplify` rewrites a few forms that it misreads, and
+`_choice_of` takes the letter of a multiple choice off. tests/material/boxed_answers.yaml has cases, right and wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import functools
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -22,12 +26,85 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 _LATEX, _ANYTHING = (LatexExtractionConfig(),), (LatexExtractionConfig(), ExprExtractionConfig())
 _OUT_OF_MEMORY = 3  # exit status
 
+_DOLLARS = re.compile(r"^\$([^$]*[^$\\])\$\.?$")
+_SPACE = r"(?:\\[ ,;:]|\\q?quad\b|~|\s)"
+# The letter of a multiple choice: \text{(B)}, \textbf{B.}, (B), B) or B; then its value, if there is one. A letter
+# without \text needs a space behind it, and no operator after that: (A) + 1 is a sum.
+_CHOICE = re.compile(
+    rf"(?:\\(?:text|textbf|textrm|mathrm|mathbf)\s*{{\s*\(?([A-J])(?:[).:]\s*}}|\s*}}$){_SPACE}*"
+    rf"|(?:\(([A-J])\)|([A-J])[).])(?:{_SPACE}+(?![-+*/^=<>,]|\\(?!text|d?frac|sqrt))|$)|([A-J])$)(.*)",
+    re.DOTALL,
+)
+_LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z])")
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:\\,\d{3})+(?!\d)")  # 12\,345
+# 33\frac13\%
+_MIXED_PERCENT = re.compile(r"(?<!\d)(\d{1,9})\s*\\[dt]?frac\s*(?:{(\d{1,9})}\s*{(\d{1,9})}|(\d)\s*(\d))\s*\\?%")
+_NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|{\w+}))?'?(\(-?\w+\))?")  # x, a_1, AB, f(2)
+_BRACKET_OR_SIGN = re.compile(r"\\.|[{}()\[\],;]|(?<![<>!:])=", re.DOTALL)
+
+
+def _sides_of(text: str) -> list[str]:
+    """Return the sides of a chain of equalities: the parts between its `=`. A text with commas is no chain."""
+    depth, cuts = 0, [-1]
+    for match in _BRACKET_OR_SIGN.finditer(text):
+        sign = match.group()
+        depth += (sign[-1] in "{([") - (sign[-1] in "})]")  # \{ too
+        if depth == 0 and sign in (",", ";"):
+            return [text]
+        if depth == 0 and sign == "=":
+            cuts.append(match.start())
+    return [text[start + 1 : end].strip() for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def _simplify(text: str) -> str:
+    r"""
+    Rewrite the forms that math-verify misreads, and leave all others as they are.
+
+    A chain of equalities between numbers (`17 \bmod 5 = 2`) stands for the last one. A name may stand on either side:
+    `3 = x` becomes `x = 3`. In a chain from a name to a number the steps between are left out.
+    """
+    text = re.sub("~(?!=)", " ", text).replace(r"\bmod", r"\mod")
+    text = _THOUSANDS.sub(lambda match: match[0].replace(r"\,", ""), text)
+    text = _MIXED_PERCENT.sub(_improper_percent, text)  # of which math-verify reads the fraction alone
+    sides = _sides_of(text)
+    if len(sides) == 1 or not all(sides):
+        return text
+    first, *_, last = sides
+    numbers = [_is_number(side) for side in sides]
+    if all(numbers):
+        return last
+    name = _NAME.fullmatch(last)
+    if name and not _NAME.fullmatch(first) and (all(numbers[:-1]) or name.group(1)):
+        return f"{last} = {first}"
+    return f"{first} = {last}" if numbers[-1] and _NAME.fullmatch(first) else text
+
+
+def _improper_percent(mixed: re.Match[str]) -> str:
+    whole, above, below = (int(digits) for digits in mixed.groups() if digits)
+    return rf"\frac{{{whole * below + above}}}{{{below}}}\%"
+
+
+def _is_number(side: str) -> bool:
+    parsed = _parse(f"\\boxed{{{side}}}", _LATEX)
+    return bool(parsed) and getattr(parsed[0], "is_number", False)
+
+
+def _choice_of(text: str) -> tuple[str | None, str]:
+    r"""Return the letter and value of a choice: B and 12 of `\text{(B)}\ 12`. Of other texts: None, and the text."""
+    match = _CHOICE.fullmatch(text.strip())
+    if match is None or _LETTER.search(match[5]):  # a second letter: several choices, or a product
+        return None, text
+    return match[1] or match[2] or match[3] or match[4], match[5].strip()
+
 
 def read(answer: str, boxed: bool) -> list[Any]:
     """Parse an answer. Return math-verify's expression and the text it was found in, or an empty list."""
-    text = f"\\boxed{{{answer}}}" if boxed else answer
+    return _parse(f"\\boxed{{{_simplify(answer)}}}", _LATEX) if boxed else _parse(answer, _ANYTHING)
+
+
+def _parse(text: str, targets: tuple[Any, ...]) -> list[Any]:
     try:
-        return parse(text, _LATEX if boxed else _ANYTHING, parsing_timeout=None, raise_on_error=True)
+        return parse(text, targets, parsing_timeout=None, raise_on_error=True)
     except MemoryError:
         raise
     except Exception:
@@ -51,6 +128,13 @@ def same(gold: list[Any], answer: list[Any]) -> bool | None:
 
 def judge(gold: str, answer: str, boxed: bool) -> tuple[str, str | None]:
     """Return the outcome, and the text of the answer."""
+    if boxed:
+        answer = _DOLLARS.sub(r"\1", answer)  # of an answer line, where a full stop may follow
+        gold_letter, gold_value = _choice_of(gold)
+        letter, value = _choice_of(answer)
+        if letter and gold_letter and (letter != gold_letter or not value or not gold_value):
+            return ("correct" if letter == gold_letter else "wrong"), answer
+        gold, answer = gold_value or gold, value or answer
     parsed = read(answer, boxed)
     text = answer if boxed else next((part for part in reversed(parsed) if isinstance(part, str)), None)
     if not parsed and not boxed:

@@ -56,6 +56,7 @@ def test_a_watched_run_has_its_scores_beside_its_curves(tmp_path):
     words = "--max_steps 4 --save_steps 2 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0"
     out.mkdir()
     watching = [sys.executable, str(ROOT / "eval.py"), "--watch", str(out), *SMALL]
+    watching += ["--benchmarks", "playground"]
     watcher = subprocess.Popen(watching, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
     python(ROOT / "train.py", *words.split(), "--output_dir", out, "--disable_tqdm", "true", cwd=tmp_path)
     output, _ = watcher.communicate(timeout=240)

@@ -6,6 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import yaml
 from material import MATERIAL, read_lines
 
 from opefo_trl.grading import Grade, Grader, Outcome
@@ -38,6 +39,19 @@ def lenient():
 )
 def test_verdicts(grader, gold, completion, outcome):
     assert grader.grade([gold], [completion])[0].outcome == outcome
+
+
+BOXED = yaml.safe_load((MATERIAL / "boxed_answers.yaml").read_text())
+
+
+@pytest.mark.parametrize("topic", BOXED)
+def test_boxed_answers_by_hand(grader, topic):
+    golds, answers, verdicts = zip(*BOXED[topic], strict=True)
+    grades = grader.grade(golds, [rf"so it is $\boxed{{{answer}}}$." for answer in answers])
+    given = ["right" if grade.correct else "wrong" for grade in grades]
+    assert [case for case, verdict in zip(BOXED[topic], given, strict=True) if case[2] != verdict] == []
+    assert [grade.answer for grade in grades] == list(answers)  # as written, however it was read
+    assert verdicts.count("wrong") >= 5 and set(verdicts) == {"right", "wrong"}
 
 
 @pytest.mark.parametrize(
