@@ -4,7 +4,7 @@
     python benchmarks/memory.py --cases tiny                              # those whose names begin so
 
 Each case trains a model with random weights for one step and measures the next one, in a process of its own, on
-recorded completions that all reach the limit; prompts have two lengths, so that there is padding and so a mask.
+recorded completions that all reach the limit; prompts have eight lengths, so that there is padding and so a mask.
 `rest` is what parameters and optimizer hold between two steps, counted from the tensors; `beyond` the most that torch
 allocated during the step beyond what it began with (gradients, activations, logits, scratch memory), from torch's
 profiler. The peak is their sum. Errors are those of the prediction. No reward runs and nothing is generated.
@@ -103,24 +103,28 @@ def error(row: dict, key: str) -> float:
 
 def compare(name: str) -> dict:
     """Return predicted and measured numbers of a case: GiB, and seconds of a training phase."""
-    model, settings = CASES[name]
-    settings = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, **settings}
-    shape = load_shape(model) if isinstance(model, str) else read_shape(model)
-    recipe = read_recipe(settings, PROMPT)
+    return {"case": name, "predicted": prediction(name), "measured": measure(name)}
+
+
+def prediction(name: str) -> dict:
+    shape, settings = shape_and_settings(name)
     machine = Machine(1, 64, "none", on_gpu=False, teraflops=0.1, bandwidth=0.02)
-    plan = predict(shape, recipe, machine)
-    rest = plan.training["weights"] + plan.training["optimizer"]
-    work = measure_work(shape, recipe, machine)
-    predicted = {
-        "peak": sum(plan.training.values()) / GIB,
-        "beyond": (sum(plan.training.values()) - rest) / GIB,
-        "seconds": work.training_seconds,
-    }
-    return {"case": name, "predicted": predicted, "measured": measure(model, settings, shape)}
+    recipe = read_recipe(settings, PROMPT)
+    training = predict(shape, recipe, machine).training
+    peak, rest = sum(training.values()), training["weights"] + training["optimizer"]
+    seconds = measure_work(shape, recipe, machine).training_seconds
+    return {"peak": peak / GIB, "beyond": (peak - rest) / GIB, "seconds": list(seconds)}
 
 
-def measure(model: str | dict, settings: dict, shape: Shape) -> dict[str, float]:
+def shape_and_settings(name: str) -> tuple[Shape, dict]:
+    model, settings = CASES[name]
+    shape = load_shape(model) if isinstance(model, str) else read_shape(model)
+    return shape, {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, **settings}
+
+
+def measure(name: str) -> dict[str, float]:
     """Train for a step, and measure the memory of another, in GiB, and its seconds."""
+    model, (shape, settings) = CASES[name][0], shape_and_settings(name)
     trainer = build(SHIPPED[model] if isinstance(model, str) else model, settings)
     options = argparse.Namespace(
         device="cpu", rows=trainer.args.generation_batch_size, vocab=shape.vocabulary,
@@ -128,7 +132,7 @@ def measure(model: str | dict, settings: dict, shape: Shape) -> dict[str, float]
     )  # fmt: skip
     groups = options.rows // 4
     lengths = torch.full((options.rows,), trainer.args.max_completion_length)
-    prompts = torch.tensor([PROMPT, PROMPT - 8]).repeat(options.rows // 2)
+    prompts = PROMPT - torch.arange(options.rows) % 8
     replay([rollout(options, lengths, prompts, torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(groups, 1))])
     trainer.train()
     state = [value for values in trainer.optimizer.state.values() for value in values.values()]

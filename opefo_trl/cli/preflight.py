@@ -83,7 +83,7 @@ def warn_about_memory(args: OPEFOConfig, model: ModelConfig) -> None:
     on_gpu, processes = args.device.type == "cuda", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     total = torch.cuda.get_device_properties(args.device).total_memory if on_gpu else psutil.virtual_memory().total
     memory = total / GIB / (1 if on_gpu else processes)
-    problems = predict(shape, recipe, Machine(args.world_size, memory, _sharding(args), on_gpu)).problems
+    problems = predict(shape, recipe, Machine(args.world_size, memory, sharding_of(args), on_gpu)).problems
     if problems and args.process_index == 0:
         warnings.warn(
             f"This run will probably run out of memory: {'; '.join(problems)}. Lower `per_device_train_batch_size` "
@@ -93,12 +93,13 @@ def warn_about_memory(args: OPEFOConfig, model: ModelConfig) -> None:
         )
 
 
-def _sharding(args: OPEFOConfig) -> str:
+def sharding_of(args: OPEFOConfig) -> str:
+    """Return what `accelerate launch` spreads over the processes, by the name that the plan has for it."""
     if args.deepspeed_plugin is not None:
         return f"zero{args.deepspeed_plugin.zero_stage}" if args.deepspeed_plugin.zero_stage else "ddp"
-    if args.distributed_state.distributed_type == "FSDP":
-        return "fsdp"
-    return "ddp" if args.world_size > 1 else "none"
+    if args.world_size == 1:
+        return "none"
+    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"  # no Accelerator has read it yet
 
 
 def check_answers(rewards: Sequence[Callable[..., Any]], rows: Dataset, split: str) -> None:

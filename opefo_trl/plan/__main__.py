@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -59,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def read_config(file: str) -> dict[str, Any]:
     """Return a file of `name: value` lines."""
     try:
-        with open(file) as stream:  # noqa: PTH123
-            content = yaml.safe_load(stream)
+        content = yaml.safe_load(Path(file).read_text())
     except OSError as error:
         raise ValueError(f"The config file {file!r} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What a plan needs of a recipe and of a machine, from the options of train.py and a config file of accelerate."""
+"""Settings that decide memory and work: a recipe from the options of train.py, a machine from accelerate's config."""
 
 from __future__ import annotations
 
@@ -115,7 +115,12 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
             longest=number("vllm_max_model_length") if values["vllm_max_model_length"] else None,
         )
         if engine.longest is not None:
-            prompt = max(1, min(prompt, engine.longest - completion))
+            if engine.longest <= completion:
+                raise ValueError(
+                    f"`vllm_max_model_length={engine.longest}` leaves no room for a prompt beside "
+                    f"`max_completion_length={completion}`. Raise it, or lower that."
+                )
+            prompt = min(prompt, engine.longest - completion)
     return Recipe(
         rows=rows,
         micro_batches=micro_batches,
@@ -124,7 +129,7 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
         prompt=prompt,
         completion=completion,
         weight_bytes=4 if values["dtype"] == "float32" else 2,
-        autocast=bool(values["bf16"] or values["fp16"] or (values["bf16"] is None and not values["fp16"])),
+        autocast=bool(values["bf16"] or values["fp16"] or values["bf16"] is None),
         checkpointing=bool(values["gradient_checkpointing"]),
         attention=values["attn_implementation"] or "sdpa",
         optimizer_states=next((count for name, count in _STATES.items() if name in optimizer), 2),

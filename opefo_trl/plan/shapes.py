@@ -108,10 +108,11 @@ def load_shape(name: str, **options: Any) -> Shape:
     if not folder.is_dir() and (known := SHIPPED.get(_MADE_FROM.get(name, name))):
         return read_shape(known)
     try:
-        return read_shape(AutoConfig.from_pretrained(folder if folder.is_dir() else name, **options).to_dict())
-    except OSError as error:
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else name, **options)
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"The config of the model {name!r} cannot be read: {reason} Give a folder with a config.json, a model on "
             f"the Hub, or one that needs no Hub: {', '.join(SHIPPED)}."
         ) from error
+    return read_shape(config.to_dict())
