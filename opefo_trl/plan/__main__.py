@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--memory", type=float, help="GiB of each (default: 80; on a CPU, this machine's)")
     add("--sharding", choices=SHARDINGS, help="default: of the accelerate config, or zero3 on several GPUs")
     add("--prompt_tokens", type=int, default=PROMPT_TOKENS, help="of the longest prompt (default: 256)")
-    add("--teraflops", type=float, help="dense bf16 TFLOP/s (default: 312, an A100; 0.1 on a CPU)")
+    add("--teraflops", type=float, help="dense bf16 TFLOP/s (default: 312, an A100; 0.2 on a CPU)")
     add("--bandwidth", type=float, help="of the memory, TB/s (default: 2, an A100; 0.02 on a CPU)")
     with plain_errors(parser.prog):
         options, overrides = parser.parse_known_args(arguments)
@@ -91,7 +91,7 @@ def read_machine(options: argparse.Namespace, on_gpu: bool) -> Machine:
     launch = read_config(options.accelerate_config) if options.accelerate_config else {}
     gpus = int(check_number("gpus", launch.get("num_processes", 1) if options.gpus is None else options.gpus, 1))
     sharding = options.sharding or (read_sharding(launch) if launch else "zero3" if on_gpu else "ddp")
-    defaults = (80.0, 312.0, 2.0) if on_gpu else (psutil.virtual_memory().total / GIB / gpus, 0.1, 0.02)
+    defaults = (80.0, 312.0, 2.0) if on_gpu else (psutil.virtual_memory().total / GIB / gpus, 0.2, 0.02)
     given = {name: getattr(options, name) for name in ("memory", "teraflops", "bandwidth")}
     numbers = {
         name: check_number(name, default if value is None else value, above=0)

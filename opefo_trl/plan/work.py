@@ -3,7 +3,8 @@
 A multiplication by a weight is 2 FLOPs per token and parameter; attention adds 4 per token, head dimension and token
 that it looks at, half of the width on average. A backward pass costs two forward passes, or one with LoRA, where the
 weights need no gradient. The time is a range: its lower end takes completions of half the limit and 50 % of what the
-machine can do, its upper end all at the limit and 20 %. Rewards, saving and the update itself are not in it.
+machine can do, its upper end all at the limit and 10 %. A GPU needs a time for each pass through a block at least,
+which rules with small models. Rewards, saving and the update itself are not in it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from opefo_trl.plan.shapes import Shape
 
 __all__: list[str] = []  # of use inside this package only
 
-EFFICIENCY = (0.5, 0.2)  # of FLOPs and bandwidth, at the ends of the range; our choice
+# Ends of the range: share of the longest completion, of FLOPs and bandwidth, and seconds to launch the kernels of a
+# block. Our choice, after the steps of two small models on one H100 (docs/performance.md)
+ENDS = ((0.5, 0.5, 0.2e-3), (1.0, 0.1, 2e-3))
+CUDA_GRAPHS = 0.1  # of that time, for vLLM
 
 
 @dataclass(frozen=True)
@@ -29,31 +33,27 @@ class Work:
     training_seconds: tuple[float, float]
     generation_seconds: tuple[float, float]
 
-    @property
-    def seconds(self) -> tuple[float, float]:
-        (fast, slow), (quick, late) = self.training_seconds, self.generation_seconds
-        return fast + quick, slow + late
-
 
 def measure_work(shape: Shape, recipe: Recipe, machine: Machine, at_once: int | None = None) -> Work:
     """Return the work of a step; `at_once` is the number of sequences that vLLM generates together."""
     rows = recipe.rows * recipe.micro_batches  # on each GPU
-    ends = [(0.5 * recipe.completion, EFFICIENCY[0]), (float(recipe.completion), EFFICIENCY[1])]
     flops, speed = machine.teraflops * 1e12, machine.bandwidth * 1e12
-    training, generation, training_seconds, generation_seconds = [], [], [], []
-    for completion, efficiency in ends:
-        forward = rows * forward_flops(shape, recipe.prompt, completion)
-        training.append(forward * passes(recipe))
-        generation.append(forward / recipe.iterations)
-        moved = decoded_bytes(shape, recipe, completion, at_once) / recipe.iterations
-        training_seconds.append(training[-1] / flops / efficiency)
-        generation_seconds.append(max(generation[-1] / flops, moved / speed) / efficiency)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    training = generation = 0.0
+    for share, efficiency, launch in ENDS:
+        completion, block = share * recipe.completion, launch * shape.layers * machine.on_gpu
+        generation = rows * forward_flops(shape, recipe.prompt, completion) / recipe.iterations
+        training = generation * recipe.iterations * passes(recipe)
+        seconds[0].append(max(training / flops / efficiency, block * passes(recipe) * recipe.micro_batches))
+        forwards, moved = decoding(shape, recipe, completion, at_once)
+        block *= CUDA_GRAPHS if recipe.engine else 1
+        seconds[1].append(max(generation / flops / efficiency, moved / speed / efficiency, block * forwards))
     return Work(
         tokens=machine.gpus * rows * recipe.width,
-        training_flops=machine.gpus * training[1],
-        generation_flops=machine.gpus * generation[1],
-        training_seconds=(training_seconds[0], training_seconds[1]),
-        generation_seconds=(generation_seconds[0], generation_seconds[1]),
+        training_flops=machine.gpus * training,
+        generation_flops=machine.gpus * generation,
+        training_seconds=(seconds[0][0], seconds[0][1]),
+        generation_seconds=(seconds[1][0], seconds[1][1]),
     )
 
 
@@ -70,10 +70,12 @@ def forward_flops(shape: Shape, prompt: float, completion: float) -> float:
     return 2 * (shape.linear_parameters * width + shape.embedding_parameters * completion) + attention * width
 
 
-def decoded_bytes(shape: Shape, recipe: Recipe, completion: float, at_once: int | None) -> float:
-    """Return the bytes that a GPU reads to generate its part of a step: all weights and the cache, for each token."""
+def decoding(shape: Shape, recipe: Recipe, completion: float, at_once: int | None) -> tuple[float, float]:
+    """Return how many tokens a GPU generates one after the other for its part of a step, and the bytes that it reads
+    for them: all weights and the cache, each time."""
     ranks, size = (recipe.engine.ranks, 2) if recipe.engine else (1, recipe.weight_bytes)
-    sequences = recipe.rows * recipe.micro_batches * ranks  # that an engine generates
+    sequences = recipe.rows * recipe.micro_batches * ranks / recipe.iterations  # that an engine generates
     together = max(1, min(at_once or sequences, sequences))
     cache = together * (recipe.prompt + completion / 2) * cache_bytes(shape, size)
-    return sequences / together * completion * (size * shape.parameters + cache) / ranks
+    forwards = sequences / together * completion
+    return forwards, forwards * (size * shape.parameters + cache) / ranks
