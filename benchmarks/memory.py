@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +36,6 @@ from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.plan.memory import GIB, predict
 from opefo_trl.plan.recipe import Machine, read_recipe
 from opefo_trl.plan.shapes import SHIPPED, Shape, load_shape, read_shape
-from opefo_trl.plan.work import measure_work
 
 TINY = {
     "model_type": "qwen2", "vocab_size": 1024, "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4,
@@ -77,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(compare(options.one)))
         return
     rows = []
-    print(f"{'GiB':36} {'peak':>17} {'error':>7} {'beyond rest':>17} {'error':>7}   s/step")
+    print(f"{'GiB':36} {'peak':>17} {'error':>7} {'beyond rest':>17} {'error':>7}")
     for name in (name for name in CASES if name.startswith(tuple(options.cases))):
         command = [sys.executable, __file__, "--one", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -93,8 +91,7 @@ def line(row: dict) -> str:
     cells = [
         f"{predicted[key]:8.3f} {measured[key]:8.3f} {100 * error(row, key):+6.1f}%" for key in ("peak", "beyond")
     ]
-    fast, slow = predicted["seconds"]
-    return f"{row['case']:36} {' '.join(cells)}   {fast:.1f} .. {slow:.1f} {measured['seconds']:6.1f}"
+    return f"{row['case']:36} {' '.join(cells)}"
 
 
 def error(row: dict, key: str) -> float:
@@ -102,18 +99,15 @@ def error(row: dict, key: str) -> float:
 
 
 def compare(name: str) -> dict:
-    """Return predicted and measured numbers of a case: GiB, and seconds of a training phase."""
     return {"case": name, "predicted": prediction(name), "measured": measure(name)}
 
 
-def prediction(name: str) -> dict:
+def prediction(name: str) -> dict[str, float]:
+    """Return the predicted GiB of a case."""
     shape, settings = shape_and_settings(name)
-    machine = Machine(1, 64, "none", on_gpu=False, teraflops=0.1, bandwidth=0.02)
-    recipe = read_recipe(settings, PROMPT)
-    training = predict(shape, recipe, machine).training
+    training = predict(shape, read_recipe(settings, PROMPT), Machine(1, 64, "none", on_gpu=False)).training
     peak, rest = sum(training.values()), training["weights"] + training["optimizer"]
-    seconds = measure_work(shape, recipe, machine).training_seconds
-    return {"peak": peak / GIB, "beyond": (peak - rest) / GIB, "seconds": list(seconds)}
+    return {"peak": peak / GIB, "beyond": (peak - rest) / GIB}
 
 
 def shape_and_settings(name: str) -> tuple[Shape, dict]:
@@ -123,7 +117,7 @@ def shape_and_settings(name: str) -> tuple[Shape, dict]:
 
 
 def measure(name: str) -> dict[str, float]:
-    """Train for a step, and measure the memory of another, in GiB, and its seconds."""
+    """Train for a step, and measure the memory of another, in GiB."""
     model, (shape, settings) = CASES[name][0], shape_and_settings(name)
     trainer = build(SHIPPED[model] if isinstance(model, str) else model, settings)
     options = argparse.Namespace(
@@ -137,9 +131,8 @@ def measure(name: str) -> dict[str, float]:
     trainer.train()
     state = [value for values in trainer.optimizer.state.values() for value in values.values()]
     rest = sum(tensor.nbytes for tensor in {*trainer.model.parameters(), *state}) / GIB
-    start = time.perf_counter()
     beyond = peak_mib(trainer, options) / 1024
-    return {"peak": rest + beyond, "beyond": beyond, "seconds": time.perf_counter() - start}
+    return {"peak": rest + beyond, "beyond": beyond}
 
 
 def build(model: dict, settings: dict) -> OPEFOTrainer:

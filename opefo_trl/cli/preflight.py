@@ -19,7 +19,7 @@ from opefo_trl.config import OPEFOConfig
 from opefo_trl.data.templates import DAPO_SUFFIX, text_of
 from opefo_trl.files import ADAPTER_FILE
 from opefo_trl.plan.memory import GIB, predict
-from opefo_trl.plan.recipe import PROMPT_TOKENS, Machine, read_recipe
+from opefo_trl.plan.recipe import Machine, read_recipe
 from opefo_trl.plan.shapes import load_shape
 from opefo_trl.playground import resolve_model
 from opefo_trl.rewards import MathReward
@@ -71,13 +71,15 @@ def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
         raise ValueError(f"The model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
 
-def warn_about_memory(args: OPEFOConfig, model: ModelConfig) -> None:
+def warn_about_memory(args: OPEFOConfig, model: ModelConfig, prompts: Sequence[Any]) -> None:
     """Warn if this run cannot fit into the memory of its device, as far as its model is one that the plan knows."""
+    longest = max(len(text_of(prompt)) for prompt in prompts)
+    tokens = longest // 3 + 32  # roughly: three characters each, and a chat template
     try:
         shape = load_shape(
             model.model_name_or_path, revision=model.model_revision, trust_remote_code=args.trust_remote_code
         )
-        recipe = read_recipe(vars(model) | vars(args), PROMPT_TOKENS)
+        recipe = read_recipe(vars(model) | vars(args), tokens)
     except ValueError:
         return
     on_gpu, processes = args.device.type == "cuda", int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -132,8 +132,8 @@ def sentences(plan: Plan, machine: Machine, work: Work, at_once: int | None) -> 
         )
     (train, train_slow), (generate, generate_slow) = work.training_seconds, work.generation_seconds
     lines.append(
-        f"A step: up to {work.tokens:,} tokens, {work.training_flops / 1e12:,.1f} TFLOPs to train on them and "
-        f"{work.generation_flops / 1e12:,.1f} to generate them.\nBetween {train + generate:,.1f} and "
+        f"A step: up to {work.tokens:,} tokens, {work.training_flops / 1e12:,.2f} TFLOPs to train on them and "
+        f"{work.generation_flops / 1e12:,.2f} to generate them.\nBetween {train + generate:,.1f} and "
         f"{train_slow + generate_slow:,.1f} seconds: training {train:,.1f} to {train_slow:,.1f}, generation "
         f"{generate:,.1f} to {generate_slow:,.1f}."
     )

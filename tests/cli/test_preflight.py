@@ -80,11 +80,11 @@ def test_rollouts_and_evaluation_batches_must_be_filled():
 def test_a_run_that_cannot_fit_is_warned_about(monkeypatch, tmp_path):
     args = OPEFOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=64)
 
-    def warned(name, gib):
+    def warned(name, gib, prompt="1+1=?"):
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=gib * 2**30))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warn_about_memory(args, ModelConfig(model_name_or_path=name))
+            warn_about_memory(args, ModelConfig(model_name_or_path=name), ["2+2=?", prompt])
         return " ".join(str(warning.message) for warning in caught)
 
     assert warned("playground", 16) == "" and warned("Qwen/Qwen2.5-Math-7B", 4096) == ""
@@ -93,6 +93,8 @@ def test_a_run_that_cannot_fit_is_warned_about(monkeypatch, tmp_path):
     assert all(
         word in message for word in ("training takes", "of 16.0", "`per_device_train_batch_size`", "opefo_trl.plan")
     )
+    small = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert warned(small, 24) == "" and "of 24.0" in warned(small, 24, [{"role": "user", "content": "long " * 2000}])
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert "of 4.0" in warned("Qwen/Qwen2.5-Math-7B", 16)
 

@@ -28,7 +28,6 @@ def plan_of(options: dict, machine: Machine, shape=SEVEN):
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setattr("trl.GRPOTrainer._generate_and_score_completions", None)  # nothing trains in this process
     return load_script("benchmarks/memory.py")
 
 
@@ -75,7 +74,7 @@ def test_every_recipe_fits_the_machine_that_it_names(path):
     else:
         assert options["use_cpu"]
         machine = Machine(1, 8, "none", on_gpu=False)  # GiB that any laptop has
-    recipe = read_recipe(options, PROMPT_TOKENS, machine.gpus)
+    recipe = read_recipe(options, PROMPT_TOKENS if named else 46, machine.gpus)  # the longest of the tasks
     plan = predict(load_shape(options["model_name_or_path"]), recipe, machine)
     assert plan.problems == []
     if recipe.engine:  # and the engine generates the whole rollout at once
@@ -118,7 +117,7 @@ def test_checkpointing_and_smaller_micro_batches_take_less():
         return training["activations"] + training["logits"]
 
     assert peak() < 0.25 * peak(gradient_checkpointing=False)
-    assert peak(per_device_train_batch_size=4) < 0.7 * peak()
+    assert peak(per_device_train_batch_size=4) < 0.8 * peak()  # the gradient of the LM head stays
 
 
 def test_the_cache_of_vllm_and_of_transformers():
