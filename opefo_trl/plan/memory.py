@@ -22,6 +22,7 @@ __all__: list[str] = []  # of use inside this package only
 
 GIB = 2**30
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # of TRL's fused LM head
+TILE_COPIES = (3, 7.25)  # float32 temporaries of its `_forward_tile` and `_backward_tile`, which run without Triton
 
 # Our choice, where nothing was measured
 RESERVED = 1.5 * GIB  # of a GPU: CUDA context, NCCL, fragmentation
@@ -101,16 +102,16 @@ def kept_parts(shape: Shape, recipe: Recipe, machine: Machine) -> dict[str, floa
     frozen = frozen_bytes(shape, recipe, machine) if recipe.lora_rank else 0
     copy = shape.parameters * hidden_bytes(recipe, machine) if recipe.reference else 0
     sharded = machine.shards("weights")
-    flight = _BUFFERS.get(machine.sharding, 0.0) * 2
+    buffers = _BUFFERS.get(machine.sharding, 0.0) * 2
     if machine.sharding == "ddp":  # a copy of all gradients, in buckets
-        flight = trained * weight
+        buffers = trained * weight
     elif machine.sharding == "fsdp":  # the gathered weights of two blocks, and of the embeddings and the head
-        flight = 2 * (2 * shape.linear_parameters / shape.layers + (2 - shape.tied) * shape.embedding_parameters)
+        buffers = 2 * (2 * shape.linear_parameters / shape.layers + (2 - shape.tied) * shape.embedding_parameters)
     return {
         "weights": (trained * weight + frozen) / sharded,
         "optimizer": trained * states / machine.shards("optimizer"),
         "reference": copy / sharded,
-        "communication": flight if machine.gpus > 1 else 0.0,
+        "communication": buffers if machine.gpus > 1 else 0.0,
     }
 
 
@@ -162,19 +163,19 @@ def step_moments(shape: Shape, recipe: Recipe, machine: Machine) -> dict[str, di
     matmul = 2 if recipe.autocast else residual
     gradient = trained_sizes(recipe, machine)[1]
     gradients = trained_parameters(shape, recipe) * gradient / machine.shards("gradients")
-    before = gradients if recipe.micro_batches > 1 else 0.0  # the first micro-batch begins without gradients
+    accumulated = gradients if recipe.micro_batches > 1 else 0.0  # the first micro-batch begins without gradients
 
     block = tokens * block_bytes(shape, recipe, residual, matmul)
     casts = 2.0 * shape.linear_parameters if matmul < residual else 0.0  # autocast's copies of the weights
     if recipe.checkpointing:
         saved = float(shape.layers * tokens * shape.hidden * residual)
-        again = block + casts / shape.layers
+        recomputed = block + casts / shape.layers
         cached = casts if full else 0.0  # which autocast drops when the forward ends
     else:
-        saved, again, cached = shape.layers * block + casts, 0.0, 0.0
+        saved, recomputed, cached = shape.layers * block + casts, 0.0, 0.0
     saved += tokens * shape.hidden * (8 + residual + matmul) + tokens * recipe.width  # last norm, head's input, mask
     largest = shape.hidden * shape.intermediate * residual if full else 0  # gradient of a linear layer
-    flowing = tokens * (2 * shape.intermediate * matmul + shape.hidden * residual) + largest
+    in_backward = tokens * (2 * shape.intermediate * matmul + shape.hidden * residual) + largest
 
     forward, backward = tile_bytes(shape, recipe, machine, matmul)
     head = shape.embedding_parameters * residual if full else 0  # gradient of the LM head, or of the embedding
@@ -182,9 +183,9 @@ def step_moments(shape: Shape, recipe: Recipe, machine: Machine) -> dict[str, di
         backward += 4 * shape.embedding_parameters + (head if residual < 4 else 0)
     waiting = head if shape.tied or recipe.micro_batches == 1 else 0  # a tied one, for that of the embedding
     moments = {
-        "LM head forward": (before, saved + cached, forward),
-        "LM head backward": (before, saved, backward),
-        "last block backward": (before, saved + again + flowing, waiting),
+        "LM head forward": (accumulated, saved + cached, forward),
+        "LM head backward": (accumulated, saved, backward),
+        "last block backward": (accumulated, saved + recomputed + in_backward, waiting),
         "embedding backward": (gradients, 0.0, (2 if shape.tied else 1) * head),
     }
     names = ("gradients", "activations", "logits")
@@ -221,4 +222,5 @@ def tile_bytes(shape: Shape, recipe: Recipe, machine: Machine, matmul: int) -> t
     rows = min(scored, TILE_TOKENS)
     buffer = rows * TILE_WORDS * matmul
     copy = 0 if machine.on_gpu else 4 * rows * min(shape.vocabulary, TILE_WORDS)
-    return buffer + 3 * copy, buffer + 7.25 * copy + scored * shape.hidden * 4
+    gradient = 4 * scored * shape.hidden  # of the hidden states, in float32
+    return buffer + TILE_COPIES[0] * copy, buffer + TILE_COPIES[1] * copy + gradient
