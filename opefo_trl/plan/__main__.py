@@ -24,6 +24,8 @@ from opefo_trl.plan.shapes import Shape, load_shape
 from opefo_trl.plan.work import Work, measure_work
 from opefo_trl.validation import check_number, did_you_mean
 
+__all__ = ["main"]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
