@@ -200,6 +200,7 @@ def make_trainer(script: ScriptArguments, args: OPEFOConfig, model: ModelConfig)
         eval_data = whole_batches(eval_data, args.per_device_eval_batch_size * args.world_size // samples)
 
     preflight.check_model(model, args.trust_remote_code)
+    preflight.warn_about_memory(args, model, train_data["prompt"])
 
     args.model_init_kwargs = {
         "revision": model.model_revision,

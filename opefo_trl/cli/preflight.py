@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from datasets import Dataset
 from transformers import AutoConfig
 from trl import ModelConfig
@@ -16,6 +18,9 @@ from trl import ModelConfig
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.data.templates import DAPO_SUFFIX, text_of
 from opefo_trl.files import ADAPTER_FILE
+from opefo_trl.plan.memory import GIB, predict
+from opefo_trl.plan.recipe import Machine, read_recipe
+from opefo_trl.plan.shapes import load_shape
 from opefo_trl.playground import resolve_model
 from opefo_trl.rewards import MathReward
 
@@ -64,6 +69,39 @@ def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def warn_about_memory(args: OPEFOConfig, model: ModelConfig, prompts: Sequence[Any]) -> None:
+    """Warn if this run cannot fit into the memory of its device, as far as its model is one that the plan knows."""
+    longest = max(len(text_of(prompt)) for prompt in prompts)
+    tokens = longest // 3 + 32  # roughly: three characters each, and a chat template
+    try:
+        shape = load_shape(
+            model.model_name_or_path, revision=model.model_revision, trust_remote_code=args.trust_remote_code
+        )
+        recipe = read_recipe(vars(model) | vars(args), tokens)
+    except ValueError:
+        return
+    on_gpu, processes = args.device.type == "cuda", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    total = torch.cuda.get_device_properties(args.device).total_memory if on_gpu else psutil.virtual_memory().total
+    memory = total / GIB / (1 if on_gpu else processes)
+    problems = predict(shape, recipe, Machine(args.world_size, memory, sharding_of(args), on_gpu)).problems
+    if problems and args.process_index == 0:
+        warnings.warn(
+            f"This run will probably run out of memory: {'; '.join(problems)}. Lower `per_device_train_batch_size` "
+            "(and raise `gradient_accumulation_steps`), set `gradient_checkpointing=True`, use more GPUs or LoRA; "
+            "`python -m opefo_trl.plan --config FILE` shows what takes the memory.",
+            stacklevel=2,
+        )
+
+
+def sharding_of(args: OPEFOConfig) -> str:
+    """Return what `accelerate launch` spreads over the processes, by the name that the plan has for it."""
+    if args.deepspeed_plugin is not None:
+        return f"zero{args.deepspeed_plugin.zero_stage}" if args.deepspeed_plugin.zero_stage else "ddp"
+    if args.world_size == 1:
+        return "none"
+    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"  # no Accelerator has read it yet
 
 
 def check_answers(rewards: Sequence[Callable[..., Any]], rows: Dataset, split: str) -> None:

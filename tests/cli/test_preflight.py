@@ -1,16 +1,21 @@
 """Mistakes that are refused before the first step. (More of them: test_train_script.py.)"""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from trl import ModelConfig
 
+from opefo_trl import OPEFOConfig
 from opefo_trl.cli.preflight import (
     check_answers,
     check_columns,
     check_prompts,
     check_sizes,
     missing_columns,
+    sharding_of,
+    warn_about_memory,
 )
 from opefo_trl.data.templates import DAPO_PREFIX, DAPO_SUFFIX
 from opefo_trl.rewards import format_reward, math_reward
@@ -70,3 +75,35 @@ def test_rollouts_and_evaluation_batches_must_be_filled():
     check_sizes(args, 8, False)
     with pytest.raises(ValueError, match="`per_device_eval_batch_size=6` on 2 .* 5 samples"):
         check_sizes(args, 8, True)
+
+
+def test_a_run_that_cannot_fit_is_warned_about(monkeypatch, tmp_path):
+    args = OPEFOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=64)
+
+    def warned(name, gib, prompt="1+1=?"):
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=gib * 2**30))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_about_memory(args, ModelConfig(model_name_or_path=name), ["2+2=?", prompt])
+        return " ".join(str(warning.message) for warning in caught)
+
+    assert warned("playground", 16) == "" and warned("Qwen/Qwen2.5-Math-7B", 4096) == ""
+    assert warned(str(tmp_path), 1) == ""  # a folder without a config: there is nothing to plan with
+    message = warned("Qwen/Qwen2.5-Math-7B", 16)
+    assert all(
+        word in message for word in ("training takes", "of 16.0", "`per_device_train_batch_size`", "opefo_trl.plan")
+    )
+    small = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert warned(small, 24) == "" and "of 24.0" in warned(small, 24, [{"role": "user", "content": "long " * 2000}])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert "of 4.0" in warned("Qwen/Qwen2.5-Math-7B", 16)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fsdp", "processes", "name"),
+    [(None, "", 1, "none"), (None, "", 8, "ddp"), (None, "true", 8, "fsdp"), (3, "", 8, "zero3"), (0, "", 8, "ddp")],
+)
+def test_the_sharding_of_a_run_is_that_of_its_launcher(monkeypatch, stage, fsdp, processes, name):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", fsdp)
+    plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+    assert sharding_of(SimpleNamespace(deepspeed_plugin=plugin, world_size=processes)) == name

@@ -1,0 +1,150 @@
+"""Predict whether a recipe fits its machine, and how long a step takes.
+
+    python -m opefo_trl.plan --config configs/qwen2.5-math-7b.yaml --gpus 8 --memory 80
+    python -m opefo_trl.plan --config configs/qwen2.5-math-7b.yaml --accelerate_config configs/accelerate/fsdp2.yaml
+    python -m opefo_trl.plan --config configs/qwen2.5-0.5b-gsm8k.yaml --memory 24 --per_device_train_batch_size 64
+
+Options of train.py override the file. Exit status: 0 if the recipe fits, 1 if it does not, 2 for a mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from opefo_trl.cli.parser import plain_errors
+from opefo_trl.plan.memory import GIB, RESERVED, Plan, predict, sequences_at_once
+from opefo_trl.plan.recipe import DEFAULTS, PROMPT_TOKENS, SHARDINGS, Machine, Recipe, read_recipe, read_sharding
+from opefo_trl.plan.shapes import Shape, load_shape
+from opefo_trl.plan.work import Work, measure_work
+from opefo_trl.validation import check_number, did_you_mean
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m opefo_trl.plan", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="a recipe: a config file of train.py")
+    add("--accelerate_config", metavar="FILE", help="a config file of `accelerate launch`")
+    add("--gpus", type=int, help="GPUs, or processes on a CPU (default: of the accelerate config, or 1)")
+    add("--memory", type=float, help="GiB of each (default: 80; on a CPU, this machine's)")
+    add("--sharding", choices=SHARDINGS, help="default: of the accelerate config, or zero3 on several GPUs")
+    add("--prompt_tokens", type=int, default=PROMPT_TOKENS, help="of the longest prompt (default: 256)")
+    add("--teraflops", type=float, help="dense bf16 TFLOP/s (default: 312, an A100; 0.2 on a CPU)")
+    add("--bandwidth", type=float, help="of the memory, TB/s (default: 2, an A100; 0.02 on a CPU)")
+    with plain_errors(parser.prog):
+        options, overrides = parser.parse_known_args(arguments)
+        values = read_config(options.config) | read_overrides(overrides)
+        if not values.get("model_name_or_path"):
+            raise ValueError(f"{options.config!r} names no model. Give --model_name_or_path NAME.")
+        machine = read_machine(options, not values.get("use_cpu", False))
+        shape = load_shape(values["model_name_or_path"])
+        recipe = read_recipe(values, int(check_number("prompt_tokens", options.prompt_tokens, 1)), machine.gpus)
+    plan = predict(shape, recipe, machine)
+    at_once = sequences_at_once(plan, recipe)
+    print(f"{values['model_name_or_path']}, {describe(shape, recipe, machine)}\n")
+    print(table(plan))
+    print(f"\n{sentences(plan, machine, measure_work(shape, recipe, machine, at_once), at_once)}")
+    raise SystemExit(1 if plan.problems else 0)
+
+
+# ---- what the command line and its files say
+
+
+def read_config(file: str) -> dict[str, Any]:
+    """Return a file of `name: value` lines."""
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise ValueError(f"The config file {file!r} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The config file {file!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"The config file {file!r} must hold a map: lines of `name: value`.")
+    return content
+
+
+def read_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Return the options of train.py among these words: a name, and the values up to the next name."""
+    values: dict[str, list[Any]] = {}
+    for word in words:
+        name, has_value, value = word.partition("=")
+        if not word.startswith("--"):
+            if not values:
+                raise ValueError(f"{word!r} belongs to no option. Options begin with --, as in --gpus 8.")
+            values[next(reversed(values))].append(yaml.safe_load(word))
+            continue
+        if (name := name[2:]) not in DEFAULTS:
+            hint = did_you_mean(name, DEFAULTS) or " --help lists those of the plan; others are of train.py."
+            raise ValueError(f"There is no option '--{name}'.{hint}")
+        values[name] = [yaml.safe_load(value)] if has_value else []
+    return {name: (given[0] if len(given) == 1 else given or True) for name, given in values.items()}
+
+
+def read_machine(options: argparse.Namespace, on_gpu: bool) -> Machine:
+    launch = read_config(options.accelerate_config) if options.accelerate_config else {}
+    gpus = int(check_number("gpus", launch.get("num_processes", 1) if options.gpus is None else options.gpus, 1))
+    sharding = options.sharding or (read_sharding(launch) if launch else "zero3" if on_gpu else "ddp")
+    defaults = (80.0, 312.0, 2.0) if on_gpu else (psutil.virtual_memory().total / GIB / gpus, 0.2, 0.02)
+    given = {name: getattr(options, name) for name in ("memory", "teraflops", "bandwidth")}
+    numbers = {
+        name: check_number(name, default if value is None else value, above=0)
+        for (name, value), default in zip(given.items(), defaults, strict=True)
+    }
+    return Machine(gpus=gpus, sharding=sharding if gpus > 1 else "none", on_gpu=on_gpu, **numbers)
+
+
+# ---- what is printed
+
+
+def describe(shape: Shape, recipe: Recipe, machine: Machine) -> str:
+    device = "GPU" if machine.on_gpu else "process"
+    several = f"{machine.gpus} {device}{'' if machine.gpus == 1 else 's' if machine.on_gpu else 'es'}"
+    rows = machine.gpus * recipe.rows * recipe.micro_batches
+    return (
+        f"{shape.parameters / 1e6:,.1f} million parameters, on {several} of {machine.memory:.4g} GiB, sharding "
+        f"{machine.sharding}\n{rows} completions of up to {recipe.prompt} + {recipe.completion} tokens a step, "
+        f"{recipe.rows} in a micro-batch on each {device}"
+    )
+
+
+def table(plan: Plan) -> str:
+    phases = (plan.training, plan.generating)
+    rows = {name: [phase.get(name, 0.0) / GIB for phase in phases] for name in plan.training | plan.generating}
+    rows = {name: row for name, row in rows.items() if any(row)}
+    rows["sum"] = [sum(phase.values()) / GIB for phase in phases]
+    lines = [f"{name:14} {training:9.2f} {generating:11.2f}" for name, (training, generating) in rows.items()]
+    return "\n".join([f"{'GiB of each':14} {'training':>9} {'generating':>11}", *lines])
+
+
+def sentences(plan: Plan, machine: Machine, work: Work, at_once: int | None) -> str:
+    moments = ", ".join(f"{moment} {size / GIB:.2f}" for moment, size in plan.moments.items())
+    lines = [f"Gradients, activations and logits within a micro-batch, GiB:\n  {moments}."]
+    if plan.cache_tokens is not None:
+        lines.append(
+            f"vLLM: a cache of {max(0, plan.cache_tokens):,} tokens, {at_once} of the longest sequences at once."
+        )
+    (train, train_slow), (generate, generate_slow) = work.training_seconds, work.generation_seconds
+    lines.append(
+        f"A step: up to {work.tokens:,} tokens, {work.training_flops / 1e12:,.2f} TFLOPs to train on them and "
+        f"{work.generation_flops / 1e12:,.2f} to generate them.\nBetween {train + generate:,.1f} and "
+        f"{train_slow + generate_slow:,.1f} seconds: training {train:,.1f} to {train_slow:,.1f}, generation "
+        f"{generate:,.1f} to {generate_slow:,.1f}."
+    )
+    spare = plan.memory - max(sum(plan.training.values()), sum(plan.generating.values()))
+    reserved = f" beside {RESERVED / GIB:g} kept for CUDA" if machine.on_gpu else ""
+    fits = f"It fits, with {spare / GIB:.1f} GiB to spare{reserved}."
+    lines.append(f"It does not fit: {'; '.join(plan.problems)}." if plan.problems else fits)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
