@@ -10,6 +10,7 @@ import yaml
 from scripts import ROOT, python
 
 import opefo_trl
+from opefo_trl.curves import EntropyCurves
 
 pytestmark = pytest.mark.slow
 BUILD = "import sys; from setuptools import build_meta as make; getattr(make, sys.argv[1])('dist')"
@@ -77,8 +78,28 @@ def test_the_wheel_runs_five_lines_and_its_recipes(unpacked, tmp_path):
     small = "--max_steps 2 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0 --output_dir out/q"
     run(unpacked, tmp_path, "-m", "opefo_trl.recipes.train", *small.split())
     assert "quickstart.yaml" in (tmp_path / "out" / "q" / "README.md").read_text()
-    options = "--model out/q --benchmarks playground --k 1 --max_new_tokens 12"
-    run(unpacked, tmp_path, "-m", "opefo_trl.recipes.eval", *options.split())
+
+
+def test_the_command_of_the_wheel_trains_in_one_process_and_two_and_evaluates(unpacked, tmp_path):
+    """Run it as its entry point does, which pip makes into `bin/opefo-trl`."""
+    load = (
+        "from importlib.metadata import entry_points as points; points(group='console_scripts')['opefo-trl'].load()()"
+    )
+    small = "--max_steps 3 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0"
+    for words in (
+        f"train {small} --output_dir out/one --config quickstart",
+        f"train {small} --output_dir out/two --accelerate_config cpu --main_process_port 0",
+        "eval --model out/two --benchmarks playground --k 1 --max_new_tokens 12",
+    ):
+        run(unpacked, tmp_path, "-c", load, *words.split())
+    rows = [EntropyCurves.load(tmp_path / "out" / name).to_pandas() for name in ("one", "two")]
+    assert [table["step"].tolist() for table in rows] == [[1, 2, 3]] * 2
+    assert rows[1]["num_tokens"][0] > 1.5 * rows[0]["num_tokens"][0]  # of both processes
+    assert (tmp_path / "out" / "two" / "eval" / "results.json").exists()
+    with pytest.raises(
+        AssertionError, match=r"opefo-trl: error: .*'trian'.*'train'.* train, eval, curves, hub, playg"
+    ):
+        run(unpacked, tmp_path, "-c", load, "trian")
 
 
 def test_the_citation_is_right():
