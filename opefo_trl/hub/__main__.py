@@ -11,10 +11,8 @@ from opefo_trl.repositories import check_repo_id
 
 
 def main(arguments: list[str] | None = None) -> None:
-    page = "Page: docs/release.md"
-    parser = argparse.ArgumentParser(prog="opefo-trl hub", description="Push a run to the Hub.", epilog=page)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("push", help="push what of a run is not on the Hub", epilog=page)
+    parser = argparse.ArgumentParser(prog="opefo-trl hub", description="Push a run to the Hub. Page: docs/release.md")
+    command = parser.add_subparsers(required=True).add_parser("push", help="push one", description=parser.description)
     command.add_argument("run", type=Path, metavar="OUT", help="the run's output folder")
     command.add_argument("--hub_model_id", dest="repo", help="repository (default: the one that the run was given)")
     command.add_argument("--hub_private_repo", dest="private", action="store_true", default=None, help="if created")

@@ -108,5 +108,5 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
 
 def test_the_model_is_the_one_of_the_recipes():
     for recipe in ("words", "words-lora", "sentences"):
-        assert "opefo_trl.playground.smollm2 out/smollm2" in (ROOT / "configs" / f"smollm2-{recipe}.yaml").read_text()
+        assert "opefo-trl playground smollm2 out/smollm2" in (ROOT / "configs" / f"smollm2-{recipe}.yaml").read_text()
     assert load_script("benchmarks/smollm2.py").SETTINGS.keys() == {"words", "sentences"}
