@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
+
 import opefo_trl
 from opefo_trl.validation import check_number, did_you_mean
 
@@ -142,7 +144,8 @@ def _launch_options(name: str, options: argparse.Namespace) -> list[str] | None:
         processes = max(gpus, 1) if machine is None else int(machine)
         if check_number("accelerate_config", processes, low=1) == 1:
             return None
-        overrides.setdefault("num_processes", processes)
+        # Not the bf16 of ddp.yaml: `bf16` of the run decides
+        overrides = {"num_processes": processes, "mixed_precision": "no"} | overrides
         machine = "ddp" if gpus else "cpu"
     file = _find("accelerate_config", machine, _MACHINES)
     _check_gpus(gpus, file, overrides)
@@ -156,7 +159,7 @@ def _check_gpus(gpus: int, file: Path, overrides: dict[str, int | str]) -> None:
     try:
         machine = vars(load_config_from_file(str(file))) | overrides
     except Exception as error:  # a file that is not accelerate's fails in many ways
-        raise ValueError(f"`accelerate_config={str(file)!r}` is not of accelerate: {error}") from error
+        raise ValueError(f"`accelerate_config={str(file)!r}` is no file of `accelerate config`: {error}") from error
     processes = (machine["num_processes"] or 1) // (machine["num_machines"] or 1)
     if not machine["use_cpu"] and 0 < gpus < processes:
         raise ValueError(
@@ -171,7 +174,9 @@ def _launch(program: str, words: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the script, which ends by itself
+    # accelerate's `simple_launcher` sets no handlers and waits for the script, which gets Ctrl-C itself, but not SIGTERM
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: [child.terminate() for child in psutil.Process().children()])
     try:
         launch_command(launch_command_parser().parse_args(words))
     except SignalException as error:
@@ -194,7 +199,7 @@ def _blame(program: str, codes: dict[int, int]) -> NoReturn:
     text = "; ".join(f"Rank {rank} {_ending(code)}" for rank, code in causes.items())
     if -signal.SIGKILL in causes.values():
         text += ". The kernel does that when memory runs out"
-    else:
+    if max(causes.values()) > 0:
         text += "; see above. Where a connection was lost, another machine's rank ended first: see its output"
     print(f"{program}: error: {text}. The same command resumes, on every machine of the run.", file=sys.stderr)
     code = next(iter(causes.values()))

@@ -41,7 +41,8 @@ def check_sizes(args: OPEFOConfig, rows: int, evaluates: bool) -> None:
         raise ValueError(
             f"There are {rows} prompts to train on, but a rollout takes {prompts} (`generation_batch_size="
             f"{args.generation_batch_size}` / `num_generations={args.num_generations}`). Give more data, hold out "
-            "fewer `eval_prompts`, or lower `per_device_train_batch_size`."
+            f"fewer `eval_prompts`, or lower `per_device_train_batch_size={args.per_device_train_batch_size}`, which "
+            f"counts for each of the {args.world_size} processes."
         )
     samples, batch = args.num_generations_eval or args.num_generations, args.per_device_eval_batch_size
     if evaluates and batch * args.world_size % samples:

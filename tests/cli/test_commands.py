@@ -73,15 +73,19 @@ def machine(name, *options):
     return ["--config_file", str(CONFIGS / "accelerate" / f"{name}.yaml"), *options]
 
 
+def number(name, processes):
+    return machine(name, f"--num_processes={processes}", "--mixed_precision=no")
+
+
 # words after `train`, GPUs -> options of `accelerate launch`; None where it is not used
 LAUNCHES = [
     ("", 0, None),
     ("", 1, None),
-    ("", 8, machine("ddp", "--num_processes=8")),
+    ("", 8, number("ddp", 8)),
     ("--accelerate_config 1", 8, None),
-    ("--accelerate_config 2", 0, machine("cpu", "--num_processes=2")),
-    ("--accelerate_config=4", 8, machine("ddp", "--num_processes=4")),
-    ("--num_processes 4", 8, machine("ddp", "--num_processes=4")),
+    ("--accelerate_config 2", 0, number("cpu", 2)),
+    ("--accelerate_config=4", 8, number("ddp", 4)),
+    ("--num_processes 4", 8, number("ddp", 4)),
     ("--accelerate_config zero3", 8, machine("zero3")),
     ("--accelerate_config fsdp2 --num_processes 2", 2, machine("fsdp2", "--num_processes=2")),
     (
@@ -108,7 +112,7 @@ def test_a_file_and_what_accelerate_config_has_written_are_machines_too(started,
 def test_evaluation_takes_one_process_unless_it_is_given_more(started):
     words = ["--model", "out", "--k", "4"]
     assert started("eval", *words, gpus=8) == (None, words)
-    assert started("eval", *words, "--accelerate_config", "2", gpus=8) == (machine("ddp", "--num_processes=2"), words)
+    assert started("eval", *words, "--accelerate_config", "2", gpus=8) == (number("ddp", 2), words)
 
 
 def test_a_recipe_is_a_name_or_a_file(started):
@@ -157,7 +161,7 @@ ENDS = [  # exit codes of the ranks -> exit code of the command, words of its li
     ({0: 130, 1: 130}, 130, [], []),
     ({0: TERMINATED, 1: KILLED}, 137, ["Rank 1 was killed by SIGKILL", "memory", "resumes"], ["Rank 0"]),
     ({0: TERMINATED, 1: 1}, 1, ["Rank 1 ended with status 1", "another machine", "resumes"], ["Rank 0", "memory"]),
-    ({3: TERMINATED}, 143, ["Rank 3 was killed by SIGTERM", "resumes"], ["memory"]),
+    ({3: TERMINATED}, 143, ["Rank 3 was killed by SIGTERM", "resumes"], ["memory", "above"]),
 ]
 
 
