@@ -83,7 +83,9 @@ def test_the_wheel_runs_five_lines_and_its_recipes(unpacked, tmp_path):
     assert run(unpacked, tmp_path, "-c", where).startswith(str(unpacked))
     run(unpacked, tmp_path, ROOT / "tests" / "runs" / "five_lines.py")
     assert (tmp_path / "out" / "five-lines" / "entropy_curves.png").exists()
-    command(unpacked, tmp_path, "train --max_steps 3 --eval_prompts 0 --output_dir out/q")
+    command(
+        unpacked, tmp_path, "train --max_steps 3 --per_device_train_batch_size 32 --eval_prompts 0 --output_dir out/q"
+    )
     assert "quickstart.yaml" in (tmp_path / "out" / "q" / "README.md").read_text()
     options = "--model out/q --benchmarks playground --k 1 --max_new_tokens 12"
     run(unpacked, tmp_path, "-m", "opefo_trl.recipes.eval", *options.split())

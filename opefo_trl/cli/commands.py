@@ -174,7 +174,7 @@ def _launch(program: str, words: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # accelerate's `simple_launcher` sets no handlers and waits for the script, which gets Ctrl-C itself, but not SIGTERM
+    # accelerate's `simple_launcher` has no handlers and waits for the script, which gets Ctrl-C itself but not SIGTERM
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: [child.terminate() for child in psutil.Process().children()])
     try:
