@@ -3,12 +3,17 @@
 import re
 import runpy
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from scripts import ROOT, python
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from opefo_trl.cli import commands
 from opefo_trl.cli.commands import main
@@ -172,3 +177,50 @@ def test_the_rank_that_failed_is_named(codes, status, words, others, capsys):
     text = capsys.readouterr().err
     assert stop.value.code == status and text.count("\n") == (1 if words else 0)
     assert all(word in text for word in words) and not any(word in text for word in others)
+
+
+@pytest.fixture
+def handlers():
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+FAILURES = [  # what `accelerate launch` raises -> exit code of the command, words of its line
+    (ImportError("DeepSpeed is not installed"), 2, "opefo-trl train: error: DeepSpeed is not installed"),
+    (ConnectionError("port `29500`"), 2, "port `29500`"),
+    (subprocess.CalledProcessError(2, []), 2, ""),
+    (subprocess.CalledProcessError(-9, []), 137, "Rank 0 was killed by SIGKILL"),
+    (ChildFailedError("train.py", {3: ProcessFailure(3, 7, 1, "")}), 1, "Rank 3 ended with status 1"),
+    (SignalException("", signal.SIGTERM), 143, ""),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "line"), FAILURES)
+def test_a_failed_launch_has_a_status_and_a_line_and_no_traceback(error, status, line, handlers, monkeypatch, capsys):
+    def launch(options):
+        assert options.num_processes == 2 and options.training_script == "train.py"
+        assert options.training_script_args == ["--max_steps", "3"]
+        raise error
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launch)
+    with pytest.raises(SystemExit) as stop:
+        commands._launch("opefo-trl train", ["--num_processes=2", "train.py", "--max_steps", "3"])
+    assert stop.value.code == status
+    assert line in (text := capsys.readouterr().err) and text.count("\n") == bool(line)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_single_process_that_accelerate_has_started(tmp_path):
+    (tmp_path / "train.py").write_text("import pathlib, time; pathlib.Path('begun').touch(); time.sleep(60)")
+    machine = ["--num_processes=1", "--num_machines=1"]
+    code = f"from opefo_trl.cli.commands import _launch; _launch('opefo-trl train', {[*machine, 'train.py']})"
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").exists():
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    (script,) = psutil.Process(launcher.pid).children()
+    launcher.terminate()
+    assert "Rank 0 was killed by SIGTERM" in launcher.communicate(timeout=30)[1]
+    assert launcher.returncode == 143 and not script.is_running()
