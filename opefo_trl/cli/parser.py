@@ -116,7 +116,8 @@ def plain_errors(program: str) -> Iterator[None]:
         if os.environ.get("OPEFO_TRACEBACK") == "1" or not _is_users_mistake(error, program):
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once for each machine
-            print(f"opefo-trl {Path(program).stem}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            command = f"opefo-trl {program.removesuffix('.py')}" if program.endswith(".py") else program
+            print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
