@@ -70,7 +70,9 @@ wheel: .venv/ready
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python $(PIP) --constraint constraints.txt dist/*.whl
 	cp tests/runs/five_lines.py .venv-wheel && cd .venv-wheel && bin/python five_lines.py
-	cd .venv-wheel && bin/python -m opefo_trl.recipes.train
+	cd .venv-wheel && bin/opefo-trl train --max_steps 3 --output_dir out/one
+	cd .venv-wheel && bin/opefo-trl train --max_steps 3 --output_dir out/two --accelerate_config 2 --per_device_train_batch_size 128
+	cd .venv-wheel && bin/opefo-trl eval --model out/two --benchmarks playground --k 1
 
 lint: .venv/ready
 	.venv/bin/ruff check .

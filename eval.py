@@ -1,15 +1,15 @@
 """Evaluate a model on maths benchmarks: samples of six of them, graded, with intervals on the scores.
 
-    python eval.py --model out/my-model --benchmarks aime24,math500
-    python eval.py --model out/my-model --compare out/eval/base/results.json      # paired difference, with interval
-    python eval.py --model out/my-model --benchmarks aime24 --k 64 --temperature 1.0 --top_p 1.0
-    python eval.py --model out/my-model --preset paper                            # sampled as in the OPEFO paper
-    python eval.py --model playground --benchmarks playground --k 64              # seconds on a CPU, no network
-    python eval.py --model out/smollm2-words --benchmarks words --temperature 0.7 --top_p 1
-    python eval.py --model out/my-model --dataset_name train.jsonl --k 8          # pass rates of a training set
-    accelerate launch eval.py --model out/my-model                                # the batches over several GPUs
-    python eval.py --watch out/my-run --benchmarks math500                        # each checkpoint as it comes
-    python eval.py --model out/my-run --push_to_hub                               # results to the card, and samples
+    opefo-trl eval --model out/my-model --benchmarks aime24,math500
+    opefo-trl eval --model out/my-model --compare out/eval/base/results.json    # paired difference, with interval
+    opefo-trl eval --model out/my-model --benchmarks aime24 --k 64 --temperature 1.0 --top_p 1.0
+    opefo-trl eval --model out/my-model --preset paper                          # sampled as in the OPEFO paper
+    opefo-trl eval --model playground --benchmarks playground --k 64            # seconds on a CPU, no network
+    opefo-trl eval --model out/smollm2-words --benchmarks words --temperature 0.7 --top_p 1
+    opefo-trl eval --model out/my-model --dataset_name train.jsonl --k 8        # pass rates of a training set
+    opefo-trl eval --model out/my-model --accelerate_config 8                   # the batches over eight GPUs
+    opefo-trl eval --watch out/my-run --benchmarks math500                      # each checkpoint as it comes
+    opefo-trl eval --model out/my-run --push_to_hub                             # results to the card, and samples
 
 By default 32 samples for each problem of AIME 2024, AIME 2025 and AMC 2023, and one for each of MATH-500, Minerva and
 OlympiadBench, at temperature 0.6 and top-p 0.95 (`--preset paper`: 1.0 and 0.7). vLLM samples if it is installed, else
@@ -191,7 +191,7 @@ class EvalArguments:
 
 def main() -> None:
     with plain_errors("eval.py"):
-        (options,) = Parser((EvalArguments,)).parse(sys.argv[1:])
+        (options,) = Parser((EvalArguments,), prog="opefo-trl eval").parse(sys.argv[1:])
         check(options)
         if options.watch is not None:
             watch(options.watch, options.benchmarks, Path(__file__), sys.argv[1:])

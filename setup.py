@@ -17,7 +17,7 @@ class WithRecipes(build_py):
         shutil.copytree("configs", recipes / "configs")
         for script in ("train.py", "eval.py"):
             shutil.copy(script, recipes / script)
-        text = '"""python -m opefo_trl.recipes.train, python -m opefo_trl.recipes.eval; recipes in `configs/`."""\n'
+        text = '"""Scripts of `opefo-trl train` and `opefo-trl eval`; recipes in `configs/`."""\n'
         (recipes / "__init__.py").write_text(text)
 
 

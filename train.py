@@ -1,9 +1,9 @@
 """Train a policy with OPEFO, with another entropy control, or with none.
 
-    python train.py                                                # configs/quickstart.yaml: two cores, three minutes
-    python train.py --control none --output_dir out/grpo           # the same with plain GRPO
-    python train.py --config configs/qwen2.5-0.5b-gsm8k.yaml --flow_target 0.3
-    accelerate launch --config_file configs/accelerate/zero2.yaml train.py --config configs/qwen2.5-math-7b.yaml
+    opefo-trl train                                           # configs/quickstart.yaml: two cores, three minutes
+    opefo-trl train --control none --output_dir out/grpo      # the same with plain GRPO
+    opefo-trl train --config qwen2.5-0.5b-gsm8k --flow_target 0.3
+    opefo-trl train --accelerate_config zero3 --config qwen2.5-math-7b
 
 Every field of OPEFOConfig, GRPOConfig, TrainingArguments and ModelConfig is an option here and a key of a config file.
 The same command resumes an interrupted run from its newest complete checkpoint.
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Adding `--control none` to a recipe is the usual comparison, so unused fields of its control need no warning
     warnings.filterwarnings("ignore", message="`control='none'` does not use")
     with plain_errors("train.py"):
-        parser = Parser((ScriptArguments, OPEFOConfig, ModelConfig))
+        parser = Parser((ScriptArguments, OPEFOConfig, ModelConfig), prog="opefo-trl train")
         script, args, model = parser.parse(sys.argv[1:] if arguments is None else arguments, QUICKSTART)
         settings = settings_of(script, args, model)
         checkpoint = find_checkpoint(args, settings)

@@ -13,7 +13,7 @@
 
 Each piece writes its JSON to `--folder` as it goes, and prints its table. A piece that fails does not keep the others
 from running; the exit status is 1 then. `parity`, `words` and `sentences` need the folder that
-`python -m opefo_trl.playground.smollm2` makes.
+`opefo-trl playground smollm2` makes.
 """
 
 from __future__ import annotations

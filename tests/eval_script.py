@@ -42,7 +42,7 @@ def run(out: Path, *more: str, refused: bool = False) -> Done:
 
 def refusal(out: Path, *more: str) -> str:
     """The one line that the script ends with."""
-    (line,) = [line for line in run(out, *more, refused=True).stderr.splitlines() if "eval.py: error: " in line]
+    (line,) = [line for line in run(out, *more, refused=True).stderr.splitlines() if "opefo-trl eval: error: " in line]
     return line
 
 

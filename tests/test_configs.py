@@ -50,9 +50,9 @@ def test_a_recipe_is_right(path, recwarn):
     assert not [warning for warning in recwarn if "control=" in str(warning.message)]  # no field is idle
     if args.use_vllm:
         assert args.max_completion_length < args.vllm_max_model_length
-    if command := re.search(r"(configs/accelerate/\S+\.yaml) train\.py --config (\S+)", text):
-        assert ROOT / command[2] == path
-        ranks = load_config_from_file(str(ROOT / command[1])).num_processes
+    if command := re.search(r"opefo-trl train --accelerate_config (\S+) --config (\S+)", text):
+        assert command[2] == path.stem
+        ranks = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{command[1]}.yaml")).num_processes
         comment = re.search(r"(\d+) x (\d+) micro-batches x (\d+) GPUs? = (\d+) completions", text)
         rows, micro_batches = args.per_device_train_batch_size, args.gradient_accumulation_steps
         completions = rows * micro_batches * ranks

@@ -11,6 +11,7 @@ from tiny import train
 from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
+from opefo_trl.cli.commands import _COMMANDS
 from opefo_trl.controls import CONTROLS, control_options, make_control
 from opefo_trl.controls.options import RUN_FIELDS
 from opefo_trl.data.benchmarks import BENCHMARKS
@@ -120,6 +121,19 @@ def test_the_links_in_the_documents_resolve():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_commands_have_one_spelling_and_name_what_exists():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    for page in pages:
+        text = page.read_text()
+        if page.name != "log.md":  # says what was typed then
+            assert re.findall(r"python (?:-m opefo_trl|train\.py|eval\.py)", text) == [], page.name
+        assert set(re.findall(r"opefo-trl ([a-z]+)", text)) <= set(_COMMANDS), page.name
+        for command in re.findall(r"opefo-trl train .*", text):
+            for option, folder in (("config", "configs"), ("accelerate_config", "configs/accelerate")):
+                for name in re.findall(rf"--{option} ([a-z][\w.-]*)", command):
+                    assert (ROOT / folder / f"{name}.yaml").exists(), f"{page.name}: {name}"
 
 
 def test_the_numbers_of_the_training_phase_are_those_of_its_benchmark(monkeypatch):

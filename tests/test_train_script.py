@@ -141,7 +141,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(mistake, script, tmp_path, m
     with pytest.raises(SystemExit) as stop:
         script.main()
     assert stop.value.code == 2
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error: "))
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("opefo-trl train: error: "))
     assert [word for word in MISTAKES[mistake].split() if word not in line] == []
 
 

@@ -10,6 +10,7 @@ import yaml
 from scripts import ROOT, python
 
 import opefo_trl
+from opefo_trl.curves import EntropyCurves
 
 pytestmark = pytest.mark.slow
 BUILD = "import sys; from setuptools import build_meta as make; getattr(make, sys.argv[1])('dist')"
@@ -46,6 +47,14 @@ def run(unpacked, folder, *words):
     return python(*words, cwd=folder, PYTHONPATH=str(unpacked))
 
 
+def command(unpacked, folder, words):
+    """Run `opefo-trl` by its entry point, of which pip makes a script."""
+    load = (
+        "from importlib.metadata import entry_points as points; points(group='console_scripts')['opefo-trl'].load()()"
+    )
+    run(unpacked, folder, "-c", load, *words.split())
+
+
 def test_the_sdist_has_sources_documents_and_tests(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
@@ -74,11 +83,25 @@ def test_the_wheel_runs_five_lines_and_its_recipes(unpacked, tmp_path):
     assert run(unpacked, tmp_path, "-c", where).startswith(str(unpacked))
     run(unpacked, tmp_path, ROOT / "tests" / "runs" / "five_lines.py")
     assert (tmp_path / "out" / "five-lines" / "entropy_curves.png").exists()
-    small = "--max_steps 2 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0 --output_dir out/q"
-    run(unpacked, tmp_path, "-m", "opefo_trl.recipes.train", *small.split())
+    command(
+        unpacked, tmp_path, "train --max_steps 3 --per_device_train_batch_size 32 --eval_prompts 0 --output_dir out/q"
+    )
     assert "quickstart.yaml" in (tmp_path / "out" / "q" / "README.md").read_text()
     options = "--model out/q --benchmarks playground --k 1 --max_new_tokens 12"
     run(unpacked, tmp_path, "-m", "opefo_trl.recipes.eval", *options.split())
+
+
+def test_the_command_of_the_wheel_trains_in_two_processes_and_evaluates(unpacked, tmp_path):
+    rows = "--per_device_train_batch_size 2 --num_generations 4 --eval_prompts 0"  # a group takes both processes
+    launch = "--accelerate_config cpu --main_process_port 0"
+    command(unpacked, tmp_path, f"train --max_steps 3 {rows} {launch} --output_dir out/q")
+    assert EntropyCurves.load(tmp_path / "out" / "q").to_pandas()["step"].tolist() == [1, 2, 3]
+    command(unpacked, tmp_path, "eval --model out/q --benchmarks playground --k 1 --max_new_tokens 12")
+    assert (tmp_path / "out" / "q" / "eval" / "results.json").exists()
+    with pytest.raises(
+        AssertionError, match=r"opefo-trl: error: .*'trian'.*'train'.* train, eval, plan, curves, hub, playg"
+    ):
+        command(unpacked, tmp_path, "trian")
 
 
 def test_the_citation_is_right():

@@ -1,1 +1,1 @@
-"""Command-line parts of train.py and eval.py: parser, preflight checks, progress bar, run folder."""
+"""The command `opefo-trl`, and parts of train.py and eval.py: parser, preflight checks, progress bar, run folder."""

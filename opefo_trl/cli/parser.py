@@ -78,7 +78,7 @@ class Parser(TrlParser):
 def _check_names(names: Iterable[Any], options: set[str], where: str) -> None:
     for name in names:
         if name not in options:
-            hint = did_you_mean(name, sorted(options)) or " --help lists the options."
+            hint = did_you_mean(name, sorted(options)) or " --help all lists the options."
             raise UsageError(f"There is no option {str(name)!r} ({where}).{hint}")
 
 
@@ -106,7 +106,7 @@ def _names(words: Sequence[str]) -> list[str]:
 @contextmanager
 def plain_errors(program: str) -> Iterator[None]:
     """
-    Turn a user's mistake into one line and exit status 2; any other error keeps its traceback.
+    Turn a user's mistake in a script (train.py) into one line and exit status 2; other errors keep their traceback.
 
     With OPEFO_TRACEBACK=1 a user's mistake has its traceback too.
     """
@@ -116,7 +116,8 @@ def plain_errors(program: str) -> Iterator[None]:
         if os.environ.get("OPEFO_TRACEBACK") == "1" or not _is_users_mistake(error, program):
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once for each machine
-            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            command = f"opefo-trl {program.removesuffix('.py')}" if program.endswith(".py") else program
+            print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -46,7 +46,8 @@ def check_sizes(args: OPEFOConfig, rows: int, evaluates: bool) -> None:
         raise ValueError(
             f"There are {rows} prompts to train on, but a rollout takes {prompts} (`generation_batch_size="
             f"{args.generation_batch_size}` / `num_generations={args.num_generations}`). Give more data, hold out "
-            "fewer `eval_prompts`, or lower `per_device_train_batch_size`."
+            f"fewer `eval_prompts`, or lower `per_device_train_batch_size={args.per_device_train_batch_size}`, which "
+            f"counts for each of the {args.world_size} processes."
         )
     samples, batch = args.num_generations_eval or args.num_generations, args.per_device_eval_batch_size
     if evaluates and batch * args.world_size % samples:
@@ -90,7 +91,7 @@ def warn_about_memory(args: OPEFOConfig, model: ModelConfig, prompts: Sequence[A
         warnings.warn(
             f"This run will probably run out of memory: {'; '.join(problems)}. Lower `per_device_train_batch_size` "
             "(and raise `gradient_accumulation_steps`), set `gradient_checkpointing=True`, use more GPUs or LoRA; "
-            "`python -m opefo_trl.plan --config FILE` shows what takes the memory.",
+            "`opefo-trl plan --config FILE` shows what takes the memory.",
             stacklevel=2,
         )
 

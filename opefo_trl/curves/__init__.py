@@ -7,7 +7,7 @@
     curves.plot("curves.png")
     EntropyCurves.compare(["out-grpo", "out-opefo"], "both.png")
 
-From a shell: python -m opefo_trl.curves out-grpo out-opefo --png both.png --html both.html
+From a shell: opefo-trl curves out-grpo out-opefo --png both.png --html both.html
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""python -m opefo_trl.curves RUN [RUN ...] [--png FILE] [--html FILE]: draw one run, or several overlaid."""
+"""opefo-trl curves RUN [RUN ...] [--png FILE] [--html FILE]: draw one run, or several overlaid."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from opefo_trl.curves.report import write_report
 from opefo_trl.files import PICTURE_FILE, REPORT_FILE
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m opefo_trl.curves", description="Draw the entropy curves of runs.")
+def main(arguments: list[str] | None = None) -> None:
+    description, page = "Draw the entropy curves of runs.", "Page: docs/metrics.md"
+    parser = argparse.ArgumentParser(prog="opefo-trl curves", description=description, epilog=page)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders, checkpoints, parquet files, or user/model")
     parser.add_argument("--labels", nargs="+", help="a name for each run (default: the name of its folder)")
     parser.add_argument("--png", type=Path, help=f"picture to write (default: {PICTURE_FILE})")
     parser.add_argument("--html", type=Path, help=f"page to write (default: {REPORT_FILE})")
     parser.add_argument("--smooth", type=int, help="steps of the moving mean (default: a thirtieth of the run)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     png, html = options.png, options.html
     if png is None and html is None:
         png, html = Path(PICTURE_FILE), Path(REPORT_FILE)

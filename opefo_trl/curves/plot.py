@@ -38,7 +38,7 @@ class Picture(Figure):
 def draw(runs: Sequence[_Curves], path: str | Path | None = None, smooth: int | None = None) -> Figure:
     """
     Draw four panels: entropy, flow up and down, lambda, reward. Faint lines are single steps, strong lines their
-    moving mean. A fifth panel shows benchmark scores of checkpoints, where a run has them (`eval.py --watch`).
+    moving mean. A fifth panel shows benchmark scores of checkpoints, where a run has them (`opefo-trl eval --watch`).
     """
     if not runs:
         raise ValueError("There is no run to draw. Give at least one.")

@@ -1,4 +1,4 @@
-"""Publishing a run on the Hub, without ever holding the training up; `python -m opefo_trl.hub push OUT` for later."""
+"""Publishing a run on the Hub, without ever holding the training up; `opefo-trl hub push OUT` for later."""
 
 from opefo_trl.hub.outbox import Target
 from opefo_trl.hub.publisher import NotPushedError, Publisher

@@ -1,4 +1,4 @@
-"""python -m opefo_trl.hub push OUT: push what of a run is not on the Hub."""
+"""opefo-trl hub push OUT: push what of a run is not on the Hub."""
 
 import argparse
 from dataclasses import replace
@@ -11,8 +11,8 @@ from opefo_trl.repositories import check_repo_id
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m opefo_trl.hub", description="Push a run to the Hub.")
-    command = parser.add_subparsers(required=True).add_parser("push", help="push what of a run is not on the Hub")
+    parser = argparse.ArgumentParser(prog="opefo-trl hub", description="Push a run to the Hub. Page: docs/release.md")
+    command = parser.add_subparsers(required=True).add_parser("push", help="push one", description=parser.description)
     command.add_argument("run", type=Path, metavar="OUT", help="the run's output folder")
     command.add_argument("--hub_model_id", dest="repo", help="repository (default: the one that the run was given)")
     command.add_argument("--hub_private_repo", dest="private", action="store_true", default=None, help="if created")

@@ -54,7 +54,7 @@ class HubMixin:
     ) -> Any:
         """
         Push what is not on the Hub yet. Returns a `CommitInfo`, or with `blocking=False` a `Future` of it; what is not
-        there raises `NotPushedError` and is kept: `python -m opefo_trl.hub push OUT` pushes it later.
+        there raises `NotPushedError` and is kept: `opefo-trl hub push OUT` pushes it later.
         """
         self.init_hf_repo(token)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)

@@ -1,4 +1,4 @@
-"""Does a recipe fit its machine? `python -m opefo_trl.plan` predicts memory, work and time of a step.
+"""Does a recipe fit its machine? `opefo-trl plan` predicts memory, work and time of a step.
 
 - `shapes`: the sizes of a model, from its config alone; number of parameters.
 - `recipe`: the settings that matter, from train.py's options, and the machine, from accelerate's config.

@@ -1,8 +1,8 @@
 """Predict whether a recipe fits its machine, and how long a step takes.
 
-    python -m opefo_trl.plan --config configs/qwen2.5-math-7b.yaml --gpus 8 --memory 80
-    python -m opefo_trl.plan --config configs/qwen2.5-math-7b.yaml --accelerate_config configs/accelerate/fsdp2.yaml
-    python -m opefo_trl.plan --config configs/qwen2.5-0.5b-gsm8k.yaml --memory 24 --per_device_train_batch_size 64
+    opefo-trl plan --config qwen2.5-math-7b --gpus 8 --memory 80
+    opefo-trl plan --config qwen2.5-math-7b --accelerate_config fsdp2
+    opefo-trl plan --config qwen2.5-0.5b-gsm8k --memory 24 --per_device_train_batch_size 64
 
 Options of train.py override the file. Exit status: 0 if the recipe fits, 1 if it does not, 2 for a mistake.
 """
@@ -18,6 +18,7 @@ import psutil
 import yaml
 
 from opefo_trl.cli.parser import plain_errors
+from opefo_trl.cli.recipe_files import MACHINES, RECIPES, find_file
 from opefo_trl.plan.memory import GIB, RESERVED, Plan, predict, sequences_at_once
 from opefo_trl.plan.recipe import DEFAULTS, PROMPT_TOKENS, SHARDINGS, Machine, Recipe, read_recipe, read_sharding
 from opefo_trl.plan.shapes import Shape, load_shape
@@ -29,11 +30,14 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        "python -m opefo_trl.plan", description=__doc__.split("\n")[0], allow_abbrev=False
+        "opefo-trl plan",
+        description=f"{__doc__.splitlines()[0]} Options of train.py override the recipe.",
+        epilog="Page: docs/performance.md",
+        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="a recipe: a config file of train.py")
-    add("--accelerate_config", metavar="FILE", help="a config file of `accelerate launch`")
+    add("--config", required=True, metavar="RECIPE", help="name of a recipe, or a config file of train.py")
+    add("--accelerate_config", metavar="MACHINE", help="name of a machine, or a config file of accelerate")
     add("--gpus", type=int, help="GPUs, or processes on a CPU (default: of the accelerate config, or 1)")
     add("--memory", type=float, help="GiB of each (default: 80; on a CPU, this machine's)")
     add("--sharding", choices=SHARDINGS, help="default: of the accelerate config, or zero3 on several GPUs")
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--bandwidth", type=float, help="of the memory, TB/s (default: 2, an A100; 0.02 on a CPU)")
     with plain_errors(parser.prog):
         options, overrides = parser.parse_known_args(arguments)
-        values = read_config(options.config) | read_overrides(overrides)
+        values = read_config(find_file("config", options.config, RECIPES)) | read_overrides(overrides)
         if not values.get("model_name_or_path"):
             raise ValueError(f"{options.config!r} names no model. Give --model_name_or_path NAME.")
         machine = read_machine(options, not values.get("use_cpu", False))
@@ -59,16 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # ---- what the command line and its files say
 
 
-def read_config(file: str) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
     """Return a file of `name: value` lines."""
     try:
-        content = yaml.safe_load(Path(file).read_text())
+        content = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise ValueError(f"The config file {file!r} cannot be read: {error.strerror}.") from error
+        raise ValueError(f"The config file {str(file)!r} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The config file {file!r} is not YAML: {error}") from error
+        raise ValueError(f"The config file {str(file)!r} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"The config file {file!r} must hold a map: lines of `name: value`.")
+        raise ValueError(f"The config file {str(file)!r} must hold a map: lines of `name: value`.")
     return content
 
 
@@ -90,7 +94,7 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_machine(options: argparse.Namespace, on_gpu: bool) -> Machine:
-    launch = read_config(options.accelerate_config) if options.accelerate_config else {}
+    launch = read_config(find_file("accelerate_config", options.accelerate_config, MACHINES)) if options.accelerate_config else {}
     gpus = int(check_number("gpus", launch.get("num_processes", 1) if options.gpus is None else options.gpus, 1))
     sharding = options.sharding or (read_sharding(launch) if launch else "zero3" if on_gpu else "ddp")
     defaults = (80.0, 312.0, 2.0) if on_gpu else (psutil.virtual_memory().total / GIB / gpus, 0.2, 0.02)

@@ -1,4 +1,4 @@
-"""Build the playground's model from scratch: python -m opefo_trl.playground.build [--output DIR] [--steps N]
+"""Build the playground's model from scratch: opefo-trl playground build [--output DIR] [--steps N]
 
 A character tokenizer, a Qwen2 of 0.4 million parameters, and supervised training on random expressions. Most of them
 are right, so that the model learns to calculate; towards the end many miss their target by a little, so that it is
@@ -41,7 +41,7 @@ pipeline_tag: text-generation
 ---
 
 The playground's model: Qwen2's architecture at 0.4 million parameters, which writes expressions equal to a number.
-`python -m opefo_trl.playground.build` makes it.
+`opefo-trl playground build` makes it.
 """
 _STEPS = 3000
 _BATCH = 256
@@ -133,10 +133,18 @@ def build(output: Path, steps: int = _STEPS, seed: int = 0) -> None:
     (output / "README.md").write_text(_CARD)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Build the playground's model from scratch.")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="opefo-trl playground build",
+        description="Build the playground's model from scratch.",
+        epilog="Page: docs/evaluation.md",
+    )
     parser.add_argument("--output", type=Path, default=MODEL, help="folder to write (default: the packaged one)")
     parser.add_argument("--steps", type=int, default=_STEPS, help=f"steps of supervised training (default: {_STEPS})")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     build(options.output, options.steps)
     print(f"Wrote {options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

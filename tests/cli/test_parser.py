@@ -106,7 +106,7 @@ def test_a_users_mistake_is_one_line(mistake, capsys, monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as stop, plain_errors("some.py"):
         MISTAKES[mistake]()
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("some.py: error: ") and error.count("\n") == 1
+    assert stop.value.code == 2 and error.startswith("opefo-trl some: error: ") and error.count("\n") == 1
     monkeypatch.setenv("OPEFO_TRACEBACK", "1")
     with pytest.raises((ValueError, OSError, ImportError)), plain_errors("some.py"):
         MISTAKES[mistake]()

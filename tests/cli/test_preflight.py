@@ -65,11 +65,14 @@ def test_rollouts_and_evaluation_batches_must_be_filled():
         generation_batch_size=32,
         num_generations=4,
         num_generations_eval=None,
+        per_device_train_batch_size=16,
         per_device_eval_batch_size=6,
         world_size=2,
     )
     check_sizes(args, 8, True)
-    with pytest.raises(ValueError, match="7 prompts.* 8 .*`generation_batch_size=32`"):
+    with pytest.raises(
+        ValueError, match="7 prompts.* 8 .*`generation_batch_size=32`.*`per_device_train_batch_size=16`.* 2 processes"
+    ):
         check_sizes(args, 7, True)
     args.num_generations_eval = 5
     check_sizes(args, 8, False)

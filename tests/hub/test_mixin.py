@@ -191,7 +191,7 @@ def test_a_script_tells_the_truth_and_no_secret(hub, out, option, monkeypatch, c
         done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=out)
     assert done.returncode == 1 and "Pushed:" not in done.stdout
     assert "NOT on the Hub, in alice/model: 'End of training'" in done.stdout
-    assert f"python -m opefo_trl.hub push {out / 'model'}" in done.stdout
+    assert f"opefo-trl hub push {out / 'model'}" in done.stdout
     hub.faults.clear()
     main(["push", str(out / "model")])
     assert not any(secret in text for text in (done.stdout, done.stderr, *capsys.readouterr()))

@@ -42,7 +42,7 @@ def check_everything(hub, run):
 def fails(publisher, *reasons):
     with pytest.raises(NotPushedError) as caught:
         publisher.finish()
-    for text in (*reasons, f"python -m opefo_trl.hub push {publisher.run}"):
+    for text in (*reasons, f"opefo-trl hub push {publisher.run}"):
         assert text in str(caught.value)
     assert "hf_" not in str(caught.value)  # no token
     assert "End of training: NOT there" in publisher.report()

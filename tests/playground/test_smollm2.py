@@ -102,11 +102,11 @@ def test_a_file_that_is_no_wheel_of_the_model_is_refused(tmp_path):
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
     (tmp_path / "notes").touch()
     monkeypatch.setattr(sys, "argv", ["smollm2", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"^smollm2: error: .* is not empty"):
+    with pytest.raises(SystemExit, match=r"^opefo-trl playground smollm2: error: .* is not empty"):
         smollm2.main()
 
 
 def test_the_model_is_the_one_of_the_recipes():
     for recipe in ("words", "words-lora", "sentences"):
-        assert "opefo_trl.playground.smollm2 out/smollm2" in (ROOT / "configs" / f"smollm2-{recipe}.yaml").read_text()
+        assert "opefo-trl playground smollm2 out/smollm2" in (ROOT / "configs" / f"smollm2-{recipe}.yaml").read_text()
     assert load_script("benchmarks/smollm2.py").SETTINGS.keys() == {"words", "sentences"}
