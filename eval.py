@@ -2,10 +2,8 @@
 
     opefo-trl eval --model out/my-model --benchmarks aime24,math500
     opefo-trl eval --model out/my-model --compare out/eval/base/results.json    # paired difference, with interval
-    opefo-trl eval --model out/my-model --benchmarks aime24 --k 64 --temperature 1.0 --top_p 1.0
     opefo-trl eval --model out/my-model --preset paper                          # sampled as in the OPEFO paper
     opefo-trl eval --model playground --benchmarks playground --k 64            # seconds on a CPU, no network
-    opefo-trl eval --model out/smollm2-words --benchmarks words --temperature 0.7 --top_p 1
     opefo-trl eval --model out/my-model --dataset_name train.jsonl --k 8        # pass rates of a training set
     opefo-trl eval --model out/my-model --accelerate_config 8                   # the batches over eight GPUs
     opefo-trl eval --watch out/my-run --benchmarks math500                      # each checkpoint as it comes
@@ -14,9 +12,7 @@
 By default 32 samples for each problem of AIME 2024, AIME 2025 and AMC 2023, and one for each of MATH-500, Minerva and
 OlympiadBench, at temperature 0.6 and top-p 0.95 (`--preset paper`: 1.0 and 0.7). vLLM samples if it is installed, else
 transformers. The same command resumes an interrupted evaluation.
-
-With --dataset_name it measures how often the model solves each problem of a training set: prompts, reward, temperature
-and top-p are by default those of train.py, and the sampled completions are judged by the same reward function.
+With --dataset_name, prompts, reward, temperature and top-p are by default those of the training.
 """
 
 import os

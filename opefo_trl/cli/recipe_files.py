@@ -1,4 +1,4 @@
-"""Where the scripts, the recipes and the machines of this package are, in a clone and in the wheel."""
+"""Find the scripts, the recipes and the machines of this package, in a clone and in the wheel."""
 
 from __future__ import annotations
 

@@ -25,14 +25,16 @@ from opefo_trl.plan.shapes import Shape, load_shape
 from opefo_trl.plan.work import Work, measure_work
 from opefo_trl.validation import check_number, did_you_mean
 
-__all__ = ["main"]
+__all__: list[str] = []  # `opefo-trl plan` is the way in
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "opefo-trl plan",
         description=f"{__doc__.splitlines()[0]} Options of train.py override the recipe.",
+        usage="opefo-trl plan --config RECIPE [--OPTION VALUE ...]",
         epilog="Page: docs/performance.md",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=119, max_help_position=32),
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -94,7 +96,11 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_machine(options: argparse.Namespace, on_gpu: bool) -> Machine:
-    launch = read_config(find_file("accelerate_config", options.accelerate_config, MACHINES)) if options.accelerate_config else {}
+    launch = (
+        read_config(find_file("accelerate_config", options.accelerate_config, MACHINES))
+        if options.accelerate_config
+        else {}
+    )
     gpus = int(check_number("gpus", launch.get("num_processes", 1) if options.gpus is None else options.gpus, 1))
     sharding = options.sharding or (read_sharding(launch) if launch else "zero3" if on_gpu else "ddp")
     defaults = (80.0, 312.0, 2.0) if on_gpu else (psutil.virtual_memory().total / GIB / gpus, 0.2, 0.02)

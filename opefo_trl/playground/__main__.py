@@ -3,6 +3,8 @@
 import argparse
 from importlib import import_module
 
+__all__: list[str] = []  # `opefo-trl playground` is the way in
+
 _MODELS = {
     "smollm2": "SmolLM2-135M-Instruct from the package index, for words and sentences",
     "build": "the playground's own model, from nothing: twenty minutes",

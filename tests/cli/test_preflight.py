@@ -94,7 +94,7 @@ def test_a_run_that_cannot_fit_is_warned_about(monkeypatch, tmp_path):
     assert warned(str(tmp_path), 1) == ""  # a folder without a config: there is nothing to plan with
     message = warned("Qwen/Qwen2.5-Math-7B", 16)
     assert all(
-        word in message for word in ("training takes", "of 16.0", "`per_device_train_batch_size`", "opefo_trl.plan")
+        word in message for word in ("training takes", "of 16.0", "`per_device_train_batch_size`", "opefo-trl plan")
     )
     small = "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert warned(small, 24) == "" and "of 24.0" in warned(small, 24, [{"role": "user", "content": "long " * 2000}])

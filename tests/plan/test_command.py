@@ -1,4 +1,4 @@
-"""python -m opefo_trl.plan, as a person calls it."""
+"""opefo-trl plan, as a person calls it."""
 
 from pathlib import Path
 
@@ -60,5 +60,5 @@ def test_mistakes_are_one_line(words, message, capsys):
     import re
 
     status, text = run(capsys, *words)
-    assert status == 2 and len(text.splitlines()) == 1 and text.startswith("python -m opefo_trl.plan: error:")
+    assert status == 2 and len(text.splitlines()) == 1 and text.startswith("opefo-trl plan: error:")
     assert re.search(message, text), text
