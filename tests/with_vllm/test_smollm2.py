@@ -26,6 +26,11 @@ def folder(tmp_path_factory) -> Path:
     return output
 
 
+def length(completions, **_):
+    """Tell completions apart even where no word is right, so that every step moves the weights."""
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
 @pytest.mark.parametrize(("adapter", "rate"), [(None, 2e-5), (LORA, 1e-3)], ids=["full", "adapter"])
 def test_vllm_follows_the_weights(adapter, rate, folder, tmp_path):
     args = OPEFOConfig(
@@ -35,7 +40,7 @@ def test_vllm_follows_the_weights(adapter, rate, folder, tmp_path):
         vllm_max_model_length=64, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
     trainer = OPEFOTrainer(
-        str(folder), words_reward, args, train_dataset=TASKS["words"].dataset("train"), peft_config=adapter
+        str(folder), [words_reward, length], args, train_dataset=TASKS["words"].dataset("train"), peft_config=adapter
     )
     trainer.train()
     rows = trainer.state.log_history[:5]
