@@ -81,6 +81,7 @@ def example():
             row("adaptive_entropy, step 0.005", seed, [1.0, 0.5, 0.5, 0.5], target=0.4, avg16=0.8, distinct=9.0),
             row("adaptive_entropy, step 0.05", seed, [1.0, 0.5, 0.3, 0.4], target=0.4, avg16=0.95, distinct=9.0),
         ]
+    rows += [row("adaptive_entropy, step 0.01", 0, [1.0, 0.5, 0.4, 0.4], target=0.4, avg16=1.0, distinct=9.0)]
     rows += [row("opefo, target", 0, [1.0, 0.5, 0.4, 0.4], split, target=0.4, avg16=0.8) for split in (2, 4)]
     shown = {name: one for name, one in settings(0.4).items() if name in {run["setting"] for run in rows}}
     return Comparison(rows, shown)
@@ -95,7 +96,7 @@ def cells(text, heading, name):
 
 def test_the_tables_of_invented_runs():
     text = document(example(), "python compare")
-    assert text.startswith("`python compare`\n\nMade with commit abc, torch 2 (26 runs).")
+    assert text.startswith("`python compare`\n\nMade with commit abc, torch 2 (27 runs).")
     ours = cells(text, "Results", "opefo, target")
     assert (ours["avg@16"], ours["end entropy"], ours["step time"]) == ("0.900 ± 0.000", "0.30 ± 0.00", "1.00 ± 0.00")
     assert ours["seeds"] == "6" and "reward" not in ours
@@ -104,7 +105,7 @@ def test_the_tables_of_invented_runs():
     assert ours["avg@16, to GRPO"].startswith("+0.000 [-0.0")  # not bold
     assert ours["avg@16, to best bonus"] == "**-0.050 [-0.050, -0.050]**"
     assert ours["distinct of 64, to GRPO"] == "**+7.0 [+7.0, +7.0]**"
-    assert ours["best bonus"] == "adaptive_entropy, step 0.05"
+    assert ours["best bonus"] == "adaptive_entropy, step 0.05"  # 0.01 has a single seed
 
     assert cells(text, "Holding a target", "opefo, target") == {
         "lands at": "3", "GRPO passes": "2", "ratio": "1.50", "mean error": "-0.050", "rms": "0.071",

@@ -32,7 +32,8 @@ BONUS = "adaptive_entropy"
 MEANS = f"Mean {PM} half the width of the 95 % interval over seeds (Student's t)."
 DIFFERENCES = (
     "Paired differences over the seeds that both settings have, with 95 % bootstrap intervals. Bold: the interval "
-    "excludes 0 and so does an exact sign-flip test (p <= 0.05), which takes six seeds; all else is not separated."
+    "excludes 0 and so does an exact sign-flip test (p <= 0.05), which takes six seeds; all else is not separated. "
+    "Best bonus: the adaptive bonus with the highest mean avg@16, of those with the most seeds."
 )
 HOLDING = (
     "Medians over seeds; all but the landing counts from the landing on, in nats. GRPO passes: the step at which "
@@ -70,9 +71,12 @@ class Comparison:
         return {} if math.isnan(base) else {seed: t / base for seed, t in self.values(name, "seconds").items()}
 
     def best_bonus(self, point: str) -> str | None:
-        """Return the adaptive bonus with the highest mean avg@16 at a point."""
+        """Return the adaptive bonus with the highest mean avg@16 at a point, of those with the most seeds: a mean over
+        a few seeds may be high because these are easy."""
         bonuses = [name for name, one in self.settings.items() if (one.control, one.point) == (BONUS, point)]
-        means = {name: np.mean(list(values.values())) for name in bonuses if (values := self.values(name, "avg16"))}
+        scores = {name: values for name in bonuses if (values := self.values(name, "avg16"))}
+        most = max(map(len, scores.values()), default=0)
+        means = {name: np.mean(list(values.values())) for name, values in scores.items() if len(values) == most}
         return max(means, key=means.get, default=None)
 
 
