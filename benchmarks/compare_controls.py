@@ -3,6 +3,7 @@
     make compare                                             # four settings, two seeds: about six minutes on two cores
     python benchmarks/compare_controls.py --group controls   # every control, three seeds
     python benchmarks/compare_controls.py --group tracking   # what holds a target: ten seeds, and three elsewhere
+    python benchmarks/compare_controls.py --group signal     # what is done about groups without a signal: ten seeds
     python benchmarks/compare_controls.py --settings none "opefo, target" --seeds 0 1 --jitter 3
     python benchmarks/compare_controls.py --settings none clip_cov -- --learning_rate 3e-4
 
@@ -76,7 +77,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--group", default="reduced", choices=["reduced", "controls", "tracking", "all"])
+    parser.add_argument("--group", default="reduced", choices=["reduced", "controls", "tracking", "signal", "all"])
     parser.add_argument("--settings", nargs="+", help="names of settings, in place of a group")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the group's; for --settings 0, 1, 2")
     parser.add_argument("--jitter", type=int, default=0, metavar="N", help="repetitions with other micro-batches")

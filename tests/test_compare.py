@@ -1,5 +1,6 @@
 """benchmarks/compare_controls.py: its settings and groups, and a small grid from end to end, killed and resumed."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,9 +10,20 @@ import pytest
 from comparison.jobs import append_row, check_same, read_rows
 from comparison.measures import weights_hash
 from comparison.runs import discard_other_run
-from comparison.settings import MAIN_SEEDS, OTHER_SEEDS, fields_of, groups, parse_words, settings, several, words_of
+from comparison.settings import (
+    MAIN_SEEDS,
+    OTHER_SEEDS,
+    PASS_RATES,
+    fields_of,
+    groups,
+    parse_words,
+    settings,
+    several,
+    words_of,
+)
 from scripts import ROOT, load_script, python
 
+from opefo_trl import OPEFOConfig
 from opefo_trl.controls import CONTROLS, make_control
 
 compare = load_script("benchmarks/compare_controls.py")
@@ -40,7 +52,8 @@ def test_every_control_is_compared():
         assert acts != (setting.updates > 1) or name in ("none, 4 updates", "opefo, target, 4 updates"), name
         plain = SETTINGS[setting.plain]
         assert plain.control == "none" and (plain.updates, plain.rate) == (setting.updates, setting.rate), name
-    assert set(GROUPS["tracking"]) | set(GROUPS["controls"]) == set(GROUPS["all"]) == set(SETTINGS)
+    parts = [set(GROUPS[name]) for name in ("tracking", "controls", "signal")]
+    assert set.union(*parts) == set(GROUPS["all"]) == set(SETTINGS)
     assert all(SETTINGS[name].plain in group for group in GROUPS.values() for name in group)
 
 
@@ -59,6 +72,14 @@ def test_the_options_of_a_setting_are_right(name):
     setting = SETTINGS[name]
     make_control(setting.control, **setting.kwargs)
     assert (setting.point == "moving") == (setting.plain == "none, constant rate")
+
+
+def test_every_setting_makes_a_configuration(out):
+    assert (ROOT / PASS_RATES).is_file()
+    for name in GROUPS["signal"]:
+        fields = fields_of(SETTINGS[name], 0, 3, CONFIG)
+        known = {field.name for field in dataclasses.fields(OPEFOConfig)}
+        OPEFOConfig(str(out), **{field: value for field, value in fields.items() if field in known - {"output_dir"}})
 
 
 def test_the_fields_of_a_setting():

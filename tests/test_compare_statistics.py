@@ -71,12 +71,15 @@ def row(setting, seed, entropy, split=1, **measures):
     return {"setting": setting, "seed": seed, "split": split, "entropy": entropy, "made": made, **measures}
 
 
+LEARNED = {"step": 40, "tokens": 5000, "seconds": 9.6}
+
+
 def example():
     rows = []
     for seed in range(6):
         wobble = (-1) ** seed / 100
         rows += [
-            row("none", seed, [1.0, 0.4, 0.2, 0.1], avg16=0.9 + wobble, distinct=3.0),
+            row("none", seed, [1.0, 0.4, 0.2, 0.1], avg16=0.9 + wobble, distinct=3.0, learned=LEARNED),
             row("opefo, target", seed, [1.0, 0.5, 0.4, 0.3], target=0.4, avg16=0.9, distinct=10.0 + wobble, bounded=1),
             row("adaptive_entropy, step 0.005", seed, [1.0, 0.5, 0.5, 0.5], target=0.4, avg16=0.8, distinct=9.0),
             row("adaptive_entropy, step 0.05", seed, [1.0, 0.5, 0.3, 0.4], target=0.4, avg16=0.95, distinct=9.0),
@@ -107,6 +110,9 @@ def test_the_tables_of_invented_runs():
     assert ours["distinct of 64, to GRPO"] == "**+7.0 [+7.0, +7.0]**"
     assert ours["best bonus"] == "adaptive_entropy, step 0.05"  # 0.01 has a single seed
 
+    assert cells(text, "Learning", "none") == {
+        "steps": "40", "tokens": "5000", "seconds": "10", "seeds that learned": "6 of 6",
+    }  # fmt: skip
     assert cells(text, "Holding a target", "opefo, target") == {
         "lands at": "3", "GRPO passes": "2", "ratio": "1.50", "mean error": "-0.050", "rms": "0.071",
         "undershoot": "0.100", "of ten steps": "0.050", "at bound": "1", "seeds": "6",

@@ -23,6 +23,7 @@ from opefo_trl.grading import Outcome
 from opefo_trl.playground import PLAYGROUND, TASKS, playground_dataset
 
 K = 16
+LEARNED = 0.9  # reward, as a mean of ten steps, that counts as learned
 LONGEST = 12  # tokens of an answer
 
 
@@ -41,7 +42,22 @@ def measure(job: Job) -> dict[str, Any]:
     row = {name: round(value, 6) for name, value in row.items() if not math.isnan(value)}
     if "flow/bounded" in frame:
         row["bounded"] = longest_run(frame["flow/bounded"] > 0.5)
+    if (learned := learned_at(frame)) is not None:
+        row["learned"] = learned
     return {**row, "weights": weights_hash(job.out), "entropy": rounded(frame["entropy"]), **target_of(job, frame)}
+
+
+def learned_at(frame: pd.DataFrame) -> dict[str, float] | None:
+    """Return step, generated tokens and seconds after which the reward has reached `LEARNED`; None if it never has."""
+    reached = frame[frame["reward"].rolling(EDGE, min_periods=EDGE).mean() >= LEARNED]
+    if reached.empty:
+        return None
+    row, first = reached.iloc[0], frame.iloc[0]
+    return {
+        "step": int(row["step"]),
+        "tokens": int(row["num_tokens"]),
+        "seconds": round(row["time"] - first["time"], 1),
+    }
 
 
 def target_of(job: Job, frame: pd.DataFrame) -> dict[str, Any]:

@@ -21,6 +21,9 @@ BONUS_STEPS = (0.001, 0.005, 0.01, 0.02, 0.05)  # 0.005 is TRL's
 MOVED_RIVALS = ("entropic", "entrocraft")  # whose target may follow a schedule
 MOVING = tuple(name for name in SCHEDULES if name not in ("constant", "linear", "cosine"))
 COUNTS = ("gradient_accumulation_steps", "steps_per_generation")  # of micro-batches
+PASS_RATES = (
+    "benchmarks/results/playground-train.jsonl"  # `opefo-trl eval --model playground --dataset_name playground`
+)
 BONUS_STEPS_AWAY = (0.005, 0.05)  # at other targets and rates
 
 
@@ -78,7 +81,7 @@ def settings(target: float) -> dict[str, Setting]:
         point = f"rate x{rate:g}"
         for name, setting in {"none": Setting("none"), **holding(target, BONUS_STEPS_AWAY)}.items():
             by_name[f"{name} at {point}"] = replace(setting, rate=rate, plain=f"none at {point}", point=point)
-    return {**by_name, **moving(target), **others(target)}
+    return {**by_name, **moving(target), **signal(target), **others(target)}
 
 
 def moving(target: float) -> dict[str, Setting]:
@@ -96,6 +99,22 @@ def moving(target: float) -> dict[str, Setting]:
                 continue
             by_name[f"{name}, {schedule}"] = replace(plain, control=setting.control, kwargs=kwargs, fields=fields)
     return by_name
+
+
+def signal(target: float) -> dict[str, Setting]:
+    """Return settings that differ in what is done about groups without a signal."""
+    ways = {
+        "fresh groups": {"resample_rounds": 3},
+        "left out": {"zero_advantage_tokens": "leave_out"},
+        "filtered": {"pass_rates": PASS_RATES},
+    }
+    every = {name: value for fields in ways.values() for name, value in fields.items()}
+    held = {"flow_target": target, "resample_keep": "all_right"}
+    return {
+        **{f"none, {name}": Setting("none", fields=fields) for name, fields in ways.items()},
+        "none, all three": Setting("none", fields=every),
+        "opefo, target, all three": Setting("opefo", fields={**every, **held}, target=target),
+    }
 
 
 def others(target: float) -> dict[str, Setting]:
@@ -140,15 +159,18 @@ def groups(by_name: Mapping[str, Setting], target: float) -> dict[str, dict[str,
     """Return for each `--group` its settings, with the number of seeds of each."""
     rest = others(target)
     main = {"none": MAIN_SEEDS, **dict.fromkeys(holding(target), MAIN_SEEDS)}
-    away = [name for name in by_name if name not in main and name not in rest]
+    learning = signal(target)
+    away = [name for name in by_name if name not in main and name not in rest and name not in learning]
     reduced = ["none", "opefo, target", "opefo, target, sign", "adaptive_entropy, step 0.005"]
     tracking = {**main, **dict.fromkeys(away, OTHER_SEEDS)}
     controls = dict.fromkeys([*reduced, "adaptive_entropy, step 0.05", *rest], OTHER_SEEDS)
+    seen = dict.fromkeys(["none", "opefo, target", *learning], MAIN_SEEDS)
     return {
         "reduced": dict.fromkeys(reduced, 2),
         "controls": controls,
         "tracking": tracking,
-        "all": {**controls, **tracking},
+        "signal": seen,
+        "all": {**controls, **seen, **tracking},
     }
 
 

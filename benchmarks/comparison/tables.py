@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from comparison.measures import LEARNED
 from comparison.settings import Setting
 from comparison.statistics import difference, landing, mean_interval, separates, track
 
@@ -39,6 +40,10 @@ HOLDING = (
     "Medians over seeds; all but the landing counts from the landing on, in nats. GRPO passes: the step at which "
     "plain GRPO with the same seed reaches the same target. Undershoot: the deepest step, and the deepest mean of ten "
     "steps. At bound: the most steps in a row with lambda or mu at its bound."
+)
+LEARNING = (
+    f"Medians over seeds, to the first step with a mean reward of {LEARNED} over ten steps, of all generated: steps, "
+    "tokens of prompts and completions, and seconds, which depend on the load of the machine."
 )
 ROUNDING = (
     "Standard deviations over seeds, and over repetitions of one seed with micro-batches that are 2, 4, ... times as "
@@ -86,6 +91,8 @@ def document(comparison: Comparison, command: str) -> str:
     parts = [f"`{command}`", made(comparison.rows), "## Results", MEANS, results(comparison, shown)]
     if any(comparison.values(name, "avg16") for name in shown):
         parts += ["## Differences", DIFFERENCES, differences(comparison, shown)]
+    if any("learned" in row for row in comparison.rows):
+        parts += ["## Learning", LEARNING, learning(comparison, shown)]
     if tracked := [name for name in shown if any("target" in row for row in comparison.runs(name).values())]:
         parts += ["## Holding a target", HOLDING]
         for point, names in by_point(shown, tracked):
@@ -135,6 +142,17 @@ def differences(comparison: Comparison, shown: Mapping[str, Setting]) -> str:
         cells = [_difference_cell(comparison, name, other, measure) for measure in COMPARED for other in others]
         lines.append([name, *cells, str(len(comparison.runs(name))), bonus if others[1] else ""])
     return table([*header, "seeds", "best bonus"], lines)
+
+
+def learning(comparison: Comparison, shown: Iterable[str]) -> str:
+    lines = []
+    for name in shown:
+        runs = comparison.runs(name).values()
+        learned = [row["learned"] for row in runs if "learned" in row]
+        cells = [_median([one[measure] for one in learned], 0) for measure in ("step", "tokens", "seconds")]
+        if learned:
+            lines.append([name, *cells, f"{len(learned)} of {len(runs)}"])
+    return table(["", "steps", "tokens", "seconds", "seeds that learned"], lines)
 
 
 def holding(comparison: Comparison, names: Iterable[str]) -> str:
