@@ -17,6 +17,7 @@ from comparison.settings import (
     fields_of,
     groups,
     parse_words,
+    read_config,
     settings,
     several,
     words_of,
@@ -77,7 +78,7 @@ def test_the_options_of_a_setting_are_right(name):
 def test_every_setting_makes_a_configuration(out):
     assert (ROOT / PASS_RATES).is_file()
     for name in GROUPS["signal"]:
-        fields = fields_of(SETTINGS[name], 0, 3, CONFIG)
+        fields = {**read_config(CONFIG), **fields_of(SETTINGS[name], 0, 3, CONFIG)}
         known = {field.name for field in dataclasses.fields(OPEFOConfig)}
         OPEFOConfig(str(out), **{field: value for field, value in fields.items() if field in known - {"output_dir"}})
 
