@@ -1,7 +1,7 @@
 # One command on a fresh machine is enough: every target makes what it needs.
 #
 #   make quickstart        train the playground's model, three minutes on two cores
-#   make quickstart-seeds  the same over three seeds, beside plain GRPO: figure and numbers of the README
+#   make quickstart-seeds  the same over ten seeds, beside plain GRPO: figure and numbers of the README
 #   make playground        build the playground's model from nothing
 #   make test              the fast tests, what one runs between two edits
 #   make test-slow         those that train for long, fork, serve or start other processes; `make test-all`: both tiers

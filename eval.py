@@ -1,4 +1,4 @@
-"""Evaluate a model on maths benchmarks: samples of six of them, graded, with intervals on the scores.
+"""Evaluate a model on maths benchmarks: sample answers, grade them, and report scores with confidence intervals.
 
     opefo-trl eval --model out/my-model --benchmarks aime24,math500
     opefo-trl eval --model out/my-model --compare out/eval/base/results.json    # paired difference, with interval

@@ -96,7 +96,9 @@ class ScriptArguments:
     )
     pass_rates: str | None = field(
         default=None,
-        metadata={"help": "File of the pass rates of the training problems, which eval.py --dataset_name writes."},
+        metadata={
+            "help": "File of the pass rates of the training problems, which opefo-trl eval --dataset_name writes."
+        },
     )
     keep_pass_rates: list[float] | None = field(
         default=None,
@@ -127,7 +129,7 @@ class ScriptArguments:
         if self.keep_pass_rates is not None:
             if self.pass_rates is None:
                 raise ValueError(
-                    "`keep_pass_rates` needs the pass rates: --pass_rates FILE, which eval.py --dataset_name writes."
+                    "`keep_pass_rates` needs the pass rates: --pass_rates FILE, which opefo-trl eval --dataset_name writes."
                 )
             check_range(self.keep_pass_rates)
 

@@ -1,6 +1,6 @@
 """The result of the quickstart over seeds: plain GRPO and OPEFO, by `python train.py` itself.
 
-    python benchmarks/quickstart.py            # about ten minutes on two cores: `make quickstart-seeds`
+    python benchmarks/quickstart.py            # ten seeds, half an hour on two cores: `make quickstart-seeds`
 
 Each run is a process of its own with one thread; as many run at a time as there are cores. The table describes the end
 of the runs: reward and entropy are means of the last ten steps, distinct right answers are counted among 64 samples
@@ -97,7 +97,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "compare")
     options, more = parser.parse_known_args()
     options.folder.mkdir(parents=True, exist_ok=True)

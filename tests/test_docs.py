@@ -151,7 +151,7 @@ def test_the_numbers_of_the_quickstart_are_those_of_its_benchmark():
     benchmark = load_script("benchmarks/quickstart.py")
     results = json.loads(benchmark.RESULTS.read_text())
     assert benchmark.table(results) in README
-    assert len(results["opefo"]) == 3
+    assert len(results["opefo"]) == 10
     for seed, ours in results["opefo"].items():
         plain = results["none"][seed]
         assert ours["held_out_distinct"] >= 3 * plain["held_out_distinct"]

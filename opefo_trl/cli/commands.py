@@ -28,7 +28,7 @@ _COMMANDS = {
     "eval": ("eval.py", "evaluate a model on maths benchmarks, with intervals on the scores"),
     "plan": ("opefo_trl.plan.__main__", "predict whether a recipe fits its machine, and how long a step takes"),
     "curves": ("opefo_trl.curves.__main__", "draw the entropy curves of one run, or of several"),
-    "hub": ("opefo_trl.hub.__main__", "push what of a run is not on the Hub"),
+    "hub": ("opefo_trl.hub.__main__", "push the files of a run that are not on the Hub yet"),
     "playground": ("opefo_trl.playground.__main__", "make the models of the embedded tasks"),
 }
 _PAGES = {"train": "docs/python.md (fields), docs/performance.md (several processes)", "eval": "docs/evaluation.md"}

@@ -33,7 +33,7 @@ def write_pass_rates(path: Path, problems: Sequence[str], right: Sequence[int], 
     return (
         f"{count} problems, {samples} samples each: {sum(right) / (samples * count):.1%} right. {never} problems are "
         f"never solved, {always} always, {count - never - always} in between.\nWritten to {path}; to train on those "
-        f"in between: train.py --pass_rates {path} --keep_pass_rates {low} {high}"
+        f"in between: opefo-trl train --pass_rates {path} --keep_pass_rates {low} {high}"
     )
 
 
@@ -79,7 +79,7 @@ def _read(path: str) -> dict[str, float]:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(
-            f"`pass_rates={path!r}` cannot be read: {error.strerror}. eval.py --dataset_name writes such a file."
+            f"`pass_rates={path!r}` cannot be read: {error.strerror}. opefo-trl eval --dataset_name writes such a file."
         ) from None
     rates = {}
     for number, line in enumerate(lines, 1):
@@ -89,6 +89,6 @@ def _read(path: str) -> dict[str, float]:
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"`pass_rates={path!r}`: line {number} has no `problem` with a `pass_rate` from 0 to 1. Give a file "
-                "that eval.py --dataset_name has written."
+                "that opefo-trl eval --dataset_name has written."
             ) from None
     return rates

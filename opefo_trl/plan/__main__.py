@@ -40,12 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--config", required=True, metavar="RECIPE", help="name of a recipe, or a config file of train.py")
     add("--accelerate_config", metavar="MACHINE", help="name of a machine, or a config file of accelerate")
-    add("--gpus", type=int, help="GPUs, or processes on a CPU (default: of the accelerate config, or 1)")
-    add("--memory", type=float, help="GiB of each (default: 80; on a CPU, this machine's)")
-    add("--sharding", choices=SHARDINGS, help="default: of the accelerate config, or zero3 on several GPUs")
-    add("--prompt_tokens", type=int, default=PROMPT_TOKENS, help="of the longest prompt (default: 256)")
-    add("--teraflops", type=float, help="dense bf16 TFLOP/s (default: 312, an A100; 0.2 on a CPU)")
-    add("--bandwidth", type=float, help="of the memory, TB/s (default: 2, an A100; 0.02 on a CPU)")
+    add(
+        "--gpus", type=int, help="number of GPUs, or of processes on a CPU (default: of the accelerate config, else 1)"
+    )
+    add("--memory", type=float, help="of each GPU, in GiB (default: 80; on a CPU, an equal share of this machine's)")
+    add("--sharding", choices=SHARDINGS, help="default: of the accelerate config, else zero3 on several GPUs")
+    add("--prompt_tokens", type=int, default=PROMPT_TOKENS, help="tokens of the longest prompt (default: 256)")
+    add("--teraflops", type=float, help="dense bf16 TFLOP/s of each GPU (default: 312, an A100; 0.2 on a CPU)")
+    add("--bandwidth", type=float, help="of each GPU's memory, in TB/s (default: 2, an A100; 0.02 on a CPU)")
     with plain_errors(parser.prog):
         options, overrides = parser.parse_known_args(arguments)
         values = read_config(find_file("config", options.config, RECIPES)) | read_overrides(overrides)

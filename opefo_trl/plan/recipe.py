@@ -106,6 +106,7 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
         steps = number("steps_per_generation")
     elif values["generation_batch_size"]:
         steps = max(1, number("generation_batch_size") // (rows * gpus))
+    several_updates = steps * number("num_iterations") > micro_batches
     engine = None
     if values["use_vllm"] and values["vllm_mode"] == "colocate":
         engine = Engine(
@@ -139,7 +140,8 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
         quantized_bits=4 if values["load_in_4bit"] else 8 if values["load_in_8bit"] else 0,
         reference=beta > 0 and not lora,
         reference_pass=beta > 0,
-        scoring_pass=values["flow_scope"] == "batch" and (bool(values["use_vllm"]) or micro_batches > 1),
+        # TRL scores a rollout for vLLM's ratio, and where it takes several updates; else generation measures the flow
+        scoring_pass=(bool(values["use_vllm"]) and values["flow_scope"] == "batch") or several_updates,
         engine=engine,
     )
 

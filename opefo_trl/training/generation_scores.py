@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []  # of use inside this package only
 
 # Mean difference in nats to the training forward above which the scores of generation are not used any more
-_MOST_GAP, _MOST_GAP_IN_HALF = 1e-3, 0.05
+_MAX_GAP, _MAX_GAP_16_BIT = 1e-3, 0.05
 
 
 class GenerationScores:
@@ -44,7 +44,7 @@ class GenerationScores:
 
     def __init__(self, estimator: str, temperature: float, reason: str | None, half: bool = False):
         self.estimator, self.temperature, self.reason = estimator, temperature, reason
-        self._limit = _MOST_GAP_IN_HALF if half else _MOST_GAP
+        self._limit = _MAX_GAP_16_BIT if half else _MAX_GAP
         self.taken = False  # whether the rollout under way has scores
         self.confirmed = False  # whether the training forward has given the same
         self._explained = False
@@ -55,7 +55,7 @@ class GenerationScores:
     def for_run(
         cls, args: OPEFOConfig, estimator: str, model: PreTrainedModel, positions: str, rollout_func: Any
     ) -> GenerationScores:
-        """Return them for a run with these settings; `positions` is `positions_of` the model's config."""
+        """Return the `GenerationScores` of a run; `positions` is `positions_of` the model's config."""
         half = args.bf16 or args.fp16 or model.dtype != torch.float32
         return cls(estimator, args.temperature, reason_against(args, positions, rollout_func is not None), half)
 
@@ -77,7 +77,7 @@ class GenerationScores:
         return completions, logprobs
 
     def take(self, batch: dict[str, Any], mask: Tensor, accelerator: Accelerator) -> Scores | None:
-        """Return the scores of a generation batch, and forget them; None if any rank lacks some of trained tokens."""
+        """Return the scores of a generation batch and forget them; None if any rank lacks that of a trained token."""
         turns, self._turns = self._turns, []
         self.taken = False
         if self.reason is not None:
@@ -94,7 +94,7 @@ class GenerationScores:
         return Scores(tensors[0], tensors[1], tensors[2] if len(tensors) == 3 else None) if have else None
 
     def explain(self) -> str | None:
-        """Return a message, the first time, that a scoring pass stands in."""
+        """Return why a scoring pass is used, the first time it is called, and None after that."""
         if self._explained:
             return None
         self._explained = True
@@ -118,8 +118,9 @@ class GenerationScores:
         self.reason = "generation and training forward differ"
         return (
             f"The log-probabilities of generation are {gap:.2g} nats from those of the training forward on average, "
-            f"more than rounding explains ({self._limit:g}). From now on a scoring pass measures each rollout. Likely "
-            "causes: dropout, or `generation_kwargs` that change how the model computes."
+            f"more than rounding explains ({self._limit:g}). From now on they are not used: where the flow of a rollout is "
+            "needed before training, a scoring pass measures it. Likely causes: dropout, or `generation_kwargs` that "
+            "change how the model computes."
         )
 
 
@@ -141,7 +142,7 @@ def reason_against(args: OPEFOConfig, positions: str, own_rollouts: bool) -> str
     if args.updates_per_rollout > 1:
         return "TRL scores each rollout itself where several updates are made on it"
     if positions != "relative":  # training counts padding on the left as positions, generation does not
-        return "the model's positions are absolute, or may be"
+        return "the model's position embedding depends on padding or on the sequence length"
     cache = args.cache_implementation or (args.generation_kwargs or {}).get("cache_implementation")
     return None if cache is None else f"`cache_implementation={cache!r}` may compile the model's forward"
 
@@ -154,8 +155,8 @@ class _Turn:
         self.tensors: list[Tensor] = []  # log-probabilities, entropies, sums, (B, T); empty if a token lacks them
         self._temperature = settings.temperature
         self._estimator = settings.estimator if settings.estimator in VOCABULARY_ESTIMATORS else None
-        self._logps: Tensor | None = None  # of the whole vocabulary, at the last position
-        self._positions: list[list[Tensor]] = []  # of each: entropies, sums, then log-probabilities and tokens
+        self._logps: Tensor | None = None  # of the whole vocabulary at the last position, (B, V)
+        self._positions: list[list[Tensor]] = []  # for each: entropies, sums, log-probabilities, sampled tokens
 
     @torch.no_grad()
     def measure(self, _module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> None:

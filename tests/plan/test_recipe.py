@@ -31,7 +31,9 @@ def test_missing_options_have_the_defaults_of_train_py():
     recipe = read_recipe({}, 64)
     assert (recipe.rows, recipe.micro_batches, recipe.completion) == (8, 1, 512)
     assert recipe.weight_bytes == 4 and recipe.autocast and recipe.checkpointing and recipe.engine is None
-    assert not recipe.scoring_pass  # one micro-batch, and no vLLM
+    assert not recipe.scoring_pass  # generation measures the flow
+    assert not recipe_of("smollm2-words").scoring_pass
+    assert recipe_of("smollm2-words", num_iterations=2).scoring_pass  # TRL's own
 
 
 def test_options_that_decide_memory():

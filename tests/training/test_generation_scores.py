@@ -123,7 +123,7 @@ def absolute_positions():
 
 UNAVAILABLE = {
     "`rollout_func` generates": {"extra": {"rollout_func": scripted_rollout}},
-    "positions are absolute": {"model": absolute_positions},
+    "position embedding depends on padding": {"model": absolute_positions},
     "`cache_implementation='static'`": {"cache_implementation": "static"},
     "did not show the logits of all its tokens": {"generation_kwargs": {"num_beams": 2}},
 }
