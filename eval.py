@@ -61,6 +61,7 @@ from opefo_trl.validation import check_choice
 # Temperature and top-p. The paper's are second-hand; its numbers of samples are the defaults of the benchmarks
 PRESETS = {"default": (0.6, 0.95), "paper": (1.0, 0.7), "training": (1.0, 1.0)}
 _FOR_BENCHMARKS = ["benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "policy", "system_prompt"]
+_FOR_BENCHMARKS.append("grading_timeout")  # of a training set the reward has its own
 _FOR_TRAINING_SETS = ["dataset_config", "dataset_train_split", "prompt_column", "answer_column", "reward_funcs"]
 
 

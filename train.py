@@ -129,7 +129,8 @@ class ScriptArguments:
         if self.keep_pass_rates is not None:
             if self.pass_rates is None:
                 raise ValueError(
-                    "`keep_pass_rates` needs the pass rates: --pass_rates FILE, which opefo-trl eval --dataset_name writes."
+                    "`keep_pass_rates` needs the pass rates: --pass_rates FILE, which `opefo-trl eval --dataset_name` "
+                    "writes."
                 )
             check_range(self.keep_pass_rates)
 

@@ -319,6 +319,11 @@ class OPEFOConfig(GRPOConfig):
         return self.steps_per_generation * self.num_iterations
 
     @property
+    def spans_updates(self) -> bool:
+        """Return whether a rollout is trained on in more than one update, so that TRL scores it itself."""
+        return self.gradient_accumulation_steps % self.micro_batches_per_rollout != 0
+
+    @property
     def updates_per_rollout(self) -> float:
         """Optimizer steps taken on one generation batch; 1 is strictly on-policy."""
         return self.micro_batches_per_rollout / self.gradient_accumulation_steps

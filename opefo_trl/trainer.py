@@ -129,14 +129,15 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
         self.entropy_control = control = args.make_control()
         self.flow_step = FlowStep(args, control, self.accelerator)
         self.scoring = ScoringPass(self.flow_step.estimator, self.temperature, args.cast_lm_head_to_fp32)
-        positions = positions_of(self.model.config)
-        self.generation_scores = GenerationScores.for_run(
-            args, self.flow_step.estimator, self.model, positions, self.rollout_func
-        )
         bounds = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         self._correction = SamplerCorrection.for_run(args, control, self.vllm_importance_sampling_mode, *bounds)
         self._corrects_live = self._correction is not None and self._correction.corrects
+        positions = positions_of(self.model.config)
         transforms = BatchTransforms.for_run(args, control, positions, self.aux_loss_enabled)
+        needed = transforms.drop or self.flow_step.measuring == "ahead"
+        self.generation_scores = GenerationScores.for_run(
+            args, self.flow_step.estimator, self.model, positions, self.rollout_func, needed
+        )
         step = args.loss_type, args.gradient_accumulation_steps
         self.rebatcher = Rebatcher(transforms, self.accelerator, *step, self.pad_to_multiple_of)
         self._means = MetricMeans.for_run(args, control)
@@ -195,7 +196,7 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
                 self._warn(self.generation_scores.explain())
                 scores = self.scoring.scores_of(self._score(batch))
         if scores is not None:
-            if self.args.updates_per_rollout <= 1:  # valid until the update
+            if not self.args.spans_updates:  # valid until the update
                 batch["logps"], batch["entropies"] = scores.logps, scores.entropies
             if self.flow_step.measuring == "ahead":
                 self.flow_step.measure_rollout(batch, trained_mask(batch), scores)
@@ -418,7 +419,7 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:  # before the rest, so that a push of the checkpoint takes it along
             folder = Path(self._get_output_dir(trial=trial)) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-            state = self.entropy_control, self.flow_step.last, self.guard, self.prompt_order
+            state = self.entropy_control, self.flow_step.last, self.guard, self.prompt_order, self.generation_scores
             save_control_state(folder, self.args.control, *state)
             self.recorder.save(folder)
         super()._save_checkpoint(model, trial)
@@ -428,9 +429,9 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
         # The Trainer restores a saved state of the random numbers after this
         seed_sampling(self.args, self.accelerator, self.state.global_step)
         self.recorder.restore(Path(checkpoint), self.state.global_step)
-        device = self.accelerator.device
+        state = self.guard, self.accelerator.device, self.prompt_order, self.generation_scores
         self.flow_step.last, warning = load_control_state(
-            Path(checkpoint), self.args.control, self.entropy_control, self.guard, device, self.prompt_order
+            Path(checkpoint), self.args.control, self.entropy_control, *state
         )
         self._warn(warning)
 

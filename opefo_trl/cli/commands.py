@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import runpy
 import signal
 import subprocess
@@ -123,7 +124,11 @@ def _launch_options(name: str, options: argparse.Namespace) -> list[str] | None:
     gpus = torch.cuda.device_count()
     if machine is None or str(machine).isdecimal():
         processes = max(gpus, 1) if machine is None else int(machine)
-        if check_number("accelerate_config", processes, low=1) == 1:
+        check_number("accelerate_config", processes, low=1)
+        if overrides.get("num_processes", processes) == 1 and overrides.get("num_machines", 1) == 1:
+            if gpus > 1:  # or transformers would divide each batch over all of them by nn.DataParallel
+                visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+                os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
             return None
         # Not the bf16 of ddp.yaml: `bf16` of the run decides
         overrides = {"num_processes": processes, "mixed_precision": "no"} | overrides

@@ -54,7 +54,8 @@ def keep_by_pass_rate(dataset: Dataset, path: str, keep: Sequence[float]) -> tup
     if unknown:
         raise ValueError(
             f"`pass_rates={path!r}` has no rate for {len(unknown)} of {len(texts)} problems, such as "
-            f"{unknown[0][:80]!r}. Measure the same data: eval.py with this --dataset_name, without --limit."
+            f"{unknown[0][:80]!r}. Measure the same data: opefo-trl eval with this --dataset_name, without --limit. "
+            "(It leaves out problems with contradictory answers, as --unique_problems true does here.)"
         )
     found = [rates[text] for text in texts]
     kept = [row for row, rate in enumerate(found) if low <= rate <= high]
@@ -79,7 +80,8 @@ def _read(path: str) -> dict[str, float]:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(
-            f"`pass_rates={path!r}` cannot be read: {error.strerror}. opefo-trl eval --dataset_name writes such a file."
+            f"`pass_rates={path!r}` cannot be read: {error.strerror}. `opefo-trl eval --dataset_name` "
+            "writes such a file."
         ) from None
     rates = {}
     for number, line in enumerate(lines, 1):

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 
+from opefo_trl.data.loading import FORMATS
 from opefo_trl.data.pass_rates import write_pass_rates
 from opefo_trl.data.templates import problem_text, with_template
 from opefo_trl.evaluation.samples import Task, tokenize_prompts
@@ -75,7 +76,9 @@ def training_task(
     Return the task of sampling the cleaned rows of a data set, with the prompts that they have in training. Its name,
     from which files get theirs, is `gsm8k-train` for `openai/gsm8k`.
     """
-    name, embedded = f"{Path(dataset).stem}-{split}", TASKS.get(dataset)
+    path = Path(dataset)
+    name = f"{path.stem if path.suffix in FORMATS else path.name}-{split}"  # a name on the Hub may have a dot
+    embedded = TASKS.get(dataset)
     prompted = with_template(rows, template)
     others = [column for column in rows.column_names if column != "prompt"]
     problems = [

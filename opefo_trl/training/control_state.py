@@ -1,4 +1,5 @@
-"""control_state.json, in every checkpoint: the state of the entropy control, the step guard and the prompts' order."""
+"""control_state.json, in every checkpoint: state of the entropy control, the step guard, the prompts' order and the
+scores of generation."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from opefo_trl.controls import Control
+    from opefo_trl.training.generation_scores import GenerationScores
     from opefo_trl.training.guards import StepGuard
     from opefo_trl.training.resampling import PromptOrder
 
@@ -24,6 +26,7 @@ def save_control_state(
     totals: FlowTotals | None,
     guard: StepGuard,
     prompts: PromptOrder | None = None,
+    scores: GenerationScores | None = None,
 ) -> None:
     """Write the state into a checkpoint. `totals` are those of the last optimizer step; `prompts` is None without
     dynamic sampling."""
@@ -33,6 +36,7 @@ def save_control_state(
         "totals": None if totals is None else totals.sums.tolist(),
         "guard": guard.state_dict(),
         "prompts": None if prompts is None else prompts.state_dict(),
+        **({} if scores is None else {"generation": scores.state_dict()}),
     }
     try:
         text = json.dumps(content, indent=2)
@@ -49,26 +53,34 @@ def load_control_state(
     guard: StepGuard,
     device: torch.device,
     prompts: PromptOrder | None = None,
+    scores: GenerationScores | None = None,
 ) -> tuple[FlowTotals | None, str | None]:
-    """Restore control, guard and prompts; return the totals of the last optimizer step, and a warning, if any."""
+    """Restore control, guard, prompts and scores; return the totals of the last optimizer step, and a warning, if
+    any."""
     path = checkpoint / CONTROL_STATE_FILE
     if not path.exists():
         return None, f"{path} does not exist: the entropy control starts with no state."
     try:
         content = json.loads(path.read_text())
         guard.load_state_dict(content["guard"])
-        if prompts is not None and content.get("prompts") is not None:
-            prompts.load_state_dict(content["prompts"])
+        warnings = []
+        order = content.get("prompts")
+        if prompts is not None and order is not None:
+            prompts.load_state_dict(order)
+        elif (prompts is None) != (order is None):
+            rounds = "`resample_rounds=0`" if order is None else "`resample_rounds` above 0"
+            warnings.append(f"{path} was written with {rounds}: the prompts come in another order from here on.")
+        if scores is not None and "generation" in content:
+            scores.load_state_dict(content["generation"])
         totals = None if content["totals"] is None else FlowTotals.load(content["totals"], device)
         if content["control"] != name:
             written = f"The checkpoint was written with `control={content['control']!r}`"
-            return totals, f"{written}; `control={name!r}` starts with no state."
-        control.load_state_dict(content["state"])
-        if prompts is not None and content.get("prompts") is None:
-            return totals, f"{path} was written with `resample_rounds=0`: the prompts begin with the first one again."
+            warnings.append(f"{written}; `control={name!r}` starts with no state.")
+        else:
+            control.load_state_dict(content["state"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}). Resume from another checkpoint, or delete the "
             "file to let the entropy control start with no state."
         ) from error
-    return totals, None
+    return totals, " ".join(warnings) or None

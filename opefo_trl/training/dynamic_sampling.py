@@ -19,6 +19,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import Tensor
+from tqdm import tqdm
 
 from opefo_trl.training.microbatches import trained_mask
 from opefo_trl.training.rebatching import PUSHED
@@ -106,10 +107,11 @@ class DynamicSampling:
         processes = self.accelerator.num_processes
         multiple = processes // math.gcd(processes, self.num_generations)
         count = fresh_groups(len(rollout.missing), rollout.informative, rollout.graded, groups, multiple)
-        logger.info(
-            f"Step {self.state.global_step + 1}, round {number} of {self.args.resample_rounds}: generating {count} "
-            f"fresh groups, since {len(rollout.missing)} of {groups} have no signal."
-        )
+        if self.is_world_process_zero() and not self.args.disable_tqdm:
+            tqdm.write(
+                f"Step {self.state.global_step + 1}, round {number} of {self.args.resample_rounds}: generating "
+                f"{count} fresh groups, since {len(rollout.missing)} of {groups} have no signal."
+            )
         return self._round(self.prompt_order.take(count))
 
     def _round(self: Any, prompts: list[int]) -> Round:

@@ -7,17 +7,17 @@ which token was sampled, and no longer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, vocabulary_sum
 from opefo_trl.training.sampler_drift import SamplerDrift
 from opefo_trl.training.scoring import Scores
-from opefo_trl.trl_compat import SAMPLING_DRIFT
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +29,8 @@ __all__: list[str] = []  # of use inside this package only
 
 # Mean difference in nats to the training forward above which the scores of generation are not used any more
 _MAX_GAP, _MAX_GAP_16_BIT = 1e-3, 0.05
+_DIFFERENT = "generation and training forward differ"
+_BUDGET = 2**24  # logits that are worked on at once
 
 
 class GenerationScores:
@@ -46,18 +48,35 @@ class GenerationScores:
         self.estimator, self.temperature, self.reason = estimator, temperature, reason
         self._limit = _MAX_GAP_16_BIT if half else _MAX_GAP
         self.taken = False  # whether the rollout under way has scores
-        self.confirmed = False  # whether the training forward has given the same
+        self.confirmed = False  # whether the training forward has given the same, or cannot
+        self.dropped = False  # whether it has given others
+        self.moves_rows = False  # whether a row may be trained on by another process than the one that generated it
         self._explained = False
         self._gap: SamplerDrift | None = None  # to the training forward, in the first step
         self._turns: list[_Turn] = []
 
     @classmethod
     def for_run(
-        cls, args: OPEFOConfig, estimator: str, model: PreTrainedModel, positions: str, rollout_func: Any
+        cls, args: OPEFOConfig, estimator: str, model: PreTrainedModel, positions: str, rollout_func: Any, needed: bool
     ) -> GenerationScores:
-        """Return the `GenerationScores` of a run; `positions` is `positions_of` the model's config."""
+        """Return the `GenerationScores` of a run; `positions` is `positions_of` the model's config, and `needed` tells
+        whether the run has a use for them."""
         half = args.bf16 or args.fp16 or model.dtype != torch.float32
-        return cls(estimator, args.temperature, reason_against(args, positions, rollout_func is not None), half)
+        reason = reason_against(args, positions, rollout_func is not None) if needed else "nothing needs them"
+        made = cls(estimator, args.temperature, reason, half)
+        # With dropout no two forwards agree, and a scoring pass would be no nearer to the training forward
+        made.confirmed = has_dropout(model)
+        made.moves_rows = args.resample_rounds > 0 and args.world_size > 1
+        return made
+
+    def state_dict(self) -> dict[str, bool]:
+        """Return what a resumed run must know to measure as an uninterrupted one does."""
+        return {"confirmed": self.confirmed, "dropped": self.dropped}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        self.confirmed, self.dropped = state["confirmed"], state["dropped"]
+        if self.dropped:
+            self.reason = self.reason or _DIFFERENT
 
     def collect(
         self, generate: Callable[..., Any], model: PreTrainedModel, prompts: list, images: Any, *args: Any
@@ -98,8 +117,10 @@ class GenerationScores:
         if self._explained:
             return None
         self._explained = True
-        why = self.reason or "generation did not show the logits of all its tokens"
-        return f"A scoring pass measures the flow of each rollout, since {why}."
+        unseen = "generation did not show the logits of all its tokens"
+        moved = "with `resample_rounds` a process may train on rows that another one has generated"
+        why = self.reason or (moved if self.moves_rows else unseen)
+        return f"A scoring pass measures the flow of rollouts, since {why}."
 
     def compare(self, batch: dict[str, Any], logps: Tensor, mask: Tensor) -> None:
         """Compare the scores with the training forward of a micro-batch, in the first step that has them."""
@@ -111,16 +132,20 @@ class GenerationScores:
         """Stop using the scores if they are far from those of the training forward, and return a warning."""
         if self._gap is None:
             return None
-        gap = self._gap.metrics(accelerator)[f"{SAMPLING_DRIFT}/mean"]
-        self._gap, self.confirmed = None, gap <= self._limit
+        total, tokens, *_ = accelerator.reduce(self._gap.sums, reduction="sum").tolist()
+        self._gap = None
+        if not tokens or math.isnan(total):  # nothing was compared; NaN is StepGuard's to find
+            return None
+        gap = total / tokens
+        self.confirmed = gap <= self._limit
         if self.confirmed:
             return None
-        self.reason = "generation and training forward differ"
+        self.dropped, self.reason = True, _DIFFERENT
         return (
             f"The log-probabilities of generation are {gap:.2g} nats from those of the training forward on average, "
-            f"more than rounding explains ({self._limit:g}). From now on they are not used: where the flow of a rollout is "
-            "needed before training, a scoring pass measures it. Likely causes: dropout, or `generation_kwargs` that "
-            "change how the model computes."
+            f"more than rounding explains ({self._limit:g}). From now on they are not used: where the flow of a "
+            "rollout is needed before training, a scoring pass measures it. Likely causes: another attention "
+            "kernel in generation, or `generation_kwargs` that change how the model computes."
         )
 
 
@@ -139,12 +164,18 @@ def reason_against(args: OPEFOConfig, positions: str, own_rollouts: bool) -> str
         return "vLLM generates the rollouts"
     if args.use_transformers_continuous_batching:
         return "`use_transformers_continuous_batching` generates the rollouts"
-    if args.updates_per_rollout > 1:
+    if args.spans_updates:
         return "TRL scores each rollout itself where several updates are made on it"
     if positions != "relative":  # training counts padding on the left as positions, generation does not
         return "the model's position embedding depends on padding or on the sequence length"
     cache = args.cache_implementation or (args.generation_kwargs or {}).get("cache_implementation")
     return None if cache is None else f"`cache_implementation={cache!r}` may compile the model's forward"
+
+
+def has_dropout(model: PreTrainedModel) -> bool:
+    """Return whether a training forward of the model is random."""
+    attention = getattr(model.config.get_text_config(), "attention_dropout", None) or 0.0
+    return attention > 0 or any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 class _Turn:
@@ -166,12 +197,19 @@ class _Turn:
             return
         if self._logps is not None:
             self._sampled(ids[:, -1])
-        logits = output.logits[:, -1].float()
-        self._logps = logps = F.log_softmax(logits / self._temperature, dim=-1)
+        parts = [
+            self._measure(logits) for logits in output.logits[:, -1].split(max(1, _BUDGET // output.logits.size(-1)))
+        ]
+        self._logps, *scores = (torch.cat(part) for part in zip(*parts, strict=True))
+        self._positions.append(scores)
+
+    def _measure(self, logits: Tensor) -> list[Tensor]:
+        """Return log-probabilities of the vocabulary, entropies and, for some estimators, sums of some rows."""
+        logps = F.log_softmax(logits.float() / self._temperature, dim=-1)
         p = logps.exp()
         entropies = -(p * logps).sum(-1)
         sums = [] if self._estimator is None else [vocabulary_sum(logps, p, entropies, self._estimator)]
-        self._positions.append([entropies, *sums])
+        return [logps, entropies, *sums]
 
     def end(self, completions: list[list[int]]) -> None:
         """Take in the completions, which may be cut short, and check that their tokens are those that were seen."""

@@ -88,6 +88,7 @@ LAUNCHES = [
     ("", 1, None),
     ("", 8, number("ddp", 8)),
     ("--accelerate_config 1", 8, None),
+    ("--accelerate_config 1 --num_processes 4", 8, machine("ddp", "--num_processes=4", "--mixed_precision=no")),
     ("--accelerate_config 2", 0, number("cpu", 2)),
     ("--accelerate_config=4", 8, number("ddp", 4)),
     ("--num_processes 4", 8, number("ddp", 4)),

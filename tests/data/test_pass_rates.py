@@ -72,7 +72,7 @@ def test_problems_without_a_rate_are_counted(rates):
 )
 def test_a_line_that_is_no_pass_rate_is_named(tmp_path, line):
     (tmp_path / "rates.jsonl").write_text(f'{{"problem": "b", "pass_rate": 0.5}}\n{line}\n')
-    with pytest.raises(ValueError, match="rates.jsonl.*line 2.*eval.py"):
+    with pytest.raises(ValueError, match="rates.jsonl.*line 2.*opefo-trl eval"):
         keep_by_pass_rate(ROWS, str(tmp_path / "rates.jsonl"), (0, 1))
 
 

@@ -50,6 +50,8 @@ def test_the_order_of_the_prompts_comes_back(tmp_path):
     assert again.take(3) == [3, 2, 3] and warning is None
     first, warning = restored(tmp_path / "without")
     assert first.take(2) == [0, 1] and "`resample_rounds=0`" in warning
+    _, warning = load_control_state(tmp_path / "with", "opefo", make_control("opefo"), step_guard, CPU)
+    assert "`resample_rounds` above 0" in warning and "`control='none'`" in warning
 
 
 def test_another_control_starts_with_no_state_and_says_so(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import PROMPTS, SIZES, build, digit_reward, recorded, scripted_rollout, tiny_model, train
+from tiny import PROMPTS, SIZES, build, digit_reward, parameters, recorded, scripted_rollout, tiny_model, train
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl import GRPOTrainer
 
@@ -137,8 +137,45 @@ def test_without_them_a_scoring_pass_measures(reason, out, monkeypatch, caplog):
         run["model"] = run["model"]()
     trainer = train(OPEFOTrainer, OPEFOConfig, out, **run)
     assert len(calls) > 2 * 2
-    assert caplog.text.count("A scoring pass measures the flow of each rollout") == 1 and reason in caplog.text
+    assert caplog.text.count("A scoring pass measures the flow of rollouts") == 1 and reason in caplog.text
     assert all(row["flow/lambda"] != 0 for row in trainer.state.log_history if "flow/lambda" in row)
+
+
+def test_a_resumed_run_with_dropout_measures_as_an_uninterrupted_one_does(tmp_path, model_path):
+    """No two forwards agree, so generation is as near to the training forward as a scoring pass would be."""
+    adapter = LoraConfig(target_modules=["q_proj", "v_proj"], lora_alpha=64, lora_dropout=0.1)
+    run = {"gradient_accumulation_steps": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "seed": 1}
+    run["extra"] = {"peft_config": adapter}
+    whole = train(OPEFOTrainer, OPEFOConfig, tmp_path, model_path, **run)
+    resumed = build(OPEFOTrainer, OPEFOConfig, tmp_path, model_path, **run)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for trainer in (whole, resumed):
+        assert trainer.generation_scores.reason is None and trainer.generation_scores.taken
+    for name, value in parameters(whole).items():
+        assert torch.equal(parameters(resumed)[name], value), name
+
+
+def test_scores_that_were_dropped_stay_dropped_in_a_resumed_run():
+    scores = GenerationScores("sampled", 1.0, None)
+    scores.dropped = True
+    resumed = GenerationScores("sampled", 1.0, None)
+    resumed.load_state_dict(scores.state_dict())
+    assert resumed.reason is not None and not resumed.confirmed
+
+
+@pytest.mark.parametrize(("logp", "mask"), [(torch.nan, 1), (0.0, 0)])
+def test_nothing_is_concluded_from_nothing(logp, mask):
+    scores = GenerationScores("sampled", 1.0, None)
+    scores.taken = True
+    scores.compare({"logps": torch.zeros(1, 2)}, torch.full((1, 2), logp), torch.full((1, 2), mask))
+    accelerator = type("OneRank", (), {"reduce": staticmethod(lambda sums, reduction: sums)})
+    assert scores.judge(accelerator) is None and not scores.confirmed and scores.reason is None
+
+
+def test_nothing_is_kept_where_trl_scores_some_of_the_rollouts(out):
+    run = {"steps_per_generation": 2, "gradient_accumulation_steps": 3, "strict_on_policy": False, "max_steps": 3}
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, flow_scope="running", **run)
+    assert not trainer.generation_scores._turns and "TRL scores" in trainer.generation_scores.reason
 
 
 def test_they_are_dropped_if_the_training_forward_gives_others(out, caplog):
