@@ -33,6 +33,7 @@ def check_all(args: GRPOConfig, control: Control) -> list[str]:
     """Raise a `ValueError` for what cannot be right; return warnings about what is doubtful."""
     check_values(args)
     check_guards(args)
+    check_processes(args)
     return [
         *check_on_policy(args, control),
         *check_loss(args, control),
@@ -60,6 +61,16 @@ def check_guards(args: GRPOConfig) -> None:
         raise ValueError(
             "`nonfinite='skip'` cannot work under DeepSpeed or with a layer-wise optimizer, which update the "
             "parameters inside the backward pass. Use `nonfinite='stop'`, which checks the loss before it."
+        )
+
+
+def check_processes(args: GRPOConfig) -> None:
+    """Refuse several GPUs in one process: transformers would split each batch over them by `nn.DataParallel`, which
+    TRL's rollouts do not know."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and needs one of its own. Start a process for each (`opefo-trl "
+            "train`, or `accelerate launch`), or let it see a single one: CUDA_VISIBLE_DEVICES=0."
         )
 
 

@@ -1,11 +1,12 @@
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from tiny import settings
 
 from opefo_trl import OPEFOConfig
-from opefo_trl.config_checks import check_guards
+from opefo_trl.config_checks import check_guards, check_processes
 from opefo_trl.controls import CONTROLS
 
 OFF = {"strict_on_policy": False}
@@ -86,6 +87,12 @@ def test_a_wrong_setting_is_refused_in_plain_words(overrides, parts):
     with pytest.raises(ValueError) as refused:
         config(**overrides)
     assert names(refused.value, parts), refused.value
+
+
+def test_several_gpus_in_one_process_are_refused():
+    check_processes(SimpleNamespace(n_gpu=1))
+    with pytest.raises(ValueError, match=r"sees 2 GPUs.*`opefo-trl train`.*CUDA_VISIBLE_DEVICES=0"):
+        check_processes(SimpleNamespace(n_gpu=2))
 
 
 def test_skip_under_deepspeed_is_refused():

@@ -4,7 +4,7 @@
     opefo-trl plan --config qwen2.5-math-7b --accelerate_config fsdp2
     opefo-trl plan --config qwen2.5-0.5b-gsm8k --memory 24 --per_device_train_batch_size 64
 
-Options of train.py override the file. Exit status: 0 if the recipe fits, 1 if it does not, 2 for a mistake.
+Options of `opefo-trl train` override the recipe. Exit status: 0 if the recipe fits, 1 if it does not, 2 for a mistake.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__: list[str] = []  # `opefo-trl plan` is the way in
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "opefo-trl plan",
-        description=f"{__doc__.splitlines()[0]} Options of train.py override the recipe.",
+        description=f"{__doc__.splitlines()[0]} Options of `opefo-trl train` override the recipe.",
         usage="opefo-trl plan --config RECIPE [--OPTION VALUE ...]",
         epilog="Page: docs/performance.md",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=119, max_help_position=32),
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="RECIPE", help="name of a recipe, or a config file of train.py")
+    add("--config", required=True, metavar="RECIPE", help="name of a recipe, or a file")
     add("--accelerate_config", metavar="MACHINE", help="name of a machine, or a config file of accelerate")
     add(
         "--gpus", type=int, help="number of GPUs, or of processes on a CPU (default: of the accelerate config, else 1)"
@@ -91,7 +91,7 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
             values[next(reversed(values))].append(yaml.safe_load(word))
             continue
         if (name := name[2:]) not in DEFAULTS:
-            hint = did_you_mean(name, DEFAULTS) or " --help lists those of the plan; others are of train.py."
+            hint = did_you_mean(name, DEFAULTS) or " --help lists those of the plan; others are of `opefo-trl train`."
             raise ValueError(f"There is no option '--{name}'.{hint}")
         values[name] = [yaml.safe_load(value)] if has_value else []
     return {name: (given[0] if len(given) == 1 else given or True) for name, given in values.items()}
