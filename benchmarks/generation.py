@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10, help="A B B A rounds of each comparison")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
     given = parser.parse_args(arguments)
+    given.device = "cpu"
     torch.set_num_threads(1)
     results = []
     for name, sizes in SIZES.items():
