@@ -144,7 +144,7 @@ def test_the_numbers_of_the_training_phase_are_those_of_its_benchmark(monkeypatc
     for row, least in zip(results, (0.97, 1.7, 2.5, 3.9), strict=True):
         assert benchmark.line(row) in PERFORMANCE and row["ratio"] >= least
         theirs, ours = row["peak_mib"]
-        assert ours <= 1.0001 * theirs and row["gradient"] < 1e-5 and row["padded"][1] <= 1.1
+        assert ours <= 1.002 * theirs and row["gradient"] < 1e-5 and row["padded"][1] <= 1.1
 
 
 def test_the_numbers_of_the_quickstart_are_those_of_its_benchmark():
