@@ -60,8 +60,8 @@ from opefo_trl.validation import check_choice
 
 # Temperature and top-p. The paper's are second-hand; its numbers of samples are the defaults of the benchmarks
 PRESETS = {"default": (0.6, 0.95), "paper": (1.0, 0.7), "training": (1.0, 1.0)}
-_FOR_BENCHMARKS = ["benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "policy", "system_prompt"]
-_FOR_BENCHMARKS.append("grading_timeout")  # of a training set the reward has its own
+_FOR_BENCHMARKS = ["benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "system_prompt"]
+_FOR_BENCHMARKS += ["policy", "grading_timeout"]  # those of a training set are its reward's
 _FOR_TRAINING_SETS = ["dataset_config", "dataset_train_split", "prompt_column", "answer_column", "reward_funcs"]
 
 
@@ -135,7 +135,9 @@ class EvalArguments:
     policy: str | None = field(
         default=None, metadata={"help": f"Grading policy of benchmarks: {', '.join(POLICIES)}. By default lenient."}
     )
-    grading_timeout: float = field(default=5.0, metadata={"help": "Seconds of processor time to grade an answer."})
+    grading_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds of processor time to grade an answer of a benchmark. By default 5."}
+    )
 
     engine: str = field(default="auto", metadata={"help": f"{', '.join(ENGINES)}. 'auto' is vllm if installed."})
     batch_size: int | None = field(
@@ -181,7 +183,7 @@ class EvalArguments:
             }
         else:
             defaults = {"benchmarks": list(SIX), "preset": "default", "prompt_template": "boxed"}
-        for name, value in {"policy": "lenient", **defaults}.items():
+        for name, value in {"policy": "lenient", "grading_timeout": 5.0, **defaults}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from scripts import load_script, python
 
+from opefo_trl.cli.recipe_files import MACHINES
 from opefo_trl.plan.memory import GIB, cache_bytes, predict, sequences_at_once
 from opefo_trl.plan.recipe import PROMPT_TOKENS, Machine, read_recipe, read_sharding
 from opefo_trl.plan.shapes import load_shape
@@ -67,9 +68,9 @@ def test_every_recipe_fits_the_machine_that_it_names(path):
     options = yaml.safe_load(text)
     named = re.search(r"(one|\d+) GPUs? of (\d+) GB", text)
     if named:
-        launch = re.search(r"configs/accelerate/\S+\.yaml", text)[0]
+        launch = re.search(r"--accelerate_config (\w+)", text)[1]
         gpus = 1 if named[1] == "one" else int(named[1])
-        sharding = read_sharding(yaml.safe_load((ROOT / launch).read_text()))
+        sharding = read_sharding(yaml.safe_load((MACHINES / f"{launch}.yaml").read_text()))
         machine = Machine(gpus, float(named[2]), sharding)
     else:
         assert options["use_cpu"]

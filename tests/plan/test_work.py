@@ -27,10 +27,11 @@ def test_a_forward_is_two_flops_per_parameter_and_token_and_attention():
     [
         ({"gradient_checkpointing": False, "flow_scope": "running"}, 3),  # forward, and twice that backward
         ({"flow_scope": "running"}, 4),  # the forward again
-        ({}, 4),  # a single micro-batch measures the flow while it trains
-        ({"gradient_accumulation_steps": 4}, 5),  # the scoring pass
-        ({"gradient_accumulation_steps": 4, "beta": 0.1}, 6),
-        ({"gradient_accumulation_steps": 4, "use_peft": True}, 4),  # no gradient of the weights
+        ({"gradient_accumulation_steps": 4}, 4),  # generation measures the flow
+        ({"use_vllm": True}, 5),  # TRL's scoring pass
+        ({"num_iterations": 2}, 5),
+        ({"gradient_accumulation_steps": 4, "beta": 0.1}, 5),
+        ({"gradient_accumulation_steps": 4, "use_peft": True}, 3),  # no gradient of the weights
     ],
 )
 def test_forwards_of_a_step(options, number):
@@ -41,7 +42,7 @@ def test_a_step_of_several_gpus():
     one, eight = (measure_work(SHAPE, RECIPE, Machine(gpus, 80, "ddp")) for gpus in (1, 8))
     assert one.tokens == 4 * 8 * 1024 and eight.tokens == 8 * one.tokens  # micro-batches x rows x tokens
     assert one.generation_flops == 32 * forward_flops(SHAPE, 256, 768)
-    assert one.training_flops == 5 * one.generation_flops and eight.training_flops == 8 * one.training_flops
+    assert one.training_flops == 4 * one.generation_flops and eight.training_flops == 8 * one.training_flops
     assert eight.training_seconds == one.training_seconds  # each does its own part
     assert one.training_seconds[1] == pytest.approx(one.training_flops / (0.1 * 312e12))
     shorter = forward_flops(SHAPE, 256, 384) / forward_flops(SHAPE, 256, 768)  # half of the completion
@@ -67,7 +68,7 @@ def test_generation_reads_weights_and_cache_for_every_token():
 def test_a_gpu_is_not_faster_than_it_launches_kernels_and_a_cpu_waits_for_none():
     fast = Machine(1, 80, "none", teraflops=1e6, bandwidth=1e6)
     work = measure_work(SHAPE, RECIPE, fast)
-    assert work.training_seconds == pytest.approx((24 * 5 * 4 * 0.2e-3, 24 * 5 * 4 * 2e-3))  # layers, passes, batches
+    assert work.training_seconds == pytest.approx((24 * 4 * 4 * 0.2e-3, 24 * 4 * 4 * 2e-3))  # layers, passes, batches
     assert work.generation_seconds == pytest.approx((24 * 384 * 0.2e-3, 24 * 768 * 2e-3))
     vllm = measure_work(SHAPE, replace(RECIPE, engine=Engine(0.5, 1, False, None)), fast)
     assert vllm.generation_seconds == pytest.approx((24 * 384 * 0.02e-3, 24 * 768 * 0.2e-3))
