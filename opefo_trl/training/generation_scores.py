@@ -186,7 +186,7 @@ class _Turn:
         self.tensors: list[Tensor] = []  # log-probabilities, entropies, sums, (B, T); empty if a token lacks them
         self._temperature = settings.temperature
         self._estimator = settings.estimator if settings.estimator in VOCABULARY_ESTIMATORS else None
-        self._logps: Tensor | None = None  # of the whole vocabulary at the last position, (B, V)
+        self._last: tuple[Tensor, Tensor] | None = None  # logits of the last position, (B, V), and their log-sum-exp
         self._positions: list[list[Tensor]] = []  # for each: entropies, sums, log-probabilities, sampled tokens
 
     @torch.no_grad()
@@ -195,39 +195,47 @@ class _Turn:
         ids = kwargs.get("input_ids")
         if ids is None:  # embeddings in place of tokens
             return
-        if self._logps is not None:
+        if self._last is not None:
             self._sampled(ids[:, -1])
-        parts = [
-            self._measure(logits) for logits in output.logits[:, -1].split(max(1, _BUDGET // output.logits.size(-1)))
-        ]
-        self._logps, *scores = (torch.cat(part) for part in zip(*parts, strict=True))
+        logits = output.logits[:, -1]
+        parts = [self._measure(rows) for rows in logits.split(max(1, _BUDGET // logits.size(-1)))]
+        scaled, norms, *scores = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        self._last = scaled, norms
         self._positions.append(scores)
 
     def _measure(self, logits: Tensor) -> list[Tensor]:
-        """Return log-probabilities of the vocabulary, entropies and, for some estimators, sums of some rows."""
-        logps = F.log_softmax(logits.float() / self._temperature, dim=-1)
-        p = logps.exp()
-        entropies = -(p * logps).sum(-1)
-        sums = [] if self._estimator is None else [vocabulary_sum(logps, p, entropies, self._estimator)]
-        return [logps, entropies, *sums]
+        """Return logits at the sampling temperature, their log-sum-exp, entropies and, for some estimators, sums, of
+        some rows. What a rollout needs is log p = logit - log-sum-exp of single tokens: writing it out for all would be
+        one more pass over the vocabulary."""
+        logits = logits.float() if self._temperature == 1 else logits.float() / self._temperature
+        largest = logits.amax(-1, keepdim=True)
+        p = (logits - largest).exp_()
+        total = p.sum(-1)
+        norms = largest.squeeze(-1) + total.log()
+        entropies = norms - torch.linalg.vecdot(p, logits) / total
+        if self._estimator is None:
+            return [logits, norms, entropies]
+        logps, p = logits - norms.unsqueeze(-1), p / total.unsqueeze(-1)
+        return [logits, norms, entropies, vocabulary_sum(logps, p, entropies, self._estimator)]
 
     def end(self, completions: list[list[int]]) -> None:
         """Take in the completions, which may be cut short, and check that their tokens are those that were seen."""
         self.completions, width = list(completions), max(map(len, completions))  # TRL adds to its list
-        if self._logps is None or len(self._logps) != len(completions) or len(self._positions) < width:
+        if self._last is None or len(self._last[0]) != len(completions) or len(self._positions) < width:
             return  # embeddings, beams, several tokens in a forward
-        device = self._logps.device
+        device = self._last[0].device
         padded = torch.tensor([ids + [-1] * (width - len(ids)) for ids in completions], device=device)
         if len(self._positions) == width:
             self._sampled(padded[:, -1].clamp(min=0))
-        self._logps = None
+        self._last = None
         *scores, logps, tokens = (torch.stack(column, dim=1) for column in zip(*self._positions[:width], strict=True))
         if ((tokens == padded) | (padded == -1)).all():
             self.tensors = [logps, *scores]
 
     def _sampled(self, tokens: Tensor) -> None:
-        assert self._logps is not None
-        self._positions[-1] += [self._logps.gather(1, tokens.unsqueeze(1)).squeeze(1), tokens]
+        assert self._last is not None
+        logits, norms = self._last
+        self._positions[-1] += [logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - norms, tokens]
 
 
 def _resized(tensor: Tensor, width: int) -> Tensor:
