@@ -205,8 +205,8 @@ class _Turn:
 
     def _measure(self, logits: Tensor) -> list[Tensor]:
         """Return logits at the sampling temperature, their log-sum-exp, entropies and, for some estimators, sums, of
-        some rows. What a rollout needs is log p = logit - log-sum-exp of single tokens: writing it out for all would be
-        one more pass over the vocabulary."""
+        some rows. Log p = logit - log-sum-exp is needed of single tokens: to write it out for all would be one more
+        pass over the vocabulary."""
         logits = logits.float() if self._temperature == 1 else logits.float() / self._temperature
         largest = logits.amax(-1, keepdim=True)
         p = (logits - largest).exp_()
