@@ -11,6 +11,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that does other work as well may pause for a second, which says nothing about the code
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 LONGEST = {"test_collapse.py", "test_notebook.py"}
 

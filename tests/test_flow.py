@@ -153,7 +153,7 @@ flows = hnp.arrays(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(flows)
 @example(np.float32([[1, 2]]))
 @example(np.float32([[-1, -2]]))
@@ -172,7 +172,7 @@ def test_balanced_flow_is_zero_and_weights_are_positive(flow):
         assert lam == 0
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(flows, flows)
 def test_totals_add_up_like_their_tokens(left, right):
     left, right = torch.tensor(left), torch.tensor(right)

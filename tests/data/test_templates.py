@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import Dataset
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opefo_trl.data import with_template
@@ -33,7 +33,6 @@ def test_an_unknown_template_and_one_around_a_conversation_are_refused():
 LETTERS = DAPO_PREFIX + DAPO_SUFFIX + "\\ "
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from(LETTERS), min_size=1))
 @example(DAPO_PREFIX)
 @example(DAPO_SUFFIX)

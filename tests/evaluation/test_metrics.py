@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from material import MATERIAL
 
@@ -48,7 +48,6 @@ def test_public_cases_are_met():
             assert avg_at_k(case["samples"]) == pytest.approx(case["avg_at_n"], abs=1e-12), case["name"]
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_pass_at_k_grows_with_k_from_the_average_to_any(rows):
     values = [pass_at_k(rows, k) for k in range(1, min(map(len, rows)) + 1)]
@@ -113,7 +112,6 @@ def test_the_most_frequent_answer_of_each_block_wins(answers, right, k, expected
     assert majority_at_k([answers], [right], k) == pytest.approx(expected, abs=1e-15)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans()), min_size=1, max_size=8), st.data())
 def test_majority_is_the_expected_verdict_of_ties_broken_at_random(samples, data):
     answers, right = [name for name, _ in samples], [verdict for _, verdict in samples]
@@ -172,7 +170,6 @@ def test_a_value_that_is_none_of_a_problem_is_refused(measure, values, message):
         measure(values)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=1, max_size=7))
 def test_p_value_is_that_of_all_signs_and_ties_survive_rounding(pairs):
     changes = np.array([after - before for before, after in pairs])
@@ -219,7 +216,6 @@ def test_a_bin_holds_its_lower_bound_and_the_last_one_also_its_upper():
     assert calibration_error([0.57, 0.575], [1, 0], bins=100) == pytest.approx((0.575 - 0.43) / 2)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=20), st.integers(1, 12))
 def test_calibration_error_is_that_of_a_loop_over_bins(samples, bins):
     total = 0.0
