@@ -60,8 +60,10 @@ from opefo_trl.validation import check_choice
 
 # Temperature and top-p. The paper's are second-hand; its numbers of samples are the defaults of the benchmarks
 PRESETS = {"default": (0.6, 0.95), "paper": (1.0, 0.7), "training": (1.0, 1.0)}
-_FOR_BENCHMARKS = ["benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "system_prompt"]
-_FOR_BENCHMARKS += ["policy", "grading_timeout"]  # those of a training set are its reward's
+_FOR_BENCHMARKS = [
+    *("benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "system_prompt"),
+    *("policy", "grading_timeout"),  # those of a training set are its reward's
+]
 _FOR_TRAINING_SETS = ["dataset_config", "dataset_train_split", "prompt_column", "answer_column", "reward_funcs"]
 
 

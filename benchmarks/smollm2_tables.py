@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from comparison.statistics import landing
+from comparison.tables import table as markdown
 
+from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves.plot import RUNS, Picture, curve, finish
 
-EDGE = 10
 SETTLING = 5  # steps after the landing that the mean error leaves out
 SCORES = ("pass@1", "pass@16", "pass@64", "distinct")
 
@@ -56,12 +59,12 @@ def read(path: Path, settings: Sequence[str] | None = None) -> dict[str, dict[in
 
 def table(runs: dict[str, dict[int, dict[str, Any]]], target: float) -> str:
     names = ["lands at", "mean error", "entropy", "reward", *SCORES, "seeds"]
-    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = []
     for setting, seeds in runs.items():
         rows = [measures(run, target) for run in seeds.values()]
         cells = [spread([row[name] for row in rows if row.get(name) is not None], name) for name in names[:-1]]
-        lines.append(f"| {' | '.join([setting, *cells, str(len(seeds))])} |")
-    return "\n".join(lines) + "\n"
+        lines.append([setting, *cells, str(len(seeds))])
+    return markdown(["", *names], lines) + "\n"
 
 
 def measures(run: dict[str, Any], target: float) -> dict[str, float | None]:
@@ -71,10 +74,10 @@ def measures(run: dict[str, Any], target: float) -> dict[str, float | None]:
     if frame.empty:
         return numbers
     numbers |= {name: frame[name].tail(EDGE).mean() for name in ("entropy", "reward")}
-    landed = frame.index[frame["entropy"] <= target]
-    if len(landed):
-        numbers["lands at"] = landed[0] + 1
-        numbers["mean error"] = frame["entropy"][landed[0] + SETTLING :].mean() - target
+    lands = landing(frame["entropy"], target)
+    if math.isfinite(lands):
+        numbers["lands at"] = lands
+        numbers["mean error"] = frame["entropy"][int(lands) - 1 + SETTLING :].mean() - target
     return numbers
 
 

@@ -43,6 +43,22 @@ def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make SmolLM2, or take the folder that OPEFO_SMOLLM2 names."""
+    if made := os.environ.get("OPEFO_SMOLLM2"):
+        return Path(made)
+    pytest.importorskip("gguf")
+    from opefo_trl.playground.smollm2 import make_folder
+
+    output = tmp_path_factory.mktemp("smollm2") / "model"
+    try:
+        make_folder(output)
+    except OSError as error:  # no network
+        pytest.skip(str(error))
+    return output
+
+
+@pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Save the tiny policy and its tokenizer, so that a reference model can be loaded from there."""
     from tiny import tiny_model, tiny_tokenizer

@@ -60,19 +60,24 @@ class Parser(TrlParser):
         return tuple(dataclasses)
 
     def _check_config(self, path: str) -> None:
-        try:
-            content = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise UsageError(f"The config file {path!r} cannot be read: {error.strerror}.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"The config file {path!r} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"The config file {path!r} must hold a map: lines of `name: value`.")
-        _check_names(content, {action.dest for action in self._actions} | {"env"}, f"in {path}")
+        _check_names(read_config(path), {action.dest for action in self._actions} | {"env"}, f"in {path}")
 
     def _check_options(self, words: Sequence[str]) -> None:
         options = {option.lstrip("-") for option in self._option_string_actions} | {"config"}
         _check_names([name.lstrip("-") for name in _names(words)], options, "on the command line")
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Return a file of `name: value` lines."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UsageError(f"The config file {path!r} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"The config file {path!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"The config file {path!r} must hold a map: lines of `name: value`.")
+    return content
 
 
 def _check_names(names: Iterable[Any], options: set[str], where: str) -> None:

@@ -19,11 +19,11 @@ from opefo_trl.grading import Grade, Grader, Outcome
 from opefo_trl.grading.grader import cores_of_rank
 from opefo_trl.playground import TASKS
 from opefo_trl.rewards import MathReward
+from opefo_trl.training.answer_diversity import RIGHT
 
 __all__: list[str] = []
 
 DEFAULT_K = 8  # for each problem, by default
-_RIGHT = 0.5  # as in training, the first reward function judges the answer: above this it is right
 _OF_A_TRAINING = {"completion_ids", "trainer_state", "environments"}  # arguments that only a training has
 
 
@@ -66,7 +66,7 @@ def _log_nothing(name: str, values: Any) -> None:
 def _outcome_of(reward: float | None) -> Outcome:
     if reward is None or reward != reward:
         return Outcome.ERROR
-    return Outcome.CORRECT if reward > _RIGHT else Outcome.WRONG
+    return Outcome.CORRECT if reward > RIGHT else Outcome.WRONG
 
 
 def training_task(

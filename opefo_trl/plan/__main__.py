@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
 
-from opefo_trl.cli.parser import plain_errors
+from opefo_trl.cli.parser import plain_errors, read_config
 from opefo_trl.cli.recipe_files import MACHINES, RECIPES, find_file
 from opefo_trl.plan.memory import GIB, RESERVED, Plan, predict, sequences_at_once
 from opefo_trl.plan.recipe import DEFAULTS, PROMPT_TOKENS, SHARDINGS, Machine, Recipe, read_recipe, read_sharding
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--bandwidth", type=float, help="of each GPU's memory, in TB/s (default: 2, an A100; 0.02 on a CPU)")
     with plain_errors(parser.prog):
         options, overrides = parser.parse_known_args(arguments)
-        values = read_config(find_file("config", options.config, RECIPES)) | read_overrides(overrides)
+        values = read_config(str(find_file("config", options.config, RECIPES))) | read_overrides(overrides)
         if not values.get("model_name_or_path"):
             raise ValueError(f"{options.config!r} names no model. Give --model_name_or_path NAME.")
         machine = read_machine(options, not values.get("use_cpu", False))
@@ -65,19 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 # ---- what the command line and its files say
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Return a file of `name: value` lines."""
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ValueError(f"The config file {str(file)!r} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The config file {str(file)!r} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"The config file {str(file)!r} must hold a map: lines of `name: value`.")
-    return content
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -99,7 +85,7 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 def read_machine(options: argparse.Namespace, on_gpu: bool) -> Machine:
     launch = (
-        read_config(find_file("accelerate_config", options.accelerate_config, MACHINES))
+        read_config(str(find_file("accelerate_config", options.accelerate_config, MACHINES)))
         if options.accelerate_config
         else {}
     )

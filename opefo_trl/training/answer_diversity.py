@@ -15,6 +15,8 @@ from opefo_trl.data.templates import text_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+__all__: list[str] = []  # of use inside this package only
+
 _NormalForm = Callable[[str], str]
 RIGHT = 0.5  # the first reward function judges the answer: above this it is right
 
@@ -59,7 +61,7 @@ class RolloutAnswers:
             normal_form (`Callable`): completions with the same normal form count as one.
         """
         right = (rewards[:, :1] > RIGHT).any(1)  # there may be no reward function at all
-        total = (rewards * weights.to(rewards.device)).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
+        total = weighted_sum(rewards, weights)
         share = right.float().view(-1, generations).mean(1).repeat_interleave(generations)
         digests = accelerator.gather(digests_of(completions, rewards.device, normal_form))
         begin = accelerator.process_index * len(completions)
@@ -70,6 +72,11 @@ class RolloutAnswers:
         """Return `right`, or where the advantage is above 0 if no completion of any rank is right: the rewards may
         judge no answers."""
         return self.right if self.solved else advantages > 0
+
+
+def weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
+    """Return the reward of each completion, of those that the functions gave, (completions,); NaN without any."""
+    return (rewards * weights.to(rewards.device)).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def normal_form_of(reward_funcs: Sequence[Any]) -> _NormalForm:

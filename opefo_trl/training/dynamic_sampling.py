@@ -15,20 +15,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import Tensor
 from tqdm import tqdm
 
+from opefo_trl.training.answer_diversity import weighted_sum
 from opefo_trl.training.microbatches import trained_mask
 from opefo_trl.training.rebatching import PUSHED
 from opefo_trl.training.resampling import PromptOrder, Rollout, Round, fresh_groups, has_rows, has_signal, left_alone
 from opefo_trl.trl_compat import COUNTERS, RepeatSampler
 
 __all__: list[str] = []  # of use inside this package only
-
-logger = get_logger(__name__)
 
 _COMPLETION_IDS, _COMPLETIONS, _IMAGES = 1, 3, 6  # indices in the result of `GRPOTrainer._generate`
 _REFUSED = "`resample_rounds` above 0 needs"
@@ -203,8 +201,7 @@ class DynamicSampling:
 
     def _reward_metrics(self: Any, rewards: Tensor) -> dict[str, float]:
         """Return TRL's metrics of rewards, (completions, functions), over all that were generated."""
-        total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
-        total = total.masked_fill(rewards.isnan().all(1), torch.nan)
+        total = weighted_sum(rewards, self.reward_weights)
         names = [f"rewards/{name}/" for name in self.reward_func_names]
         columns = dict(zip(names, rewards.T, strict=True))
         metrics = {f"{name}mean": values.nanmean().item() for name, values in columns.items()}

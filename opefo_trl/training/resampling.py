@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from opefo_trl.training.answer_diversity import RIGHT
+from opefo_trl.training.answer_diversity import RIGHT, weighted_sum
 from opefo_trl.trl_compat import COUNTERS
 
 __all__: list[str] = []  # of use inside this package only
@@ -31,10 +31,7 @@ def has_signal(rewards: Tensor, weights: Tensor, generations: int, by_function: 
         generations (`int`): completions in a group.
         by_function (`bool`): compare the rewards of each function, not their sum.
     """
-    weighted = rewards * weights.to(rewards.device)
-    if not by_function:
-        none = rewards.isnan().all(1, keepdim=True)
-        weighted = weighted.nansum(1, keepdim=True).masked_fill(none, torch.nan)
+    weighted = rewards * weights.to(rewards.device) if by_function else weighted_sum(rewards, weights).unsqueeze(1)
     groups = weighted.view(-1, generations, weighted.size(1))
     lowest = groups.masked_fill(groups.isnan(), torch.inf).amin(1)
     highest = groups.masked_fill(groups.isnan(), -torch.inf).amax(1)

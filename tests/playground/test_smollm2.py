@@ -1,10 +1,8 @@
 """The folder of SmolLM2 that is made from the package index, and TRL's whole path on it."""
 
-import os
 import sys
 import zipfile
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from scripts import ROOT, load_script, python
@@ -17,26 +15,11 @@ from opefo_trl.playground.smollm2 import END, PADDING, download, make_folder, un
 needs_gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Make the model, or take the folder that OPEFO_SMOLLM2 names."""
-    if made := os.environ.get("OPEFO_SMOLLM2"):
-        return Path(made)
-    if find_spec("gguf") is None:
-        pytest.skip("gguf is not installed")
-    output = tmp_path_factory.mktemp("smollm2") / "model"
-    try:
-        make_folder(output)
-    except OSError as error:
-        pytest.skip(str(error))
-    return output
-
-
 @pytest.mark.slow
-def test_the_folder_is_that_of_an_ordinary_model(folder):
-    assert smollm2.check(folder) == "The capital of France is Paris."
-    assert "quantization" not in (folder / "config.json").read_text()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_the_folder_is_that_of_an_ordinary_model(smollm2_folder):
+    assert smollm2.check(smollm2_folder) == "The capital of France is Paris."
+    assert "quantization" not in (smollm2_folder / "config.json").read_text()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     assert (tokenizer.eos_token, tokenizer.pad_token) == (END, PADDING)
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
@@ -46,11 +29,17 @@ def test_the_folder_is_that_of_an_ordinary_model(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["words", "words-lora", "sentences"])
-def test_a_recipe_trains_on_it(folder, recipe, tmp_path):
+def test_a_recipe_trains_on_it(smollm2_folder, recipe, tmp_path):
     small = "--max_steps 1 --eval_prompts 0 --per_device_train_batch_size 4 --gradient_accumulation_steps 1"
     small += " --num_generations 4 --save_strategy no --flow_target none"
     python(
-        *(ROOT / "train.py", "--config", ROOT / "configs" / f"smollm2-{recipe}.yaml", "--model_name_or_path", folder),
+        *(
+            ROOT / "train.py",
+            "--config",
+            ROOT / "configs" / f"smollm2-{recipe}.yaml",
+            "--model_name_or_path",
+            smollm2_folder,
+        ),
         *(*small.split(), "--output_dir", tmp_path / "out"),
     )
     (row,) = EntropyCurves.load(tmp_path / "out").to_pandas().to_dict(orient="records")

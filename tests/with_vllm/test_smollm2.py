@@ -1,29 +1,12 @@
 """vLLM samples from a real language model while it is trained: SmolLM2-135M-Instruct, in float32."""
 
-import os
-from pathlib import Path
-
 import pytest
 from peft import LoraConfig
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.playground import TASKS, words_reward
-from opefo_trl.playground.smollm2 import make_folder
 
 LORA = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Make the model, or take the folder that OPEFO_SMOLLM2 names."""
-    if made := os.environ.get("OPEFO_SMOLLM2"):
-        return Path(made)
-    output = tmp_path_factory.mktemp("smollm2") / "model"
-    try:
-        make_folder(output)
-    except OSError as error:  # no network
-        pytest.skip(str(error))
-    return output
 
 
 def length(completions, **_):
@@ -32,7 +15,7 @@ def length(completions, **_):
 
 
 @pytest.mark.parametrize(("adapter", "rate"), [(None, 2e-5), (LORA, 1e-3)], ids=["full", "adapter"])
-def test_vllm_follows_the_weights(adapter, rate, folder, tmp_path):
+def test_vllm_follows_the_weights(adapter, rate, smollm2_folder, tmp_path):
     args = OPEFOConfig(
         str(tmp_path), flow_target=1.0, max_steps=5, learning_rate=rate, lr_scheduler_type="constant", temperature=0.7,
         per_device_train_batch_size=8, num_generations=4, max_completion_length=8, use_cpu=True, bf16=False,
@@ -40,7 +23,11 @@ def test_vllm_follows_the_weights(adapter, rate, folder, tmp_path):
         vllm_max_model_length=64, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
     trainer = OPEFOTrainer(
-        str(folder), [words_reward, length], args, train_dataset=TASKS["words"].dataset("train"), peft_config=adapter
+        str(smollm2_folder),
+        [words_reward, length],
+        args,
+        train_dataset=TASKS["words"].dataset("train"),
+        peft_config=adapter,
     )
     trainer.train()
     rows = trainer.state.log_history[:5]
