@@ -180,12 +180,11 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
             with self._trl_correction_off() if self._corrects_live else nullcontext():
                 batch = super()._generate_and_score_completions(inputs)
             # The rewards are kept in the batch, since TRL shuffles its rows and the curves show some of them
+            right = None
             if self._answers is not None:  # a subclass may compute the rewards by itself
                 batch["reward"], batch["solved"] = self._answers.rewards, self._answers.solved_share
-                batch["right"] = self._answers.right_or_better(batch["advantages"])
-            pushed = self.flow_step.pushed_rows(batch)
-            if pushed is not None:
-                batch[PUSHED] = pushed.squeeze(1)
+                right = self._answers.right_or_better(batch["advantages"])
+            self.flow_step.mark_pushed(batch, right)
             if self.args.zero_advantage_tokens == "leave_out":
                 batch["num_items_in_batch"] = self._counted_tokens(batch)
             if self.args.corrects_vllm and not self._corrects_live:
@@ -333,7 +332,7 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
             old_logps=logps.detach() if old_logps is None else old_logps,
             flow=live["token_flow"],
             solved=None if live.get("solved") is None else live["solved"].unsqueeze(1),
-            right=None if live.get("right") is None else live["right"].unsqueeze(1),
+            pushed=None if live.get(PUSHED) is None else live[PUSHED].unsqueeze(1),
         )
         if has_rows(live):
             self.recorder.sample(live, tokens, self.state)

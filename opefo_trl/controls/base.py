@@ -28,8 +28,7 @@ class Tokens:
             by vLLM, (B, T).
         flow (`Tensor`): `flow.token_flow` of each token, detached, (B, T).
         solved (`Tensor`, *optional*): share of the group's completions with a reward above 0.5, (B, 1).
-        right (`Tensor`, *optional*): whether the completion is right, (B, 1): its reward is above 0.5 or, if
-            that is so for none of the rollout, its advantage is above 0.
+        pushed (`Tensor`, *optional*): whether `Control.pushes` marked the completion, (B, 1).
     """
 
     logps: Tensor
@@ -39,7 +38,7 @@ class Tokens:
     old_logps: Tensor
     flow: Tensor
     solved: Tensor | None = None
-    right: Tensor | None = None
+    pushed: Tensor | None = None
 
     @property
     def ratio(self) -> Tensor:
@@ -130,11 +129,17 @@ class Control:
         """Return the advantages that the loss uses, (B, 1) or (B, T)."""
         return tokens.advantages
 
-    def pushes(self, advantages: Tensor, right: Tensor) -> Tensor | None:
+    def pushes(self, advantages: Tensor, right: Tensor, places: Tensor) -> Tensor | None:
         """
         Return the completions that `advantages` pushes whatever their advantage, (B, 1); None if there are none.
 
-        `advantages` and `right` are (B, 1), see `Tokens`.
+        Called once for each rollout, before its flow is measured. All arguments are (B, 1).
+
+        Args:
+            advantages (`Tensor`): the completions' advantages.
+            right (`Tensor`): whether the reward is above 0.5 or, if that is so for none of the rollout, the advantage
+                is above 0.
+            places (`Tensor`): a number for each completion of the rollout, from 0 on, over all ranks.
         """
         return None
 

@@ -32,7 +32,7 @@ class BatchTransforms:
     regroup: bool
     drop: bool
     reasons: dict[str, str] = field(default_factory=dict)
-    keep_right: bool = False  # rows of right answers are not dropped
+    keep_right: bool = False  # rows of right answers may be marked, and are then not dropped
 
     @classmethod
     def for_run(cls, args: OPEFOConfig, control: Control, positions: str, aux_loss: bool = False) -> BatchTransforms:
@@ -79,7 +79,7 @@ class BatchTransforms:
         return " ".join([f"Exact micro-batching {', '.join(active) or 'changes nothing'}.", *inactive])
 
     def _exception(self, name: str) -> str:
-        return " but those of right answers, which the control trains on" if name == "drop" and self.keep_right else ""
+        return " but those of right answers that the control trains on" if name == "drop" and self.keep_right else ""
 
 
 def positions_of(config: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from opefo_trl.flow import FlowTotals, flow_score, token_flow
+from opefo_trl.training.rebatching import PUSHED
 from opefo_trl.training.sampler_drift import SamplerDrift
 
 if TYPE_CHECKING:
@@ -84,15 +85,21 @@ class FlowStep:
         )
         # `covariance` gives a flow to tokens without an advantage as well; they have no gradient.
         batch["token_flow"] = (flow * weight).masked_fill(advantages == 0, 0)
-        push, rows = self.control.push(logps, entropies), self.pushed_rows(batch)
-        if push is not None and rows is not None:
-            batch["push"] = push * rows
+        push = self.control.push(logps, entropies)
+        if push is not None and PUSHED in batch:
+            batch["push"] = push * batch[PUSHED].unsqueeze(1)
             batch["push_flow"] = batch["push"] * flow_score(logps, entropies, self.estimator, vocabulary) * weight
 
-    def pushed_rows(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return the completions that the control pushes whatever their advantage, (B, 1)."""
+    def mark_pushed(self, batch: dict[str, Any], right: Tensor | None) -> None:
+        """Mark the completions of a rollout that the control pushes whatever their advantage. `right` is (B,); None
+        takes the better ones of each group for right."""
         advantages = batch["advantages"].unsqueeze(1)
-        return self.control.pushes(advantages, batch["right"].unsqueeze(1) if "right" in batch else advantages > 0)
+        right = advantages > 0 if right is None else right.unsqueeze(1)
+        first = self.accelerator.process_index * len(advantages)
+        places = torch.arange(first, first + len(advantages), device=advantages.device).unsqueeze(1)
+        pushed = self.control.pushes(advantages, right, places)
+        if pushed is not None:
+            batch[PUSHED] = pushed.squeeze(1)
 
     def _token_weight(self, batch: dict[str, Any], mask: Tensor) -> Tensor | float:
         """Return the weight of each token in the loss, up to a factor for all."""

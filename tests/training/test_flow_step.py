@@ -1,6 +1,7 @@
 """FlowStep without a trainer: when the control is shown which totals, and what a step logs."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_the_push_has_the_weight_of_its_tokens_in_the_loss(out):
     def sums(right, **overrides):
         step = flow_step(out, **overrides)
         step.control = make_control("opefo", flow_target=0.4)
-        batch = {"advantages": torch.tensor([1.0, 0.0]), "right": torch.tensor(right)}
+        batch = {"advantages": torch.tensor([1.0, 0.0]), "pushed": torch.tensor(right)}
         logps, entropies = torch.tensor([[-1.0, -1.0], [-2.0, -2.0]]), torch.full((2, 2), 0.5)
         totals = step.measure(batch, torch.tensor([[1, 0], [1, 1]]), logps, entropies)
         return totals.hold.item(), totals.push_size.item(), totals.sums[7].item()
@@ -144,6 +145,24 @@ def test_the_push_has_the_weight_of_its_tokens_in_the_loss(out):
     assert sums([True, True]) == pytest.approx((first + 2 * second, math.sqrt((0.25 + 4.5) / 3), 3))
     by_row = sums([True, True], loss_type="grpo")
     assert by_row[0] == pytest.approx(12 * first + 12 / 2 * 2 * second)
+
+
+@pytest.mark.parametrize(("right", "share", "pushed"), [(None, 1.0, [1, 0, 0, 0]), ([1, 0, 1, 1], 0.5, [1, 0, 1, 0])])
+def test_a_rollout_is_marked_by_places_over_all_ranks(right, share, pushed, out):
+    step = flow_step(out)
+    step.control = control = make_control("opefo", flow_shape="additive")
+    control._share = share
+    advantages, right = torch.tensor([1.0, -1.0, 0.0, 0.0]), None if right is None else torch.tensor(right).bool()
+    marked = []
+    for rank in (0, 1):
+        step.accelerator = SimpleNamespace(process_index=rank)
+        batch = {"advantages": advantages}
+        step.mark_pushed(batch, right)
+        marked += batch["pushed"].tolist()
+    step.accelerator = SimpleNamespace(process_index=0)
+    both = {"advantages": advantages.repeat(2)}
+    step.mark_pushed(both, None if right is None else right.repeat(2))
+    assert marked == both["pushed"].tolist() and marked[:4] == pushed
 
 
 @pytest.mark.parametrize(

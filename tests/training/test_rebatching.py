@@ -102,7 +102,7 @@ def test_the_gradient_is_trls_under_a_control(loss_type, control, accumulation, 
 @pytest.mark.parametrize(
     ("rows", "dropped", "words"),
     [
-        ("right", 4, "drops zero-advantage rows but those of right answers"),
+        ("right", 4, "drops zero-advantage rows but those of right answers that"),
         ("advantaged", 8, "drops zero-advantage rows."),
         ("all", 0, "does not drop, since `control='opefo'` trains on every row"),
     ],
