@@ -30,6 +30,7 @@ VARIANTS = {
     "scope micro": {"flow_scope": "micro"},
     "scope running": {"flow_scope": "running"},
     "scope batch": {"flow_scope": "batch"},
+    "flow_target": {"flow_target": 1.0},
     "batch, expected": {"flow_estimator": "expected"},
     "batch, exact": {"flow_estimator": "exact"},
 }

@@ -65,8 +65,9 @@ class OPEFOConfig(GRPOConfig):
             `flow_target` (and `sides="both"`), else `"sign"`.
         flow_rows (`str`, *optional*, defaults to `"right"`):
             Completions on which `"additive"` acts: those that are `"right"` (the first reward function gives more than
-            0.5 or, in a rollout without any such, the advantage is above 0), those with an advantage above 0
-            (`"advantaged"`, which leaves all zero-advantage rows to be dropped), or `"all"`.
+            0.5 or, in a rollout without any such, the advantage is above 0; with a `flow_target`, of those without an
+            advantage only as many as the push needs), those with an advantage above 0 (`"advantaged"`, which leaves
+            all zero-advantage rows to be dropped), or `"all"`.
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None`: balance at every step, within `flow_lambda_max`; a number is in nats; `"0.4x"` is
             a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on it and is
@@ -172,8 +173,9 @@ class OPEFOConfig(GRPOConfig):
         default="right",
         metadata={
             "help": "Completions on which 'additive' acts: those that are 'right' (the first reward function gives "
-            "more than 0.5 or, in a rollout without any such, the advantage is above 0), those with an advantage "
-            "above 0 ('advantaged', which leaves all zero-advantage rows to be dropped), or 'all'."
+            "more than 0.5 or, in a rollout without any such, the advantage is above 0; with a `flow_target`, of "
+            "those without an advantage only as many as the push needs), those with an advantage above 0 "
+            "('advantaged', which leaves all zero-advantage rows to be dropped), or 'all'."
         },
     )
     flow_target: float | str | None = field(

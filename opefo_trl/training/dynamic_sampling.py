@@ -64,16 +64,16 @@ class DynamicSampling:
 
     def _generate_and_score_completions(self: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         generate = super()._generate_and_score_completions  # type: ignore[misc]
-        if self.prompt_order is None or not self.model.training:
+        if self.prompt_order is None:
+            return generate(inputs)
+        if not self.model.training:
+            if self._logs["prompt"].maxlen > self.args.generation_batch_size:  # the first batch of an evaluation
+                self._empty_tables(1)
             return generate(inputs)
         groups = len(inputs) * self.accelerator.num_processes // self.num_generations
         self._first = self.prompt_order.take(groups)
         self._inputs = self._dataset_rows(self._first)
-        size = self.args.generation_batch_size * (1 + self.args.resample_rounds)
-        table: Any = partial(deque, maxlen=size)  # TRL's tables of completions have room for one rollout
-        self._logs = {
-            name: defaultdict(table) if isinstance(log, dict) else table() for name, log in self._logs.items()
-        }
+        self._empty_tables(1 + self.args.resample_rounds)
         try:
             with self._metrics_apart() as metrics:
                 batch = generate(self._inputs)
@@ -82,6 +82,13 @@ class DynamicSampling:
         finally:
             self._inputs = self._rollout = self._assembled = None
         return batch
+
+    def _empty_tables(self: Any, rollouts: int) -> None:
+        """Replace TRL's tables of completions by empty ones with room for so many rollouts; TRL's have room for one."""
+        table: Any = partial(deque, maxlen=self.args.generation_batch_size * rollouts)
+        self._logs = {
+            name: defaultdict(table) if isinstance(log, dict) else table() for name, log in self._logs.items()
+        }
 
     def _generate(self: Any, prompts: list[Any]) -> tuple[Any, ...]:
         if self._inputs is None:

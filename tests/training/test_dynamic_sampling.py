@@ -226,6 +226,14 @@ def test_a_subclass_may_change_the_rewards(trainer_class, highest, out):
 # ---- what is logged
 
 
+def test_tables_of_an_evaluation_hold_no_row_of_the_training(out):
+    told = Dataset.from_dict({"prompt": PROMPTS[:4], "number": [1000, 1001, 1002, 1003]})
+    run = {"eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 4, "per_device_eval_batch_size": 8}
+    trainer = sampled(out, resample_rounds=2, max_steps=1, extra={"eval_dataset": told}, **run)
+    prompts = Counter(trainer._logs["prompt"])
+    assert prompts == dict.fromkeys(PROMPTS[:4], 4) and trainer._logs["prompt"].maxlen == 16
+
+
 def test_metrics_and_tables_cover_all_that_was_generated(out, monkeypatch):
     gradings = recorded(monkeypatch, GRPOTrainer, "_calculate_rewards")
 
