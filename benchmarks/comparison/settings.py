@@ -109,11 +109,10 @@ def signal(target: float) -> dict[str, Setting]:
         "filtered": {"pass_rates": PASS_RATES},
     }
     every = {name: value for fields in ways.values() for name, value in fields.items()}
-    held = {"flow_target": target, "resample_keep": "all_right"}
     return {
         **{f"none, {name}": Setting("none", fields=fields) for name, fields in ways.items()},
         "none, all three": Setting("none", fields=every),
-        "opefo, target, all three": Setting("opefo", fields={**every, **held}, target=target),
+        "opefo, target, all three": Setting("opefo", fields={**every, "flow_target": target}, target=target),
     }
 
 

@@ -69,6 +69,8 @@ class Control:
         momentum (`float`): decay of the optimizer's first moment, 0 without one; set by the trainer before `observe`.
         source (`str`, *optional*): a clause for `OPEFOConfig`'s warning: which parts of formula and defaults are
             second-hand or our choice. None for a verified control.
+        flat_share (`float`): in scope `batch`, which share of the completions that `pushes` marks although their
+            advantage is 0 is pushed; read once for each rollout.
     """
 
     by_row = True
@@ -78,6 +80,7 @@ class Control:
     presets: dict[str, Any] = {}
     source: str | None = None
     learning_rate = momentum = 0.0
+    flat_share = 1.0
 
     def __init_subclass__(cls, **keywords: Any):
         """Set `by_row`/`keeps_zeros` to False when a subclass overrides a method they describe and does not declare
@@ -129,17 +132,16 @@ class Control:
         """Return the advantages that the loss uses, (B, 1) or (B, T)."""
         return tokens.advantages
 
-    def pushes(self, advantages: Tensor, right: Tensor, places: Tensor) -> Tensor | None:
+    def pushes(self, advantages: Tensor, right: Tensor) -> Tensor | None:
         """
         Return the completions that `advantages` pushes whatever their advantage, (B, 1); None if there are none.
 
-        Called once for each rollout, before its flow is measured. All arguments are (B, 1).
+        Called once for each rollout, before its flow is measured.
 
         Args:
-            advantages (`Tensor`): the completions' advantages.
+            advantages (`Tensor`): the completions' advantages, (B, 1).
             right (`Tensor`): whether the reward is above 0.5 or, if that is so for none of the rollout, the advantage
-                is above 0.
-            places (`Tensor`): a number for each completion of the rollout, from 0 on, over all ranks.
+                is above 0, (B, 1).
         """
         return None
 

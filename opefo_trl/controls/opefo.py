@@ -20,7 +20,7 @@ from two sources that agree. Our own additions:
   answers to their punishment. It acts where the advantage is 0, and never switches learning off. lambda is mu times
   the root mean square of D: the size of the push, where advantages are about 1. It is the default with a target.
   Right rows without an advantage cost a backward pass that GRPO does not need. With a target only a share of them is
-  pushed, as many as keep |lambda| moderate.
+  pushed, as many as keep lambda moderate.
 - `flow_target`: hold an entropy instead of always balancing. `EntropyTracker` says what flow the push must have;
   lambda follows from the flow that a unit of it has, within -0.5 and 1. It is negative only once entropy has
   come near its target, and never with `flow_sides: floor`.
@@ -57,7 +57,6 @@ _MODERATE = 0.3  # lambda, on average over some steps: it leaves room for a push
 _SMOOTHING = 0.8  # of lambda, which follows the scatter of the measurements
 _LEAST_SHARE = 0.1  # of right rows without an advantage
 _SHARE_FALLS, _SHARE_RISES = 0.8, 2.0  # at most, a step: too few rows let entropy sink, too many only cost time
-_GOLDEN, _WHOLE = 40503, 65536  # in the golden ratio, whose multiples, modulo the whole, fill it evenly
 
 
 class OPEFO(Control):
@@ -124,8 +123,8 @@ class OPEFO(Control):
         self.tracker = EntropyTracker()
         self.target_now: float | None = None
         self.bounded = False  # whether the last lambda of a run with a target was cut at its bound
-        self._share = 1.0 if self.target is None else _LEAST_SHARE  # of right rows without an advantage, to be pushed
-        self._smooth_lam = 0.0  # average lambda of the last steps
+        self.flat_share = 1.0 if self.target is None else _LEAST_SHARE
+        self._needed = 0.0  # average lambda of the last steps
         self._wanted = 0.0  # flow of the push, per token, that this step should have
         self._step = -1  # the last that was observed
         self._measured: FlowTotals | None = None  # the last totals that were measured
@@ -159,15 +158,14 @@ class OPEFO(Control):
     def makes_push(self) -> bool:
         return self.shape == "additive"
 
-    def pushes(self, advantages: Tensor, right: Tensor, places: Tensor) -> Tensor | None:
+    def pushes(self, advantages: Tensor, right: Tensor) -> Tensor | None:
         if self.shape != "additive":
             return None
         if self.rows == "all":
             return torch.ones_like(advantages, dtype=torch.bool)
         if self.rows == "advantaged":
             return advantages > 0
-        # By the place and not by chance: the same rows on any number of ranks, and in a run that is resumed
-        return right.bool() & ((advantages != 0) | (places * _GOLDEN % _WHOLE < self._share * _WHOLE))
+        return right.bool()
 
     def push(self, logps: Tensor, entropies: Tensor) -> Tensor | None:
         return entropy_score(logps, entropies) if self.shape == "additive" else None
@@ -207,9 +205,13 @@ class OPEFO(Control):
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
             self.tracker.record_update(natural, self.lam * reach, self.learning_rate, self.momentum)
-            self._smooth_lam = _SMOOTHING * self._smooth_lam + (1 - _SMOOTHING) * self.lam
-            change = min(max(self._smooth_lam / _MODERATE, _SHARE_FALLS), _SHARE_RISES)
-            self._share = min(max(self._share * change, _LEAST_SHARE), 1.0)
+            self._adapt_share(self.lam if reach > 0 or self._wanted == 0 else _LAMBDA_MAX)
+
+    def _adapt_share(self, lam: float) -> None:
+        """Push more of the right rows without an advantage if lambda is large over several steps, and else fewer."""
+        self._needed = _SMOOTHING * self._needed + (1 - _SMOOTHING) * lam
+        change = min(max(abs(self._needed) / _MODERATE, _SHARE_FALLS), _SHARE_RISES)
+        self.flat_share = min(max(self.flat_share * change, _LEAST_SHARE), 1.0)
 
     def _wanted_flow(self, entropy: float, natural: float, target: EntropyTarget, step: int, max_steps: int) -> float:
         first = self.first.record(torch.tensor(entropy, dtype=torch.float64))
@@ -246,14 +248,14 @@ class OPEFO(Control):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        share = {"share": self._share, "lambda": self._smooth_lam}
+        share = {"flat_share": self.flat_share, "needed": self._needed}
         return {"anchor": self.first.state(), "tracker": self.tracker.state_dict(), **share}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
         if self.target is not None:
-            self._share = state.get("share", 1.0)  # an earlier version pushed all right rows
-            self._smooth_lam = state.get("lambda", 0.0)
+            self.flat_share = state.get("flat_share", 1.0)  # an earlier version pushed all right rows
+            self._needed = state.get("needed", 0.0)
         if "tracker" in state:
             self.tracker.load_state_dict(state["tracker"])
         elif self.target is not None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from opefo_trl.controls import Control, Tokens
     from opefo_trl.training.scoring import Scores
 
+_GOLDEN, _WHOLE = 40503, 65536  # in the golden ratio, whose multiples, modulo the whole, fill it evenly
+
 
 @dataclass
 class FlowStep:
@@ -86,6 +88,8 @@ class FlowStep:
         # `covariance` gives a flow to tokens without an advantage as well; they have no gradient.
         batch["token_flow"] = (flow * weight).masked_fill(advantages == 0, 0)
         push = self.control.push(logps, entropies)
+        if push is not None and PUSHED not in batch:  # a subclass makes its rollouts by itself
+            self.mark_pushed(batch, None)
         if push is not None and PUSHED in batch:
             batch["push"] = push * batch[PUSHED].unsqueeze(1)
             batch["push_flow"] = batch["push"] * flow_score(logps, entropies, self.estimator, vocabulary) * weight
@@ -95,11 +99,15 @@ class FlowStep:
         takes the better ones of each group for right."""
         advantages = batch["advantages"].unsqueeze(1)
         right = advantages > 0 if right is None else right.unsqueeze(1)
-        first = self.accelerator.process_index * len(advantages)
-        places = torch.arange(first, first + len(advantages), device=advantages.device).unsqueeze(1)
-        pushed = self.control.pushes(advantages, right, places)
-        if pushed is not None:
-            batch[PUSHED] = pushed.squeeze(1)
+        pushed = self.control.pushes(advantages, right)
+        if pushed is None:
+            return
+        if self.args.flow_scope == "batch":  # in other scopes lambda comes from totals of other rows
+            # By their place and not by chance: the same rows on any number of ranks, and in a run that is resumed
+            first = self.accelerator.process_index * len(advantages)
+            places = torch.arange(first, first + len(advantages), device=advantages.device).unsqueeze(1)
+            pushed = pushed & ((advantages != 0) | (places * _GOLDEN % _WHOLE < self.control.flat_share * _WHOLE))
+        batch[PUSHED] = pushed.squeeze(1)
 
     def _token_weight(self, batch: dict[str, Any], mask: Tensor) -> Tensor | float:
         """Return the weight of each token in the loss, up to a factor for all."""

@@ -40,7 +40,6 @@ def test_static_lambda_and_sides():
 
 
 RIGHT = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]).unsqueeze(1)  # the fifth row has no advantage
-PLACES = torch.arange(6).unsqueeze(1)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_the_additive_shape_pushes_its_rows_by_what_the_flow_lacks(rows, pushed)
     tokens = random_tokens()[0]
     logps, advantages, mask, _, entropies = arrays(tokens)
     control = make_control("opefo", flow_shape="additive", flow_rows=rows, flow_lambda_max=1.0)
-    marked = control.pushes(tokens.advantages, RIGHT, PLACES)
+    marked = control.pushes(tokens.advantages, RIGHT)
     tokens = replace(tokens, pushed=marked)
     push = control.push(tokens.logps, tokens.entropies) * marked
     score = flow_score(tokens.logps, tokens.entropies, "sampled")
@@ -116,25 +115,23 @@ def test_entropy_falls_freely_and_is_braked_shortly_before_its_target(shape):
     assert max(lambdas[40:50]) > 0 and min(lambdas[51:]) > 0.2
 
 
-def test_of_right_rows_without_an_advantage_as_many_are_pushed_as_the_push_needs():
-    places = torch.arange(1000).unsqueeze(1)
-    right, advantages = (places % 10 < 8).float(), (places % 10 >= 6).float()  # of ten, six are right and flat
-
-    def share(control):
-        pushed = control.pushes(advantages, right, places)
-        assert pushed[(right * advantages).bool()].all() and not pushed[~right.bool()].any()
-        return pushed[advantages == 0].float().mean().item()
-
-    control = make_control("opefo", flow_target=0.5)
-    assert share(control) == pytest.approx(0.1, abs=0.02)
-    falling(control, [*FALL, *[FALL[-1]] * 10])
-    assert lam(control) > 0.9 and share(control) == 1  # too weak a push: entropy stays below its target
+def test_as_many_right_rows_without_an_advantage_are_pushed_as_lambda_needs():
+    control, low = make_control("opefo", flow_target=0.5), FALL[-1]
+    assert control.flat_share == 0.1
+    falling(control, [*FALL, *[low] * 10])
+    assert lam(control) == 1 == control.flat_share  # entropy stays below its target
+    falling(control, [0.5] * 60, hold=1e3)
+    assert abs(lam(control)) < 0.1 == control.flat_share
+    falling(control, [low, low, low], hold=0.0)  # no row to push
+    assert lam(control) == 0 and 0.1 < control.flat_share < 0.5
     resumed = make_control("opefo", flow_target=0.5)
     resumed.load_state_dict(json.loads(json.dumps(control.state_dict())))
-    assert share(resumed) == 1
-    falling(control, [0.5] * 60, hold=1e3)
-    assert abs(lam(control)) < 0.1 and share(control) == pytest.approx(0.1, abs=0.02)
-    assert share(make_control("opefo", flow_shape="additive")) == 1  # nothing says how many it needs
+    for each in (control, resumed):
+        falling(each, [low])
+    assert resumed.flat_share == control.flat_share < 1
+    falling(control, [0.5 + 0.05 * step for step in range(40)])  # entropy rises: pushed down
+    assert lam(control) == -0.5 and control.flat_share == 1
+    assert make_control("opefo", flow_shape="additive").flat_share == 1  # nothing says how many it needs
 
 
 def test_an_entropy_past_its_target_is_brought_back_from_both_sides_or_held_from_below_only():

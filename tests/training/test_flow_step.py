@@ -147,13 +147,23 @@ def test_the_push_has_the_weight_of_its_tokens_in_the_loss(out):
     assert by_row[0] == pytest.approx(12 * first + 12 / 2 * 2 * second)
 
 
-@pytest.mark.parametrize(("right", "share", "pushed"), [(None, 1.0, [1, 0, 0, 0]), ([1, 0, 1, 1], 0.5, [1, 0, 1, 0])])
-def test_a_rollout_is_marked_by_places_over_all_ranks(right, share, pushed, out):
-    step = flow_step(out)
-    step.control = control = make_control("opefo", flow_shape="additive")
-    control._share = share
-    advantages, right = torch.tensor([1.0, -1.0, 0.0, 0.0]), None if right is None else torch.tensor(right).bool()
-    marked = []
+RIGHT = torch.tensor([True, False, True, True])
+
+
+@pytest.mark.parametrize(
+    ("right", "share", "scope", "pushed"),
+    [
+        (None, 1.0, "batch", [1, 0, 0, 0]),
+        (RIGHT, 1.0, "batch", [1, 0, 1, 1]),
+        (RIGHT, 0.5, "batch", [1, 0, 1, 0]),
+        (RIGHT, 0.5, "running", [1, 0, 1, 1]),  # its lambda comes from other rows
+    ],
+)
+def test_a_rollout_is_marked_by_places_over_all_ranks(right, share, scope, pushed, out):
+    step = flow_step(out, flow_scope=scope)
+    step.control = make_control("opefo", flow_shape="additive")
+    step.control.flat_share = share
+    advantages, marked = torch.tensor([1.0, -1.0, 0.0, 0.0]), []
     for rank in (0, 1):
         step.accelerator = SimpleNamespace(process_index=rank)
         batch = {"advantages": advantages}
