@@ -11,7 +11,7 @@ from tiny import relative_difference
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "runs" / "two_processes.py"
-RUNS = ["batch", "live", "covariance", "exact", "running", "images", "idle", "idle_running", "additive"]
+RUNS = ["batch", "live", "covariance", "exact", "running", "images", "idle", "idle_running", "additive", "held"]
 # launch -> (processes, further arguments)
 LAUNCHES = {"one": (1, []), "two": (2, []), "sharded": (2, ["fsdp"])}
 
@@ -40,7 +40,7 @@ def test_two_processes_run_and_shards_exist(results):
     assert results["two"]["model"] == "Qwen2ForCausalLM" and results["sharded"]["model"].startswith("FSDP")
 
 
-SHARDED = ["batch", "exact", "idle", "idle_running", "additive"]
+SHARDED = ["batch", "exact", "idle", "idle_running", "additive", "held"]
 MANY = [("two", run) for run in RUNS] + [("sharded", run) for run in SHARDED]
 
 
@@ -55,13 +55,14 @@ def test_flow_and_lambda_are_those_of_one_process(launch, run, results):
     for name, value in one.items():
         assert many[name] == pytest.approx(value, abs=1e-6), name
     assert abs(one["flow/lambda_star"]) > 0.001
-    if run == "additive":
+    if run in ("additive", "held"):
         assert abs(one["flow/lambda"]) > 0.01
     else:
         assert one["flow/lambda"] == (0 if "running" in run else one["flow/lambda_star"])
-    # a rank of zero-advantage rows alone trains two all the same, one for each micro-batch
-    assert skipped[0] - skipped[1] == pytest.approx(2 / 16 if "idle" in run else 0)
-    assert skipped[1] >= (6 / 16 if "idle" in run else 0)
+    # a rank of zero-advantage rows alone trains two all the same, one for each micro-batch. "held" pushes one of them
+    kept = {"idle": 2, "idle_running": 2, "held": 1}.get(run, 0)
+    assert skipped[0] - skipped[1] == pytest.approx(kept / 16)
+    assert skipped[1] >= (6 / 16 if kept else 0)
 
 
 def test_generation_measures_the_flow_on_all_processes(results):

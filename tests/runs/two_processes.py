@@ -61,6 +61,12 @@ def flat_on_last_rank(prompts, completions, **_):
     return [0.0 if prompt in PROMPTS[2:4] else reward for prompt, reward in zip(prompts, rewards, strict=True)]
 
 
+def right_on_last_rank(prompts, completions, **_):
+    """Solve the second half of a step's prompts always."""
+    rewards = digit_reward(completions)
+    return [1.0 if prompt in PROMPTS[2:4] else reward for prompt, reward in zip(prompts, rewards, strict=True)]
+
+
 class ImagesOnLastRank(OPEFOTrainer):
     """Looks like a vision model's rollout in which only the last rank has images."""
 
@@ -98,6 +104,7 @@ def main(out: Path) -> None:
         "images": {"trainer_class": ImagesOnLastRank},
         "idle_running": {"flow_scope": "running", **IDLE},
         "additive": {"flow_shape": "additive"},
+        "held": {"flow_target": "1.5x", "shuffle_dataset": False, "extra": {"reward_funcs": right_on_last_rank}},
     }.items():
         if FSDP and name in ("live", "covariance", "running", "images"):
             continue
