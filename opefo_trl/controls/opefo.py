@@ -55,7 +55,7 @@ _ROWS = ("right", "advantaged", "all")
 _LAMBDA_MIN, _LAMBDA_MAX = -0.5, 1.0  # of a run with a target
 _MODERATE = 0.3  # lambda, on average over some steps: it leaves room for a push that is three times as strong
 _SMOOTHING = 0.8  # of lambda, which follows the scatter of the measurements
-_LEAST_SHARE = 0.1  # of right rows without an advantage
+_LEAST_SHARE = 0.2  # of right rows without an advantage
 _SHARE_FALLS, _SHARE_RISES = 0.8, 2.0  # at most, a step: too few rows let entropy sink, too many only cost time
 
 

@@ -11,8 +11,7 @@ whatever the flows miss. From the estimate, `aim` finds the push that gives the 
 
 - far above the target nothing is held back: entropy falls freely;
 - near it, the fall is braked as a car is, at a constant rate, so that it ends on the target in finite time;
-- from then on the distance is closed by a fixed part a step, from above and from below alike, and the drift leaves no
-  bias.
+- from then on a part of the distance is closed each step, from above and from below alike, and the drift leaves no bias.
 
 Pure numbers, without torch. Our own work; the constants were chosen on simulated runs (tests/plants.py).
 """
@@ -26,7 +25,9 @@ import numpy as np
 
 __all__: list[str] = []  # of use inside this package only
 
-_CLOSING = 0.3  # part of the distance to the target that a step closes, once landed
+# Part of the distance to the target that a step closes, once landed, at the largest learning rate of the run. It falls
+# as the root of the rate: with small updates, the scatter of the measurements alone would keep lambda at its bounds.
+_CLOSING = 0.3
 _SMOOTHING = 0.95  # of the natural flow, whose estimate from one batch scatters by half
 _BRAKING = 10.0, 5.0  # steps in which a fall is brought to rest, and the fewest of them, at the start of a run
 _LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
@@ -66,6 +67,7 @@ class EntropyTracker:
         self._measured = 0
         self._unit = 0.0  # the first natural gain that was known; 0 before
         self._guessed_at = 0.0  # learning rate at which the gains were guessed; 0 if they are known, or not yet used
+        self._peak_rate = 0.0  # the largest learning rate so far
         self._fall = 0.0  # of entropy, a step, in the last few steps
         self._smooth_natural: float | None = None
         self._natural = self._pushed = self._weight = 0.0  # averages as the optimizer's first moment takes them
@@ -124,7 +126,8 @@ class EntropyTracker:
         momentum = max(momentum, _LEAST_MOMENTUM)
         last = natural if self._smooth_natural is None else self._smooth_natural
         self._smooth_natural = _SMOOTHING * last + (1 - _SMOOTHING) * natural
-        wanted = self._wanted_change(target)
+        self._peak_rate = max(self._peak_rate, rate)
+        wanted = self._wanted_change(target, _CLOSING * math.sqrt(rate / self._peak_rate))
         if wanted is None:
             return None
         self._learn_unit(1.0)
@@ -149,13 +152,14 @@ class EntropyTracker:
         scale = rate / self._weight
         self._moved = u_natural + scale * self._natural, u_pushed + scale * self._pushed
 
-    def _wanted_change(self, target: float) -> float | None:
-        """Return the change of entropy that this step should make, for a target that stands still; None: any."""
+    def _wanted_change(self, target: float, closing: float) -> float | None:
+        """Return the change of entropy that this step should make, for a target that stands still; None: any.
+        `closing` is the part of the distance that it closes, once landed."""
         missing = target - self._expected_entropy()
         self._landed |= missing >= -0.5 * self._deviation(_ENTROPY)
         if self._landed:
             self.engaged = True
-            return _CLOSING * missing
+            return closing * missing
         fall = max(self._fall, 1e-4 * target)
         braking = min(_BRAKING[0], max(_BRAKING[1], self._measured - 1))
         if -missing > fall * braking / 2:
@@ -217,6 +221,7 @@ class EntropyTracker:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        state = {"_peak_rate": 0.0, **state}  # an earlier version had none
         for name in vars(self):
             setattr(self, name, state[name])
         self._mean, self._covariance = np.array(state["_mean"]), np.array(state["_covariance"])
