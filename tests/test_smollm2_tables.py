@@ -4,6 +4,7 @@ import pytest
 from scripts import ROOT, load_script
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu" / "words.jsonl"
+ON_CPU = ROOT / "benchmarks" / "results" / "words_cpu.jsonl"
 SHOWN = ["base", "none", "opefo, second law", "literal", "adaptive 0.005", "adaptive 0.05"]
 
 
@@ -16,6 +17,7 @@ def test_the_page_shows_what_was_measured(tables):
     page = (ROOT / "docs" / "smollm2.md").read_text()
     runs = tables.read(RESULTS, SHOWN)
     assert tables.table(runs, 1.0) in page
+    assert tables.table(tables.read(ON_CPU, ["base", "opefo"]), 1.0) in page
     for word in runs["none"][0]["held_out"]["written"]:
         assert word.split(": ")[1] in page
 
