@@ -11,7 +11,8 @@ whatever the flows miss. From the estimate, `aim` finds the push that gives the 
 
 - far above the target nothing is held back: entropy falls freely;
 - near it, the fall is braked as a car is, at a constant rate, so that it ends on the target in finite time;
-- from then on a part of the distance is closed each step, from above and from below alike, and the drift leaves no bias.
+- from then on a part of the distance is closed in each step, from above and from below alike, and the drift leaves no
+  bias.
 
 Pure numbers, without torch. Our own work; the constants were chosen on simulated runs (tests/plants.py).
 """

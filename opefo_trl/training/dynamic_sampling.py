@@ -84,7 +84,7 @@ class DynamicSampling:
         return batch
 
     def _empty_tables(self: Any, rollouts: int) -> None:
-        """Replace TRL's tables of completions by empty ones with room for so many rollouts; TRL's have room for one."""
+        """Replace TRL's tables of completions, which have room for one rollout, by empty ones with room for more."""
         table: Any = partial(deque, maxlen=self.args.generation_batch_size * rollouts)
         self._logs = {
             name: defaultdict(table) if isinstance(log, dict) else table() for name, log in self._logs.items()
