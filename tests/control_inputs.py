@@ -20,7 +20,7 @@ def random_tokens(seed: int = 0, rows: int = 6, width: int = 9, moved: float = 0
     logps.requires_grad_(), entropies.requires_grad_()
     flow = token_flow(logps, entropies, advantages)
     solved = torch.full((rows, 1), 0.25)
-    return Tokens(logps, entropies, advantages, mask, old, flow, solved), logps_of_all.detach().exp()
+    return Tokens(logps, entropies, advantages, mask, old, flow, solved, advantages > 0), logps_of_all.detach().exp()
 
 
 def tokens_of(flow: list[list[float]], advantages: list[float]) -> Tokens:
