@@ -115,6 +115,8 @@ def main() -> None:
             f"seed {seed}: {ours['held_out_distinct'] / plain['held_out_distinct']:.1f} times the distinct answers, "
             f"{ours['entropy'] - plain['entropy']:+.2f} nats, reward {ours['reward']:.2f} (GRPO {plain['reward']:.2f})"
         )
+    slower = [ours["seconds"] / results["none"][seed]["seconds"] for seed, ours in results["opefo"].items()]
+    print(f"OPEFO takes {statistics.median(slower):.2f} times as long ({min(slower):.2f} to {max(slower):.2f})")
     if not more:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         draw(options.folder, options.seeds)

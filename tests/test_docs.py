@@ -161,3 +161,4 @@ def test_the_numbers_of_the_quickstart_are_those_of_its_benchmark():
         assert min(ours["reward"], ours["held_out_reward"]) >= 0.8
     assert f"four times as many ({min(ratios):.1f} to {max(ratios):.1f} times over ten seeds)" in README
     assert 3.5 <= statistics.median(ratios) < 4.5
+    assert statistics.median(plain["entropy"] for plain in results["none"].values()) < 0.15
