@@ -123,7 +123,8 @@ class OPEFO(Control):
         self.tracker = EntropyTracker()
         self.target_now: float | None = None
         self.bounded = False  # whether the last lambda of a run with a target was cut at its bound
-        self.flat_share = 1.0 if self.target is None else _LEAST_SHARE
+        self._adapts_share = self.target is not None and self.rows == "right"
+        self.flat_share = _LEAST_SHARE if self._adapts_share else 1.0
         self._needed = 0.0  # average lambda of the last steps
         self._wanted = 0.0  # flow of the push, per token, that this step should have
         self._step = -1  # the last that was observed
@@ -205,7 +206,8 @@ class OPEFO(Control):
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
             self.tracker.record_update(natural, self.lam * reach, self.learning_rate, self.momentum)
-            self._adapt_share(self.lam if reach > 0 or self._wanted == 0 else _LAMBDA_MAX)
+            if self._adapts_share:
+                self._adapt_share(self.lam if reach > 0 or self._wanted == 0 else _LAMBDA_MAX)
 
     def _adapt_share(self, lam: float) -> None:
         """Push more of the right rows without an advantage if lambda is large over several steps, and else fewer."""
@@ -253,7 +255,7 @@ class OPEFO(Control):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
-        if self.target is not None:
+        if self._adapts_share:
             self.flat_share = state.get("flat_share", 1.0)  # an earlier version pushed all right rows
             self._needed = state.get("needed", 0.0)
         if "tracker" in state:

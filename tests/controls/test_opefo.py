@@ -132,6 +132,9 @@ def test_as_many_right_rows_without_an_advantage_are_pushed_as_lambda_needs():
     falling(control, [0.5 + 0.05 * step for step in range(40)])  # entropy rises: pushed down
     assert lam(control) == -0.5 and control.flat_share == 1
     assert make_control("opefo", flow_shape="additive").flat_share == 1  # nothing says how many it needs
+    on_all = make_control("opefo", flow_target=0.5, flow_rows="all")
+    falling(on_all, FALL)
+    assert on_all.flat_share == 1
 
 
 def test_an_entropy_past_its_target_is_brought_back_from_both_sides_or_held_from_below_only():
