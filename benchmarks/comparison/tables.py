@@ -43,8 +43,10 @@ HOLDING = (
 )
 LEARNING = (
     f"Medians over seeds, to the first step with a mean reward of {LEARNED} over ten steps, of all generated: steps, "
-    "tokens of prompts and completions, and seconds, which depend on the load of the machine."
+    "tokens of prompts and completions, and seconds, which depend on the load of the machine. To GRPO: relative to it "
+    "with the same seed, with the least and the most."
 )
+EFFORT = {"step": "steps", "tokens": "tokens", "seconds": "seconds"}
 ROUNDING = (
     "Standard deviations over seeds, and over repetitions of one seed with micro-batches that are 2, 4, ... times as "
     "many and as small: the same rollouts and gradients but for rounding, for all that does not look at a whole "
@@ -145,14 +147,20 @@ def differences(comparison: Comparison, shown: Mapping[str, Setting]) -> str:
 
 
 def learning(comparison: Comparison, shown: Iterable[str]) -> str:
+    def learned_by(name: str) -> dict[int, Row]:
+        return {seed: row["learned"] for seed, row in comparison.runs(name).items() if "learned" in row}
+
     lines = []
     for name in shown:
-        runs = comparison.runs(name).values()
-        learned = [row["learned"] for row in runs if "learned" in row]
-        cells = [_median([one[measure] for one in learned], 0) for measure in ("step", "tokens", "seconds")]
+        learned, plain = learned_by(name), comparison.settings[name].plain
+        theirs = {} if name == plain else learned_by(plain)
+        pairs = [(one, theirs[seed]) for seed, one in learned.items() if seed in theirs]
         if learned:
-            lines.append([name, *cells, f"{len(learned)} of {len(runs)}"])
-    return table(["", "steps", "tokens", "seconds", "seeds that learned"], lines)
+            medians = [_median([one[measure] for one in learned.values()], 0) for measure in EFFORT]
+            ratios = [_spread([ours[measure] / other[measure] for ours, other in pairs]) for measure in EFFORT]
+            lines.append([name, *medians, *ratios, f"{len(learned)} of {len(comparison.runs(name))}"])
+    header = [*EFFORT.values(), *(f"{word}, to GRPO" for word in EFFORT.values())]
+    return table(["", *header, "seeds that learned"], lines)
 
 
 def holding(comparison: Comparison, names: Iterable[str]) -> str:
@@ -242,6 +250,10 @@ def _median(values: Iterable[float], digits: int, sign: bool = False) -> str:
     values = list(values)
     middle = float(np.median(values)) if values else math.nan
     return "" if math.isnan(middle) else "never" if math.isinf(middle) else f"{middle:{'+' * sign}.{digits}f}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
 
 
 def _deviation(values: Sequence[float]) -> str:
