@@ -3,11 +3,12 @@
 The flow of a batch predicts the direction of entropy, not how far it moves: that depends on the learning rate, the
 optimizer and the model. `EntropyTracker` learns it from one number a step, the measured entropy, with a Kalman filter:
 
-    H' = H + g_n u_n + g_c u_c + d
+    H' = H + g_n u_n + g_c u_c + r d
 
 u_n and u_c are the predicted flows of the rewards ("natural") and of the control's push, averaged as the optimizer
 averages gradients and multiplied by the learning rate; g_n and g_c are what such a flow achieves, and d is a drift for
-whatever the flows miss. From the estimate, `aim` finds the push that gives the wanted change of entropy:
+whatever the flows miss. Updates cause the drift too, so r is the learning rate, in units of the largest one so far.
+From the estimate, `aim` finds the push that gives the wanted change of entropy:
 
 - far above the target nothing is held back: entropy falls freely;
 - near it, the fall is braked as a car is, at a constant rate, so that it ends on the target in finite time;
@@ -34,7 +35,7 @@ _BRAKING = 10.0, 5.0  # steps in which a fall is brought to rest, and the fewest
 _LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
 _FIRST_NOISE = 0.1  # first guess of the standard deviation of a measurement, as a part of the entropy; then learned
 _FORGETTING = 0.95  # of the noise
-_WANDER_ENTROPY = 0.1  # variance a step of the entropy itself, in units of the measurement's
+_WANDER_ENTROPY = 0.1  # variance of the entropy's own change at the largest rate, in units of the measurement's
 _WANDER_DRIFT = 3e-3  # variance a step of the drift, in units of the measurement's
 _DRIFT_KEPT = 0.98  # of the drift, a step: kept for ever, it and a steady push could explain each other away
 _WANDER_GAIN = 0.03  # standard deviation a step of a gain, as a part of it
@@ -72,7 +73,7 @@ class EntropyTracker:
         self._fall = 0.0  # of entropy, a step, in the last few steps
         self._smooth_natural: float | None = None
         self._natural = self._pushed = self._weight = 0.0  # averages as the optimizer's first moment takes them
-        self._moved = (0.0, 0.0)  # u_n and u_c of the updates since the last measurement
+        self._moved = (0.0, 0.0, 0.0)  # u_n, u_c and r of the updates since the last measurement
 
     @property
     def entropy(self) -> float:
@@ -90,15 +91,15 @@ class EntropyTracker:
             self._covariance[_ENTROPY, _ENTROPY], self._covariance[_DRIFT, _DRIFT] = self._noise, 1e-3 * self._noise
             return
         self._measured += 1
-        natural, pushed = self._moved
-        self._moved = (0.0, 0.0)
+        natural, pushed, rates = self._moved
+        self._moved = (0.0, 0.0, 0.0)
         self._widen(entropy, natural, pushed)
         before = self.entropy
         forecast = np.eye(4)
-        forecast[_ENTROPY] = 1.0, natural + pushed, pushed, 1.0
+        forecast[_ENTROPY] = 1.0, natural + pushed, pushed, rates
         forecast[_DRIFT, _DRIFT] = _DRIFT_KEPT
         mean = forecast @ self._mean
-        covariance = forecast @ self._covariance @ forecast.T + np.diag(self._wander())
+        covariance = forecast @ self._covariance @ forecast.T + np.diag(self._wander(rates))
         surprise = entropy - mean[_ENTROPY]
         variance = covariance[_ENTROPY, _ENTROPY] + self._noise
         gain = covariance[:, _ENTROPY] / variance
@@ -127,8 +128,8 @@ class EntropyTracker:
         momentum = max(momentum, _LEAST_MOMENTUM)
         last = natural if self._smooth_natural is None else self._smooth_natural
         self._smooth_natural = _SMOOTHING * last + (1 - _SMOOTHING) * natural
-        self._peak_rate = max(self._peak_rate, rate)
-        wanted = self._wanted_change(target, _CLOSING * math.sqrt(rate / self._peak_rate))
+        relative_rate = self._relative(rate)
+        wanted = self._wanted_change(target, _CLOSING * math.sqrt(relative_rate))
         if wanted is None:
             return None
         self._learn_unit(1.0)
@@ -137,7 +138,7 @@ class EntropyTracker:
                 return None
             self._guess_gain(abs(natural), rate)
         natural_gain, push_gain = (rate * gain for gain in self._gains())
-        drift = float(self._mean[_DRIFT])
+        drift = relative_rate * float(self._mean[_DRIFT])
         weight = momentum * self._weight + 1 - momentum
         expected = (momentum * self._natural + (1 - momentum) * self._smooth_natural) / weight
         average = (wanted + slope - drift - natural_gain * expected) / push_gain
@@ -149,9 +150,15 @@ class EntropyTracker:
         self._natural = momentum * self._natural + (1 - momentum) * natural
         self._pushed = momentum * self._pushed + (1 - momentum) * pushed
         self._weight = momentum * self._weight + 1 - momentum
-        u_natural, u_pushed = self._moved
+        u_natural, u_pushed, rates = self._moved
         scale = rate / self._weight
-        self._moved = u_natural + scale * self._natural, u_pushed + scale * self._pushed
+        rates += self._relative(rate)
+        self._moved = u_natural + scale * self._natural, u_pushed + scale * self._pushed, rates
+
+    def _relative(self, rate: float) -> float:
+        """Return a learning rate in units of the largest one so far."""
+        self._peak_rate = max(self._peak_rate, rate)
+        return rate / self._peak_rate if rate else 0.0
 
     def _wanted_change(self, target: float, closing: float) -> float | None:
         """Return the change of entropy that this step should make, for a target that stands still; None: any.
@@ -170,11 +177,9 @@ class EntropyTracker:
 
     def _expected_entropy(self) -> float:
         """Return the estimate, moved by the updates that were made since the last measurement."""
-        natural, pushed = self._moved
-        if natural == pushed == 0:
-            return self.entropy
+        natural, pushed, rates = self._moved
         natural_gain, push_gain = self._gains()
-        return self.entropy + natural_gain * natural + push_gain * pushed + float(self._mean[_DRIFT])
+        return self.entropy + natural_gain * natural + push_gain * pushed + rates * float(self._mean[_DRIFT])
 
     def _learn_unit(self, deviation: float) -> None:
         """Take the natural gain for known, if its standard deviation is a smaller part of it than given."""
@@ -190,14 +195,14 @@ class EntropyTracker:
     def _deviation(self, place: int) -> float:
         return math.sqrt(max(self._covariance[place, place], 0.0))
 
-    def _wander(self) -> list[float]:
+    def _wander(self, rates: float) -> list[float]:
         """Return the variance that a step adds to each part of the state."""
         natural = max(self._unit, abs(self._mean[_GAIN]))
         pushed = 0.0
         if self._covariance[_MORE, _MORE] > 0:
             pushed = max(natural, abs(self._mean[_GAIN] + self._mean[_MORE]))
-        drift = _WANDER_DRIFT * self._noise
-        return [_WANDER_ENTROPY * self._noise, (_WANDER_GAIN * natural) ** 2, (_WANDER_GAIN * pushed) ** 2, drift]
+        entropy, drift = _WANDER_ENTROPY * self._noise * rates**2, _WANDER_DRIFT * self._noise
+        return [entropy, (_WANDER_GAIN * natural) ** 2, (_WANDER_GAIN * pushed) ** 2, drift]
 
     def _widen(self, entropy: float, natural: float, pushed: float) -> None:
         """Give a gain its first uncertainty, when a flow has moved entropy for the first time."""
@@ -226,4 +231,4 @@ class EntropyTracker:
         for name in vars(self):
             setattr(self, name, state[name])
         self._mean, self._covariance = np.array(state["_mean"]), np.array(state["_covariance"])
-        self._moved = tuple(state["_moved"])
+        self._moved = (*state["_moved"], 1.0)[:3]  # an earlier version had two numbers, and r was 1
