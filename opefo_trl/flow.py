@@ -148,17 +148,15 @@ def vocabulary_score(
             logits = softcap * torch.tanh(logits / softcap)
         logp = F.log_softmax(logits / temperature, dim=-1)
         p = logp.exp()
-        scores.append(vocabulary_sum(logp, p, -(p * logp).sum(-1), estimator))
+        scores.append(vocabulary_sum(p, logp - (p * logp).sum(-1, keepdim=True), estimator))
     return torch.cat(scores).view(hidden.shape[:-1])
 
 
-def vocabulary_sum(logps: Tensor, p: Tensor, entropies: Tensor, estimator: str) -> Tensor:
-    """Return the sum of `vocabulary_score` from log-probabilities and probabilities of the vocabulary, (..., V), and
-    their entropies."""
-    likely = logps + entropies.unsqueeze(-1)  # log p_j + H
+def vocabulary_sum(p: Tensor, likely: Tensor, estimator: str) -> Tensor:
+    """Return the sum of `vocabulary_score` from the probabilities p_j of the vocabulary, (..., V), and log p_j + H."""
     # (1 - p)^2 = 1 + p (p - 2), and the 1 contributes nothing: sum_j p_j (log p_j + H) = 0
     spread = p * p if estimator == "exact" else p * p * (p - 2)
-    return (spread * likely).sum(-1)
+    return torch.linalg.vecdot(spread, likely)
 
 
 @torch.no_grad()

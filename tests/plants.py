@@ -91,16 +91,21 @@ def random_plant(seed: int) -> Plant:
 
 def simulate(plant: Plant, seed: int, held: bool = True) -> np.ndarray:
     """Return the true entropy of each step; `held` is False for a run that falls freely."""
+    return simulate_with_bounds(plant, seed, held)[0]
+
+
+def simulate_with_bounds(plant: Plant, seed: int, held: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return the true entropy of each step, and whether lambda was at its bound."""
     generator, law = np.random.default_rng(seed), EntropyTracker()
     told = plant.momentum if plant.told is None else plant.told
     entropy, natural_average, pushed_average, wander = plant.start, 0.0, 0.0, 0.0
-    entropies = []
+    entropies, bounded = [], []
     for step in range(plant.steps):
         entropies.append(entropy)
         noise = generator.standard_normal(5)
         rate, target = plant.rate_at(step), plant.target_at(step)
         flow = -plant.natural * min(1, entropy / (1.25 * plant.target))
-        pushed = 0.0
+        pushed, at_bound = 0.0, False
         if held:
             if step % plant.updates == 0:
                 measured, seen = max(entropy + plant.noise * noise[0], 1e-3), flow * (1 + plant.flow_noise * noise[1])
@@ -110,8 +115,10 @@ def simulate(plant: Plant, seed: int, held: bool = True) -> np.ndarray:
             if wanted is None:
                 wanted = -seen if measured < target else 0.0
             low = -0.5 * plant.most if law.engaged else 0.0
-            pushed = min(max(wanted / hold, low), plant.most) * hold
+            lam = min(max(wanted / hold, low), plant.most)
+            pushed, at_bound = lam * hold, law.engaged and lam != wanted / hold
             law.record_update(seen, pushed, rate, told)
+        bounded.append(at_bound)
         wander = 0.95 * wander + plant.wander * 0.31 * noise[3]
         first, later = plant.kept
         kept = max((first + (later - first) * min(1, 2 * step / plant.steps)) * (1 + wander), -0.2)
@@ -119,7 +126,7 @@ def simulate(plant: Plant, seed: int, held: bool = True) -> np.ndarray:
         natural_average = average(natural_average, kept * flow * (1 + 0.5 * plant.flow_noise * noise[4]))
         pushed_average = average(pushed_average, pushed)
         entropy = max(entropy + rate * plant.gain * (natural_average + plant.ratio * pushed_average), 0.01)
-    return np.array(entropies)
+    return np.array(entropies), np.array(bounded)
 
 
 def _average(momentum: float, old: float, new: float) -> float:

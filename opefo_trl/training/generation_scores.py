@@ -208,15 +208,13 @@ class _Turn:
         some rows. Log p = logit - log-sum-exp is needed of single tokens: to write it out for all would be one more
         pass over the vocabulary."""
         logits = logits.float() if self._temperature == 1 else logits.float() / self._temperature
-        largest = logits.amax(-1, keepdim=True)
-        p = (logits - largest).exp_()
-        total = p.sum(-1)
-        norms = largest.squeeze(-1) + total.log()
-        entropies = norms - torch.linalg.vecdot(p, logits) / total
+        p = logits.softmax(-1)
+        norms = logits.amax(-1) - p.amax(-1).log()  # of the likeliest token, whose p is far from underflow
+        entropies = norms - torch.linalg.vecdot(p, logits)
         if self._estimator is None:
             return [logits, norms, entropies]
-        logps, p = logits - norms.unsqueeze(-1), p / total.unsqueeze(-1)
-        return [logits, norms, entropies, vocabulary_sum(logps, p, entropies, self._estimator)]
+        likely = logits + (entropies - norms).unsqueeze(-1)
+        return [logits, norms, entropies, vocabulary_sum(p, likely, self._estimator)]
 
     def end(self, completions: list[list[int]]) -> None:
         """Take in the completions, which may be cut short, and check that their tokens are those that were seen."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from plants import PLAYGROUND, SMOLLM2, outcome, random_plant, simulate
+from plants import PLAYGROUND, SMOLLM2, outcome, random_plant, simulate, simulate_with_bounds
 
 from opefo_trl.controls.tracker import EntropyTracker
 
@@ -50,6 +50,12 @@ def test_it_needs_no_tuning(changes):
     assert np.median([run.lands for run in runs]) <= 1.5 * np.median([run.free for run in runs])
 
 
+def test_the_end_of_a_decay_does_not_take_all_of_the_push():
+    """What an update cannot move at a rate near 0, no push has to undo."""
+    last = [simulate_with_bounds(PLAYGROUND, seed)[1][-20:] for seed in range(12)]
+    assert np.mean(last) < 0.02
+
+
 def test_several_updates_on_a_rollout_do_not_add_up_to_too_much():
     runs = [outcome(replace(PLAYGROUND, updates=4), seed) for seed in range(6)]
     assert np.median([run.rms for run in runs]) < 0.05 and all(run.end < 0.1 for run in runs)
@@ -63,9 +69,10 @@ def test_an_entropy_below_its_target_is_raised_to_it():
 @pytest.mark.slow
 def test_random_runs():
     """The strict measure: rms within the measurement noise (or 0.02 of the target), mean within half of it, landing
-    within 1.5 times the free fall. Two in three runs meet all of it, and nearly all three times of it: some draws move
-    by more in a single step, whatever a law does."""
-    strict, loose, worst = [], [], None
+    within 1.5 times the free fall. Nine in ten of the runs meet it whose optimizer has a momentum and whose target is
+    below the first entropy, nearly three in four of all, and nearly all three times of it: without momentum, and with
+    gains that are far off, some draws move by more in a single step, whatever a law does."""
+    strict, usual, loose, worst = [], [], [], None
     for seed in range(200):
         plant = random_plant(seed)
         run, limit = outcome(plant, seed), max(plant.noise, 0.02 * plant.target)
@@ -76,10 +83,13 @@ def test_random_runs():
         badness = max(run.rms / limit, 2 * abs(run.mean) / limit)
         strict.append(badness <= 1 and not late and run.lands >= 0)
         loose.append(badness <= 3)
+        if plant.momentum and plant.shape != "above":
+            usual.append(strict[-1])
         if worst is None or badness > worst[0]:
             worst = badness, seed, plant, run
     print(f"{np.mean(strict):.3f} meet the strict measure, {np.mean(loose):.3f} three times it; worst: {worst}")
-    assert np.mean(strict) > 0.65 and np.mean(loose) > 0.93
+    print(f"{np.mean(usual):.3f} of {len(usual)} with a momentum, and a target below the first entropy")
+    assert np.mean(strict) > 0.70 and np.mean(usual) > 0.88 and np.mean(loose) > 0.94
 
 
 NOISIER = {"ratio": 0.45, "noise": 0.15}  # as SmolLM2 was on a GPU, with eight prompts a step
@@ -120,6 +130,13 @@ def test_its_state_survives_a_restart_bit_for_bit():
     assert restored.state_dict() == tracker.state_dict()
     assert {type(value) for value in tracker.state_dict().values()} <= {bool, int, float, list, tuple}
     assert restored.aim(-0.2, 0.5, 0.0, 1e-3, 0.9) == tracker.aim(-0.2, 0.5, 0.0, 1e-3, 0.9)
+
+
+def test_the_state_of_an_earlier_version_is_taken():
+    state = filled(EntropyTracker()).state_dict()
+    restored = EntropyTracker()
+    restored.load_state_dict({**state, "_moved": state["_moved"][:2]})  # r, of one update at the largest rate, is 1
+    assert restored.state_dict() == state
 
 
 def test_it_waits_until_it_knows_something():
