@@ -7,12 +7,14 @@ which token was sampled, and no longer.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from opefo_trl.flow import VOCABULARY_ESTIMATORS, vocabulary_sum
@@ -50,7 +52,7 @@ class GenerationScores:
         self.taken = False  # whether the rollout under way has scores
         self.confirmed = False  # whether the training forward has given the same, or cannot
         self.dropped = False  # whether it has given others
-        self.moves_rows = False  # whether a row may be trained on by another process than the one that generated it
+        self.moves_rows = False  # whether another process may train on a row than the one that generated it
         self._explained = False
         self._gap: SamplerDrift | None = None  # to the training forward, in the first step
         self._turns: list[_Turn] = []
@@ -106,9 +108,10 @@ class GenerationScores:
             tensors = [_resized(tensor, ids.size(1)) for tensor in turns[0].tensors]
         else:
             tensors = _placed(turns, batch, mask)
-        have = bool(tensors)
-        if accelerator.num_processes > 1:
-            have = bool(accelerator.gather(torch.tensor([have], device=accelerator.device)).all())
+        have = _on_all_ranks(bool(tensors), accelerator)
+        if not have and self.moves_rows:  # as the rows have travelled, so do their scores
+            tensors = _placed(gather_object([turn.for_another_process() for turn in turns]), batch, mask)
+            have = _on_all_ranks(bool(tensors), accelerator)
         self.taken = have
         return Scores(tensors[0], tensors[1], tensors[2] if len(tensors) == 3 else None) if have else None
 
@@ -117,9 +120,7 @@ class GenerationScores:
         if self._explained:
             return None
         self._explained = True
-        unseen = "generation did not show the logits of all its tokens"
-        moved = "with `resample_rounds` a process may train on rows that another one has generated"
-        why = self.reason or (moved if self.moves_rows else unseen)
+        why = self.reason or "generation did not show the logits of all its tokens"
         return f"A scoring pass measures the flow of rollouts, since {why}."
 
     def compare(self, batch: dict[str, Any], logps: Tensor, mask: Tensor) -> None:
@@ -230,10 +231,22 @@ class _Turn:
         if ((tokens == padded) | (padded == -1)).all():
             self.tensors = [logps, *scores]
 
+    def for_another_process(self) -> _Turn:
+        """Return a copy on the CPU, with what is needed to place its scores and no more."""
+        turn = copy.copy(self)
+        turn.tensors, turn._last, turn._positions = [tensor.cpu() for tensor in self.tensors], None, []
+        return turn
+
     def _sampled(self, tokens: Tensor) -> None:
         assert self._last is not None
         logits, norms = self._last
         self._positions[-1] += [logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - norms, tokens]
+
+
+def _on_all_ranks(flag: bool, accelerator: Accelerator) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).all())
 
 
 def _resized(tensor: Tensor, width: int) -> Tensor:

@@ -1,4 +1,5 @@
 """Take two optimizer steps of 12 rows with dynamic sampling, over any number of processes; every rank writes a file.
+Then two more with completions that are sampled, whose scores travel with the rows.
 
     torchrun --nproc_per_node 2 resampled.py OUT
 
@@ -22,6 +23,30 @@ from opefo_trl import OPEFOConfig, OPEFOTrainer
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 FLAT = {PROMPTS[2], PROMPTS[6]}
+
+
+class Measured(OPEFOTrainer):
+    """Compares the scores that generation has taken with those of a scoring pass."""
+
+    gaps: list[float]
+    moved = 0
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        if self.generation_scores.taken:
+            gap = self._score(batch) - batch["logps"]
+            self.gaps.append((gap * batch["completion_mask"]).abs().max().item())
+        return batch
+
+    def _generate_single_turn(self, prompt_ids, *args):
+        self.generated = [*getattr(self, "generated", []), *map(tuple, prompt_ids)]
+        return super()._generate_single_turn(prompt_ids, *args)
+
+    def _assemble(self, prompts):
+        assembled = super()._assemble(prompts)
+        self.moved += sum(tuple(row) not in self.generated for row in assembled[0])
+        self.generated = []
+        return assembled
 
 
 class Scripted(OPEFOTrainer):
@@ -50,19 +75,20 @@ def main(out: Path) -> None:
         return [0.0 if prompt in FLAT else reward for prompt, reward in zip(prompts, rewards, strict=True)]
 
     gradients = Gradients()
-    trainer = build(
-        Scripted,
-        OPEFOConfig,
-        out,
-        per_device_train_batch_size=12 // WORLD,
-        shuffle_dataset=False,
-        resample_rounds=2,
-        zero_advantage_tokens="leave_out",
-        max_grad_norm=0.0,
-        max_steps=2,
-        ddp_find_unused_parameters=False,
-        extra={"reward_funcs": reward, "callbacks": [gradients]},
-    )
+    run = {
+        "per_device_train_batch_size": 12 // WORLD,
+        "shuffle_dataset": False,
+        "resample_rounds": 2,
+        "zero_advantage_tokens": "leave_out",
+        "max_grad_norm": 0.0,
+        "max_steps": 2,
+        "ddp_find_unused_parameters": False,
+    }
+    measured = build(Measured, OPEFOConfig, out / "measured", **run, extra={"reward_funcs": reward})
+    measured.gaps = []
+    measured.train()
+    graded.clear()
+    trainer = build(Scripted, OPEFOConfig, out, **run, extra={"reward_funcs": reward, "callbacks": [gradients]})
     trainer.train()
     columns = [trainer._logs["prompt"], trainer._logs["completion"], trainer._logs["extra"]["length"]]
     result = {
@@ -71,12 +97,14 @@ def main(out: Path) -> None:
         "trained": trainer.trained,
         "order": trainer.prompt_order.state_dict(),
         "table": list(zip(*columns, strict=True)),
+        "gaps": measured.gaps,
+        "moved": measured.moved,
         "metrics": metrics(trainer, skip=("time", "train_", "batching/padding"))[0] if RANK == 0 else {},
     }
     (out / f"rank-{RANK}.json").write_text(json.dumps(result))
     if RANK == 0:
         torch.save(gradients.last, out / "gradient.pt")
-    del trainer
+    del trainer, measured
     gc.collect()
     dist.destroy_process_group()
 

@@ -412,3 +412,11 @@ def test_two_processes_of_which_one_needs_fresh_groups_do_not_hang_and_agree_wit
         assert two[0]["metrics"][name] == pytest.approx(value, abs=1e-5), name
     assert one["metrics"]["batching/resampled_groups"] > 0 and one["metrics"]["batching/signal_share"] == 1
     assert relative_difference(*(torch.load(processes / name / "gradient.pt") for name in "21")) < 1e-5
+
+
+@pytest.mark.slow
+def test_rows_that_another_process_has_generated_bring_their_scores(processes):
+    ranks = [json.loads((processes / f"2/rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert sum(rank["moved"] for rank in ranks) > 0
+    for rank in ranks:
+        assert len(rank["gaps"]) == 2 and max(rank["gaps"]) < 1e-4
