@@ -156,7 +156,7 @@ def vocabulary_sum(p: Tensor, likely: Tensor, estimator: str) -> Tensor:
     """Return the sum of `vocabulary_score` from the probabilities p_j of the vocabulary, (..., V), and log p_j + H."""
     # (1 - p)^2 = 1 + p (p - 2), and the 1 contributes nothing: sum_j p_j (log p_j + H) = 0
     spread = p * p if estimator == "exact" else p * p * (p - 2)
-    return torch.linalg.vecdot(spread, likely)
+    return (spread * likely).sum(-1)  # not `vecdot`, which autocast would run in 16 bits
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from opefo_trl.flow import (
     flow_weights,
     token_flow,
     vocabulary_score,
+    vocabulary_sum,
 )
 
 ROWS, LENGTH, VOCABULARY = 6, 11, 37
@@ -138,6 +139,15 @@ def test_tokens_that_are_not_finite_keep_weight_one_and_are_counted():
     assert weights[0, 1:].tolist() == [1, 1, 1]
     covariance = token_flow(logps, entropies, torch.tensor([1.0]), "covariance")
     assert covariance[0, 0].isfinite()  # the mean is taken over the finite tokens
+
+
+@pytest.mark.parametrize("estimator", VOCABULARY_ESTIMATORS)
+def test_vocabulary_sums_are_fp32_under_autocast(estimator):
+    logps = torch.randn(3, 5, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    likely = logps - (logps.exp() * logps).sum(-1, keepdim=True)
+    expected = vocabulary_sum(logps.exp(), likely, estimator)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(vocabulary_sum(logps.exp(), likely, estimator), expected, atol=0, rtol=0)
 
 
 def test_flows_are_fp32_and_detached():

@@ -7,8 +7,9 @@ optimizer and the model. `EntropyTracker` learns it from one number a step, the 
 
 u_n and u_c are the predicted flows of the rewards ("natural") and of the control's push, averaged as the optimizer
 averages gradients and multiplied by the learning rate; g_n and g_c are what such a flow achieves, and d is a drift for
-whatever the flows miss. Updates cause the drift too, so r is the learning rate, in units of the largest one so far.
-From the estimate, `aim` finds the push that gives the wanted change of entropy:
+whatever the flows miss. Updates cause the drift too, so r is the learning rate, in units of the largest one so far,
+summed over the updates between two measurements. From the estimate, `aim` finds the push that gives the wanted change
+of entropy:
 
 - far above the target nothing is held back: entropy falls freely;
 - near it, the fall is braked as a car is, at a constant rate, so that it ends on the target in finite time;
@@ -35,7 +36,7 @@ _BRAKING = 10.0, 5.0  # steps in which a fall is brought to rest, and the fewest
 _LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
 _FIRST_NOISE = 0.1  # first guess of the standard deviation of a measurement, as a part of the entropy; then learned
 _FORGETTING = 0.95  # of the noise
-_WANDER_ENTROPY = 0.1  # variance of the entropy's own change at the largest rate, in units of the measurement's
+_WANDER_ENTROPY = 0.1  # variance a step of the entropy itself at the largest rate, in units of the measurement's
 _WANDER_DRIFT = 3e-3  # variance a step of the drift, in units of the measurement's
 _DRIFT_KEPT = 0.98  # of the drift, a step: kept for ever, it and a steady push could explain each other away
 _WANDER_GAIN = 0.03  # standard deviation a step of a gain, as a part of it

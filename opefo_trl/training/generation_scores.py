@@ -109,8 +109,12 @@ class GenerationScores:
         else:
             tensors = _placed(turns, batch, mask)
         have = _on_all_ranks(bool(tensors), accelerator)
-        if not have and self.moves_rows:  # as the rows have travelled, so do their scores
-            tensors = _placed(gather_object([turn.for_another_process() for turn in turns]), batch, mask)
+        complete = all(turn.tensors for turn in turns)
+        if not have and self.moves_rows and _on_all_ranks(complete, accelerator):
+            # As the rows have travelled, so do their scores. Those of a first turn stay, except where tools make more
+            own = [] if "tool_mask" in batch else turns[:1]
+            moved = gather_object([turn.for_another_process() for turn in turns[len(own) :]])
+            tensors = _placed([*own, *moved], batch, mask)
             have = _on_all_ranks(bool(tensors), accelerator)
         self.taken = have
         return Scores(tensors[0], tensors[1], tensors[2] if len(tensors) == 3 else None) if have else None
@@ -210,8 +214,9 @@ class _Turn:
         pass over the vocabulary."""
         logits = logits.float() if self._temperature == 1 else logits.float() / self._temperature
         p = logits.softmax(-1)
-        norms = logits.amax(-1) - p.amax(-1).log()  # of the likeliest token, whose p is far from underflow
-        entropies = norms - torch.linalg.vecdot(p, logits)
+        total = p.sum(-1)  # 1, up to the rounding of a large vocabulary
+        norms = logits.amax(-1) - (p.amax(-1) / total).log()  # of the likeliest token, whose p is far from underflow
+        entropies = norms - (p * logits).sum(-1) / total
         if self._estimator is None:
             return [logits, norms, entropies]
         likely = logits + (entropies - norms).unsqueeze(-1)

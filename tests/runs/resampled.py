@@ -1,5 +1,5 @@
 """Take two optimizer steps of 12 rows with dynamic sampling, over any number of processes; every rank writes a file.
-Then two more with completions that are sampled, whose scores travel with the rows.
+Before that, two steps with completions that are sampled, whose scores travel with the rows.
 
     torchrun --nproc_per_node 2 resampled.py OUT
 
