@@ -70,7 +70,7 @@ class ScriptArguments:
         default=None,
         metadata={
             "help": "Column that holds the right answer, or a field of one (reward_model.ground_truth); by default "
-            "answer, reward_model.ground_truth, solution or final_answer, where there is one."
+            "answer, reward_model.ground_truth, expected_answer, final_answer or solution, the first that is there."
         },
     )
     prompt_template: str = field(
