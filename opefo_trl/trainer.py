@@ -371,7 +371,7 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
             logger.warning(message, main_process_only=not every_rank)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # The last call of `Trainer._inner_training_loop` before `optimizer.step()`
+        # Called by `Trainer._run_epoch` after clipping, before `optimizer.step()`
         grad_norm = super()._get_grad_norm(model, grad_norm)
         loss = torch.stack([record.loss for record in self.guard.window]).sum()
         # An overflow in fp16 is the gradient scaler's business: it skips the step and lowers its scale.

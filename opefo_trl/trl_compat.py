@@ -16,7 +16,7 @@ from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_calla
 
 __all__: list[str] = []  # of use inside this package only
 
-# Methods that we override, with the parameters that we count on
+# Methods that we override or call, with the parameters that we count on
 HOOKS: dict[type, dict[str, list[str]]] = {
     GRPOTrainer: {
         "__init__": ["model", "reward_funcs", "args", "train_dataset"],
@@ -37,14 +37,13 @@ HOOKS: dict[type, dict[str, list[str]]] = {
         "create_model_card": ["model_name", "dataset_name", "tags"],
     },
     Trainer: {
-        "_get_grad_norm": ["model", "grad_norm"],  # the last call before `optimizer.step()`
+        "_get_grad_norm": ["model", "grad_norm"],  # called after clipping, before `optimizer.step()`
         "_get_output_dir": ["trial"],
         "_get_learning_rate": [],
         "_run_epoch": ["model", "epoch", "train_dataloader"],
         "_save": ["output_dir", "state_dict"],
         "init_hf_repo": ["token"],
         "_push_from_checkpoint": ["checkpoint_folder"],
-        "_finish_current_push": [],
         "push_to_hub": ["commit_message", "blocking", "token", "revision"],
     },
 }

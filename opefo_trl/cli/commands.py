@@ -1,4 +1,4 @@
-"""Run `opefo-trl`, one command for training, evaluation, curves, the Hub and the playground.
+"""Run `opefo-trl`, one command for training, evaluation, plans, curves, the Hub and the playground.
 
 `train` and `eval` run the scripts of those names: in this process, or in several that `accelerate launch` starts.
 """

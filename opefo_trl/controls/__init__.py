@@ -9,7 +9,6 @@ from opefo_trl.controls.base import Control, Tokens
 from opefo_trl.controls.clipping import BAPO, CEGPPO, DCPO, ClipHigher, ClipLow, DynamicClip
 from opefo_trl.controls.covariance import ClipCov, CovarianceKernel, KLCov
 from opefo_trl.controls.entropy import AER, AdaptiveEntropy, EntropyAdvantage, EntropyBonus, HighEntropyTokens
-from opefo_trl.controls.none import NoControl
 from opefo_trl.controls.opefo import OPEFO
 from opefo_trl.controls.positive_advantage import (
     AdvantageSign,
@@ -25,7 +24,7 @@ from opefo_trl.validation import check_choice, did_you_mean
 __all__ = ["CONTROLS", "Control", "Tokens", "control_options", "make_control"]
 
 CONTROLS: dict[str, type[Control]] = {
-    "none": NoControl,
+    "none": Control,  # plain GRPO; the flows are still measured and logged, so that a collapse is visible
     "opefo": OPEFO,
     "steer": STEER,
     "clip_cov": ClipCov,

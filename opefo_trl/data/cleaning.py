@@ -78,18 +78,14 @@ def _each_once(problems: Iterable[Any], answers: Iterable[Any] | None) -> tuple[
     return kept, count - len(first_row), len(disputed)
 
 
-def overlapping(
-    problems: Iterable[str], benchmark: Sequence[str], gram: int = _NGRAM, share: float = _SHARED_NGRAMS
-) -> list[int]:
+def overlapping(problems: Iterable[str], benchmark: Sequence[str]) -> list[int]:
     """
-    Return the indices of problems that hold at least `share` of the `gram`-word sequences of a benchmark's problem.
+    Return the indices of problems that hold at least half of the 8-word sequences of a benchmark's problem.
 
     A single common sequence does not count, because phrases of that length ("where m and n are relatively prime
     positive integers") recur in unrelated problems. A benchmark problem of fewer words is one sequence.
     """
-    if gram < 1 or not 0 < share <= 1:
-        raise ValueError(f"`gram={gram}` must be 1 or more, and `share={share}` in (0, 1].")
-    benchmark_grams = [_ngrams(words, max(1, min(gram, len(words)))) for words in map(_words, benchmark)]
+    benchmark_grams = [_ngrams(words, max(1, min(_NGRAM, len(words)))) for words in map(_words, benchmark)]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)  # n-gram -> the benchmark problems that hold it
     for index, ngrams in enumerate(benchmark_grams):
         for ngram in ngrams:
@@ -102,7 +98,7 @@ def overlapping(
         for size in sizes:
             for ngram in _ngrams(words, size):
                 common.update(holders.get(ngram, ()))
-        if any(count >= share * len(benchmark_grams[index]) for index, count in common.items()):
+        if any(count >= _SHARED_NGRAMS * len(benchmark_grams[index]) for index, count in common.items()):
             matches.append(row)
     return matches
 

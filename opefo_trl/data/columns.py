@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
 from typing import Any
 
 from datasets import Dataset
@@ -28,7 +27,7 @@ def bare_problems(dataset: Dataset, prompt_column: str | None = None, answer_col
     A column that is not named is looked up by its usual names. It may be a field of another column
     (`reward_model.ground_truth`).
     """
-    columns = list(_column_paths(dataset.features))
+    columns = [*dataset.column_names, *dataset.features.flatten()]
     prompt = prompt_column or find_column(("prompt", *PROBLEM_COLUMNS), dataset.column_names) or "prompt"
     answer = answer_column or find_column(ANSWER_COLUMNS, columns)
     for option, column in (("prompt_column", prompt), ("answer_column", answer)):
@@ -51,27 +50,15 @@ def bare_problems(dataset: Dataset, prompt_column: str | None = None, answer_col
     return dataset
 
 
-def _column_paths(features: Any, prefix: str = "") -> Iterable[str]:
-    """Yield the names of all columns, and of fields within columns with dots between."""
-    for name, feature in features.items():
-        yield prefix + name
-        if isinstance(feature, dict):
-            yield from _column_paths(feature, f"{prefix}{name}.")
-
-
 def _as_column(dataset: Dataset, old: str, new: str, keep: bool) -> Dataset:
     """Return the data with column `old` named `new`; `keep` leaves `old` too, for rewards that read it."""
     if old == new:
         return dataset
-    column, *fields = old.split(".")
-    values = [reduce(_field, fields, value) for value in dataset[column]] if fields or keep else None
+    nested = old not in dataset.column_names
+    values = list((dataset.flatten() if nested else dataset)[old]) if nested or keep else None
     if new in dataset.column_names:
         dataset = dataset.remove_columns(new)
     return dataset.rename_column(old, new) if values is None else dataset.add_column(new, values)
-
-
-def _field(value: dict | None, name: str) -> Any:
-    return None if value is None else value[name]
 
 
 def _is_empty(column: str, value: Any) -> bool:

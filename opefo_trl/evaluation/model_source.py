@@ -62,9 +62,7 @@ class ModelSource:
         """Return the number of tokens that a prompt and its completion may have together."""
         if self.max_model_length is not None:
             return self.max_model_length
-        config = self._config()
-        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        return int(getattr(text_config, "max_position_embeddings", 0) or _UNKNOWN_CONTEXT)
+        return int(getattr(self._config().get_text_config(), "max_position_embeddings", 0) or _UNKNOWN_CONTEXT)
 
     def fingerprint(self) -> str:
         """Return a text that changes with the weights: a hash over local files' metadata, or the commit on the Hub."""

@@ -16,7 +16,7 @@ from opefo_trl.trl_compat import get_config_model_id
 class HubMixin:
     """
     Overrides how transformers' `Trainer` and TRL's trainers publish: `init_hf_repo`, `_push_from_checkpoint`,
-    `_finish_current_push`, `push_to_hub`, `create_model_card` and `_save`. Reads TRL's `_tag_names` and `_paper`.
+    `push_to_hub`, `create_model_card` and `_save`. Reads TRL's `_tag_names` and `_paper`.
     """
 
     publisher: Publisher | None = None  # on the first rank, with `push_to_hub`
@@ -40,9 +40,6 @@ class HubMixin:
             by_epoch, epoch = self.args.save_strategy == "epoch", int(self.state.epoch or 0)
             when = f"epoch {epoch}" if by_epoch else f"step {self.state.global_step}"
             self.publisher.stage([Path(checkpoint_folder)], f"Training in progress, {when}")
-
-    def _finish_current_push(self) -> None:
-        """Do nothing: the Trainer would wait here, at the end of `train`, until the other ranks time out."""
 
     def push_to_hub(
         self: Any,

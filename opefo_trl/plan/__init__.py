@@ -5,5 +5,5 @@
 - `memory`: bytes per GPU while training and while generating.
 - `work`: tokens and FLOPs of a step, and a range for its time.
 
-All arithmetic is pure functions of `Shape`, `Recipe` and `Machine`; only `load_shape` and `__main__` read files.
+All arithmetic is pure functions of `Shape`, `Recipe` and `Machine`.
 """

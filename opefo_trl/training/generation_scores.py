@@ -105,7 +105,7 @@ class GenerationScores:
             return None
         ids = batch["completion_ids"]
         if len(turns) == 1 and "tool_mask" not in batch:  # its rows are the batch's
-            tensors = [_resized(tensor, ids.size(1)) for tensor in turns[0].tensors]
+            tensors = [F.pad(each, (0, ids.size(1) - each.size(1))) for each in turns[0].tensors]  # or cropped
         else:
             tensors = _placed(turns, batch, mask)
         have = _on_all_ranks(bool(tensors), accelerator)
@@ -252,10 +252,6 @@ def _on_all_ranks(flag: bool, accelerator: Accelerator) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).all())
-
-
-def _resized(tensor: Tensor, width: int) -> Tensor:
-    return F.pad(tensor[:, :width], (0, max(0, width - tensor.size(1))))
 
 
 def _placed(turns: list[_Turn], batch: dict[str, Any], mask: Tensor) -> list[Tensor]:

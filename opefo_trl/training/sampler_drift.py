@@ -6,6 +6,7 @@ given, so TRL's correction for vLLM's rounding can be computed there, and the ex
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +42,10 @@ def importance_ratio(
     level, _, action = mode.partition("_")
     distance = ((logps - sampling_logps) * mask).nan_to_num(nan=0.0)
     ratio = (distance.sum(1, keepdim=True) if level == "sequence" else distance).exp()
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
     if action == "truncate":
-        return ratio if low is None and high is None else ratio.clamp(low, high)
-    outside = torch.zeros_like(ratio, dtype=torch.bool)
-    if low is not None:
-        outside |= ratio < low
-    if high is not None:
-        outside |= ratio > high
-    return ratio.masked_fill(outside, 0.0)
+        return ratio.clamp(low, high)
+    return ratio.masked_fill((ratio < low) | (ratio > high), 0.0)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,6 @@ def test_problems_of_a_benchmark_are_left_out():
     )
     kept, cleaned = clean(chats, benchmarks={"aime24": [LEAK]})
     assert len(kept) == 2 and cleaned.leaked == {"aime24": ["\n" + LEAK, "\n" + near]}
-    with pytest.raises(ValueError, match="`gram=0`"):
-        overlapping([], [], gram=0)
 
 
 def test_the_shape_of_dapos_data_comes_down_to_its_problems():
