@@ -120,8 +120,8 @@ class Control:
 
     @property
     def trained_zeros(self) -> str | None:
-        """Return which completions with advantage 0 `pushes` marks, and so are trained: `"right"` ones, `"any"`, so that
-        no row can be dropped, or None."""
+        """Return which completions with advantage 0 `pushes` marks, which are then trained: `"right"` ones, `"any"`,
+        so that no row can be dropped, or None."""
         return None
 
     def observe(self, totals: FlowTotals, step: int, max_steps: int) -> None:
