@@ -1,5 +1,6 @@
 """The table of docs/smollm2.md is that of its script."""
 
+import numpy as np
 import pytest
 from scripts import ROOT, load_script
 
@@ -25,3 +26,19 @@ def test_the_page_shows_what_was_measured(tables):
 def test_a_picture_is_drawn(tables, tmp_path):
     tables.draw(tables.read(RESULTS, SHOWN), 1.0, tmp_path / "words.png")
     assert (tmp_path / "words.png").stat().st_size > 10_000
+
+
+def test_the_law_runs_again_on_the_log_of_a_run(capsys):
+    gains = load_script("benchmarks/smollm2_gains.py")
+    gains.main([str(ON_CPU), "--setting", "opefo"])
+    for line in capsys.readouterr().out.splitlines():
+        assert float(line.split("log by ")[1].split()[0]) < 0.05  # nats, after a step whose lambda was cut
+
+
+def test_the_fit_finds_gains():
+    gains = load_script("benchmarks/smollm2_gains.py")
+    generator = np.random.default_rng(0)
+    flows = generator.normal(size=(40, 2))
+    entropy = 1.5 + np.vstack([np.zeros(2), np.cumsum(flows[:-1], axis=0)]) @ [0.3, 0.7]
+    found, errors = gains.fit(entropy + 0.01 * generator.normal(size=40), flows)
+    assert (np.abs(found - [0.3, 0.7]) < 4 * errors).all() and (errors < 0.01).all()
