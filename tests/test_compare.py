@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from comparison.jobs import append_row, check_same, read_rows
@@ -41,6 +43,14 @@ def options(monkeypatch, *words):
 def jobs(monkeypatch, *words):
     chosen = options(monkeypatch, *words)
     return compare.plan(SETTINGS, compare.seeds_of(SETTINGS, chosen), chosen)
+
+
+def test_runs_away_from_the_main_points_are_drawn_too(monkeypatch, tmp_path):
+    chosen = options(monkeypatch, "--target", 0.5, "--folder", tmp_path / "figures")
+    results = shutil.copy(ROOT / "benchmarks" / "results" / "half_rate.jsonl", tmp_path)
+    names = ("opefo, target at rate x0.5", "none at rate x0.5")
+    compare.write({name: settings(0.5)[name] for name in names}, Path(results), chosen)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"half_rate.png", "half_rate_plane.png"}
 
 
 # ---- settings

@@ -60,4 +60,5 @@ def draw_plane(comparison: Comparison, path: Path) -> None:
 
 
 def _shown(comparison: Comparison) -> Sequence[str]:
-    return [name for name, setting in comparison.settings.items() if setting.point in SHOWN]
+    names = [name for name, setting in comparison.settings.items() if setting.point in SHOWN]
+    return names or list(comparison.settings)
