@@ -29,14 +29,14 @@ def test_a_picture_is_drawn(tables, tmp_path):
 
 
 def test_the_law_runs_again_on_the_log_of_a_run(capsys):
-    gains = load_script("benchmarks/smollm2_gains.py")
+    gains = load_script("benchmarks/flow_gains.py")
     gains.main([str(ON_CPU), "--setting", "opefo"])
     for line in capsys.readouterr().out.splitlines():
         assert float(line.split("log by ")[1].split()[0]) < 0.05  # nats, after a step whose lambda was cut
 
 
 def test_the_fit_finds_gains():
-    gains = load_script("benchmarks/smollm2_gains.py")
+    gains = load_script("benchmarks/flow_gains.py")
     generator = np.random.default_rng(0)
     flows = generator.normal(size=(40, 2))
     entropy = 1.5 + np.vstack([np.zeros(2), np.cumsum(flows[:-1], axis=0)]) @ [0.3, 0.7]
