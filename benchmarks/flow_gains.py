@@ -53,7 +53,6 @@ def runs_of(path: Path, setting: str | None) -> Iterator[tuple[str, pd.DataFrame
 
 
 def described(frame: pd.DataFrame) -> str:
-    frame = frame.sort_values("step")
     target = frame["flow/target"].iloc[-1]
     flows, believed, gap = run_again(frame, target)
     lands = int(landing(frame["entropy"], target)) - 1  # index of the step

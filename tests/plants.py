@@ -130,7 +130,8 @@ def simulate_with_bounds(plant: Plant, seed: int, held: bool = True) -> tuple[np
         wander = 0.95 * wander + plant.wander * 0.31 * noise[3]
         first, later = plant.kept
         kept = max((first + (later - first) * min(1, 2 * step / plant.steps)) * (1 + wander), -0.2)
-        since_near += bool(since_near) or entropy < 1.3 * target
+        if since_near or entropy < 1.3 * target:
+            since_near += 1
         gain = plant.gain * (plant.fades + (1 - plant.fades) * math.exp(-since_near / 5))
         average = partial(_average, plant.momentum)
         natural_average = average(natural_average, kept * flow * (1 + 0.5 * plant.flow_noise * noise[4]))

@@ -157,7 +157,7 @@ class EntropyTracker:
         self._moved = u_natural + scale * self._natural, u_pushed + scale * self._pushed, rates
 
     def _relative(self, rate: float) -> float:
-        """Return a learning rate in units of the largest one so far."""
+        """Take in a learning rate, and return it in units of the largest one so far."""
         self._peak_rate = max(self._peak_rate, rate)
         return rate / self._peak_rate if rate else 0.0
 

@@ -120,8 +120,10 @@ NOISIER = {"ratio": 0.45, "noise": 0.15}
     ids=str,
 )
 def test_runs_as_noisy_as_a_real_models(changes, rms, mean):
-    runs = [outcome(replace(SMOLLM2, **changes), seed) for seed in range(24)]
-    print(np.median([run.rms for run in runs]), np.mean([run.mean for run in runs]))
+    plant = replace(SMOLLM2, **changes)
+    runs = [outcome(plant, seed) for seed in range(24)]
+    bounded = np.mean([simulate_with_bounds(plant, seed)[1][15:30] for seed in range(24)])
+    print(np.median([run.rms for run in runs]), np.mean([run.mean for run in runs]), f"at the bound: {bounded:.2f}")
     assert np.median([run.rms for run in runs]) < rms and abs(np.mean([run.mean for run in runs])) < mean
     assert np.median([run.lands for run in runs]) <= 1.5 * np.median([run.free for run in runs])
 

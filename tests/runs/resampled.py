@@ -28,14 +28,14 @@ FLAT = {PROMPTS[2], PROMPTS[6]}
 class Measured(OPEFOTrainer):
     """Compares the scores that generation has taken with those of a scoring pass."""
 
-    gaps: list[float]
     moved = 0
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
         if self.generation_scores.taken:
             gap = self._score(batch) - batch["logps"]
-            self.gaps.append((gap * batch["completion_mask"]).abs().max().item())
+            largest = (gap * batch["completion_mask"]).abs().max().item()
+            self.gaps = [*getattr(self, "gaps", []), largest]
         return batch
 
     def _generate_single_turn(self, prompt_ids, *args):
@@ -85,7 +85,6 @@ def main(out: Path) -> None:
         "ddp_find_unused_parameters": False,
     }
     measured = build(Measured, OPEFOConfig, out / "measured", **run, extra={"reward_funcs": reward})
-    measured.gaps = []
     measured.train()
     graded.clear()
     trainer = build(Scripted, OPEFOConfig, out, **run, extra={"reward_funcs": reward, "callbacks": [gradients]})
@@ -97,7 +96,7 @@ def main(out: Path) -> None:
         "trained": trainer.trained,
         "order": trainer.prompt_order.state_dict(),
         "table": list(zip(*columns, strict=True)),
-        "gaps": measured.gaps,
+        "gaps": getattr(measured, "gaps", []),
         "moved": measured.moved,
         "metrics": metrics(trainer, skip=("time", "train_", "batching/padding"))[0] if RANK == 0 else {},
     }
