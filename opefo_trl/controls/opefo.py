@@ -22,8 +22,8 @@ from two sources that agree. Our own additions:
   Right rows without an advantage cost a backward pass that GRPO does not need. With a target only a share of them is
   pushed, as many as keep lambda moderate.
 - `flow_target`: hold an entropy instead of always balancing. `EntropyTracker` says what flow the push must have;
-  lambda follows from the flow that a unit of it has, within -0.5 and 1. It is negative only once entropy has
-  come near its target, and never with `flow_sides: floor`.
+  lambda follows from the flow that a unit of it has, within -0.5 and 2, or 1 with the paper's weights. It is negative
+  only once entropy has come near its target, and never with `flow_sides: floor`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ PAPER = {
 }
 _SHAPES = ("sign", "additive")
 _ROWS = ("right", "advantaged", "all")
-_LAMBDA_MIN, _LAMBDA_MAX = -0.5, 1.0  # of a run with a target
+# Bounds of lambda in a run with a target. The paper's weights 1 +- lambda must not change sign.
+_LAMBDA_MIN, _LAMBDA_MAX = -0.5, {"sign": 1.0, "additive": 2.0}
 _MODERATE = 0.3  # lambda, on average over some steps: it leaves room for a push that is three times as strong
 _SMOOTHING = 0.8  # of lambda, which follows the scatter of the measurements
 _LEAST_SHARE = 0.2  # of right rows without an advantage
@@ -144,7 +145,7 @@ class OPEFO(Control):
         if self.static_lambda is not None:
             idle["flow_lambda_max"] = "`static_lambda` is set"
         elif self.target is not None:
-            idle["flow_lambda_max"] = "`flow_target` is set, whose lambda is bounded by 1"
+            idle["flow_lambda_max"] = "`flow_target` is set, whose lambda has its own bounds"
         if self.shape != "additive":
             idle["flow_rows"] = f"`flow_shape={self.shape!r}` rescales every row that has an advantage"
         if self.target is None:
@@ -202,17 +203,19 @@ class OPEFO(Control):
             self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
         wanted = self._wanted / reach if reach > 0 else 0.0
         low = _LAMBDA_MIN if self.two_sided and self.tracker.engaged else 0.0
-        self.lam = min(max(wanted, low), _LAMBDA_MAX)
+        self.lam = min(max(wanted, low), _LAMBDA_MAX[self.shape])
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
             self.tracker.record_update(natural, self.lam * reach, self.learning_rate, self.momentum)
             if self._adapts_share:
-                self._adapt_share(self.lam if reach > 0 or self._wanted == 0 else _LAMBDA_MAX)
+                self._adapt_share(self.bounded or (reach <= 0 and self._wanted != 0))
 
-    def _adapt_share(self, lam: float) -> None:
-        """Push more of the right rows without an advantage if lambda is large over several steps, and else fewer."""
-        self._needed = _SMOOTHING * self._needed + (1 - _SMOOTHING) * lam
-        change = min(max(abs(self._needed) / _MODERATE, _SHARE_FALLS), _SHARE_RISES)
+    def _adapt_share(self, too_few: bool) -> None:
+        """Push more of the right rows without an advantage if they were too few for the wanted flow or lambda is large
+        over several steps, and else fewer."""
+        self._needed = _SMOOTHING * self._needed + (1 - _SMOOTHING) * self.lam
+        change = max(abs(self._needed) / _MODERATE, _SHARE_FALLS)
+        change = _SHARE_RISES if too_few else min(change, _SHARE_RISES)
         self.flat_share = min(max(self.flat_share * change, _LEAST_SHARE), 1.0)
 
     def _wanted_flow(self, entropy: float, natural: float, target: EntropyTarget, step: int, max_steps: int) -> float:

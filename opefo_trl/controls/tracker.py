@@ -30,13 +30,16 @@ __all__: list[str] = []  # of use inside this package only
 
 # Part of the distance to the target that a step closes, once landed, at the largest learning rate of the run. It falls
 # as the root of the rate: with small updates, the scatter of the measurements alone would keep lambda at its bounds.
-_CLOSING = 0.3
+_CLOSING = 0.4
+# Steps for which a push is chosen as if it stayed the same. In one step alone an optimizer that averages lets little of
+# it through: lambda would go from bound to bound after the scatter of the measurements.
+_AHEAD = 2
 _SMOOTHING = 0.95  # of the natural flow, whose estimate from one batch scatters by half
 _BRAKING = 10.0, 5.0  # steps in which a fall is brought to rest, and the fewest of them, at the start of a run
 _LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
 _FIRST_NOISE = 0.1  # first guess of the standard deviation of a measurement, as a part of the entropy; then learned
-_FORGETTING = 0.95  # of the noise
-_WANDER_ENTROPY = 0.1  # variance a step of the entropy itself at the largest rate, in units of the measurement's
+_FORGETTING = 0.9  # of the noise
+_WANDER_ENTROPY = 0.05  # variance a step of the entropy itself at the largest rate, in units of the measurement's
 _WANDER_DRIFT = 3e-3  # variance a step of the drift, in units of the measurement's
 _DRIFT_KEPT = 0.98  # of the drift, a step: kept for ever, it and a steady push could explain each other away
 _WANDER_GAIN = 0.03  # standard deviation a step of a gain, as a part of it
@@ -45,7 +48,7 @@ _GUESS = 0.03  # change of entropy a step by the natural flow, as a part of it, 
 _KNOWN = 0.5  # a gain is known if its standard deviation is a smaller part of it
 # The push's gain over the natural one, in units of it. It is often more, but a guess that is too low pushes too hard
 # and is found out at once; one that is too high hardly pushes, and is found out late.
-_MORE_MEAN, _MORE_DEVIATION = 1.0, 3.0
+_MORE_MEAN, _MORE_DEVIATION = 0.5, 3.0
 _LEAST_GAIN, _MOST_GAIN = 0.002, 50.0  # bounds of the push's gain, in units of the first natural gain that was known
 
 _ENTROPY, _GAIN, _MORE, _DRIFT = range(4)  # places in the state: the push's gain is the natural one and `_MORE`
@@ -130,8 +133,8 @@ class EntropyTracker:
         last = natural if self._smooth_natural is None else self._smooth_natural
         self._smooth_natural = _SMOOTHING * last + (1 - _SMOOTHING) * natural
         relative_rate = self._relative(rate)
-        wanted = self._wanted_change(target, _CLOSING * math.sqrt(relative_rate))
-        if wanted is None:
+        wanted, steps = self._wanted_change(target, _CLOSING * math.sqrt(relative_rate))
+        if steps == 0:
             return None
         self._learn_unit(1.0)
         if self._unit == 0 or 0 < self._guessed_at < rate:  # a warm-up's first rates say little
@@ -140,10 +143,14 @@ class EntropyTracker:
             self._guess_gain(abs(natural), rate)
         natural_gain, push_gain = (rate * gain for gain in self._gains())
         drift = relative_rate * float(self._mean[_DRIFT])
-        weight = momentum * self._weight + 1 - momentum
-        expected = (momentum * self._natural + (1 - momentum) * self._smooth_natural) / weight
-        average = (wanted + slope - drift - natural_gain * expected) / push_gain
-        return (average * weight - momentum * self._pushed) / (1 - momentum)
+        missing, moved_by_unit = wanted + steps * (slope - drift), 0.0
+        expected, pushed, weight = self._natural, self._pushed, self._weight
+        for ahead in range(1, steps + 1):
+            expected = momentum * expected + (1 - momentum) * self._smooth_natural
+            pushed, weight = momentum * pushed, momentum * weight + 1 - momentum
+            missing -= (natural_gain * expected + push_gain * pushed) / weight
+            moved_by_unit += push_gain * (1 - momentum**ahead) / weight
+        return missing / moved_by_unit
 
     def record_update(self, natural: float, pushed: float, rate: float, momentum: float) -> None:
         """Take in the flows of an update that is about to be made, per token: the rewards' own and the push's."""
@@ -161,20 +168,20 @@ class EntropyTracker:
         self._peak_rate = max(self._peak_rate, rate)
         return rate / self._peak_rate if rate else 0.0
 
-    def _wanted_change(self, target: float, closing: float) -> float | None:
-        """Return the change of entropy that this step should make, for a target that stands still; None: any.
-        `closing` is the part of the distance that it closes, once landed."""
+    def _wanted_change(self, target: float, closing: float) -> tuple[float, int]:
+        """Return the change of entropy that the next steps should make, for a target that stands still, and their
+        number; 0 if it may fall freely. `closing` is the part of the distance that a step closes, once landed."""
         missing = target - self._expected_entropy()
         self._landed |= missing >= -0.5 * self._deviation(_ENTROPY)
         if self._landed:
             self.engaged = True
-            return closing * missing
+            return (1 - (1 - closing) ** _AHEAD) * missing, _AHEAD
         fall = max(self._fall, 1e-4 * target)
         braking = min(_BRAKING[0], max(_BRAKING[1], self._measured - 1))
-        if -missing > fall * braking / 2:
-            return None  # far away: let it fall
+        if not self.engaged and -missing > fall * braking / 2:
+            return 0.0, 0  # far away: let it fall
         self.engaged = True
-        return -math.sqrt(2 * fall * -missing / braking)
+        return -min(fall, math.sqrt(2 * fall * -missing / braking)) * _AHEAD, _AHEAD
 
     def _expected_entropy(self) -> float:
         """Return the estimate, moved by the updates that were made since the last measurement."""
