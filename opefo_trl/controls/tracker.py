@@ -31,8 +31,8 @@ __all__: list[str] = []  # of use inside this package only
 # Part of the distance to the target that a step closes, once landed, at the largest learning rate of the run. It falls
 # as the root of the rate: with small updates, the scatter of the measurements alone would keep lambda at its bounds.
 _CLOSING = 0.4
-# Steps for which a push is chosen as if it stayed the same. In one step alone an optimizer that averages lets little of
-# it through: lambda would go from bound to bound after the scatter of the measurements.
+# Steps for which a push is chosen as if it stayed the same. An optimizer that averages lets little of it through in one
+# step: lambda would go from bound to bound after the scatter of the measurements.
 _AHEAD = 2
 _SMOOTHING = 0.95  # of the natural flow, whose estimate from one batch scatters by half
 _BRAKING = 10.0, 5.0  # steps in which a fall is brought to rest, and the fewest of them, at the start of a run

@@ -103,7 +103,7 @@ def test_gains_that_fade_once_entropy_has_come_down(plant, bounded):
     at_bound = np.mean([bounds[15:] for _, bounds in runs])
     print(
         f"mean of steps 15 to 45: {early.mean():+.3f}, scatter {early.std():.3f}; later {late.mean():+.3f}; "
-        f"rms {np.sqrt((errors[:, 15:]**2).mean()):.3f}; at the bound: {at_bound:.2f}"
+        f"rms {np.sqrt((errors[:, 15:] ** 2).mean()):.3f}; at the bound: {at_bound:.2f}"
     )
     assert abs(early.mean()) < 0.015 and early.std() < 0.055
     assert abs(late.mean()) < 0.015 and errors[:, 15:].std() < 0.08 and at_bound < bounded
