@@ -70,9 +70,10 @@ def test_an_entropy_below_its_target_is_raised_to_it():
 @pytest.mark.slow
 def test_random_runs():
     """The strict measure: rms within the measurement noise (or 0.02 of the target), mean within half of it, landing
-    within 1.5 times the free fall. Nine in ten of the runs meet it whose optimizer has a momentum and whose target is
-    below the first entropy, nearly three in four of all, and nearly all three times of it: without momentum, and with
-    gains that are far off, some draws move by more in a single step, whatever a law does."""
+    within 1.5 times the free fall. Nineteen in twenty of the runs meet it whose optimizer has a momentum and says it,
+    and whose target is below the first entropy; more than three in four of all, and nearly all three times of it.
+    Without momentum, and with gains that are far off, some draws move by more in a single step, whatever a law
+    does."""
     strict, loose, worst = defaultdict(list), [], None
     for seed in range(200):
         plant = random_plant(seed)
@@ -83,14 +84,18 @@ def test_random_runs():
         late = run.lands > 1.5 * run.free + 1 if run.free else False
         badness = max(run.rms / limit, 2 * abs(run.mean) / limit)
         loose.append(badness <= 3)
-        kind = "above" if plant.shape == "above" else "usual" if plant.momentum else "no momentum"
+        kind = "usual" if plant.momentum else "no momentum"
+        if plant.shape == "above":
+            kind = "above"
+        elif plant.told not in (None, plant.momentum):
+            kind = "wrong momentum"
         for name in ("all", kind):
             strict[name].append(badness <= 1 and not late and run.lands >= 0)
         if worst is None or badness > worst[0]:
             worst = badness, seed, plant, run
     met = {name: f"{np.mean(group):.3f} of {len(group)}" for name, group in strict.items()}
     print(f"{met} meet the strict measure, {np.mean(loose):.3f} three times it; worst: {worst}")
-    assert np.mean(strict["all"]) > 0.70 and np.mean(strict["usual"]) > 0.88 and np.mean(loose) > 0.94
+    assert np.mean(strict["all"]) > 0.75 and np.mean(strict["usual"]) > 0.93 and np.mean(loose) > 0.97
 
 
 @pytest.mark.slow
