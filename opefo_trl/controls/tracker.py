@@ -31,8 +31,8 @@ __all__: list[str] = []  # of use inside this package only
 # Part of the distance to the target that a step closes, once landed, at the largest learning rate of the run. It falls
 # as the root of the rate: with small updates, the scatter of the measurements alone would keep lambda at its bounds.
 _CLOSING = 0.4
-# Steps for which a push is chosen as if it stayed the same. An optimizer that averages lets little of it through in one
-# step: lambda would go from bound to bound after the scatter of the measurements.
+# Steps for which a push is chosen as if it stayed the same. In one step an optimizer that averages lets little of it
+# through: lambda would go from bound to bound after the scatter of the measurements.
 _AHEAD = 2
 _SMOOTHING = 0.95  # of the natural flow, whose estimate from one batch scatters by half
 _BRAKING = 10.0, 5.0  # steps in which a fall is brought to rest, and the fewest of them, at the start of a run
@@ -141,7 +141,7 @@ class EntropyTracker:
             if natural == 0:
                 return None
             self._guess_gain(abs(natural), rate)
-        natural_gain, push_gain = (rate * gain for gain in self._gains())
+        natural_gain, push_gain = rate * self._gains()[0], rate * self._trusted_push_gain()
         drift = relative_rate * float(self._mean[_DRIFT])
         missing, moved_by_unit = wanted + steps * (slope - drift), 0.0
         expected, pushed, weight = self._natural, self._pushed, self._weight
@@ -199,6 +199,16 @@ class EntropyTracker:
     def _gains(self) -> tuple[float, float]:
         natural, more = float(self._mean[_GAIN]), float(self._mean[_MORE])
         return max(natural, 0.0), min(max(natural + more, _LEAST_GAIN * self._unit), _MOST_GAIN * self._unit)
+
+    def _trusted_push_gain(self) -> float:
+        """Return the push's gain, but not more than a first guess as long as it is not known: taken for too high, it
+        leads to weak pushes, which teach nothing."""
+        natural, push = self._gains()
+        both = self._covariance[_GAIN:_DRIFT, _GAIN:_DRIFT].sum()  # variance of the two parts of the push's gain
+        if both < (_KNOWN * push) ** 2:
+            return push
+        guess = (1 + _MORE_MEAN) * (natural + self._deviation(_GAIN))
+        return min(push, max(guess, _LEAST_GAIN * self._unit))
 
     def _deviation(self, place: int) -> float:
         return math.sqrt(max(self._covariance[place, place], 0.0))
