@@ -133,8 +133,8 @@ class EntropyTracker:
         last = natural if self._smooth_natural is None else self._smooth_natural
         self._smooth_natural = _SMOOTHING * last + (1 - _SMOOTHING) * natural
         relative_rate = self._relative(rate)
-        wanted, steps = self._wanted_change(target, _CLOSING * math.sqrt(relative_rate))
-        if steps == 0:
+        wanted = self._wanted_change(target, _CLOSING * math.sqrt(relative_rate))
+        if wanted is None:
             return None
         self._learn_unit(1.0)
         if self._unit == 0 or 0 < self._guessed_at < rate:  # a warm-up's first rates say little
@@ -143,9 +143,9 @@ class EntropyTracker:
             self._guess_gain(abs(natural), rate)
         natural_gain, push_gain = rate * self._gains()[0], rate * self._trusted_push_gain()
         drift = relative_rate * float(self._mean[_DRIFT])
-        missing, moved_by_unit = wanted + steps * (slope - drift), 0.0
+        missing, moved_by_unit = wanted + _AHEAD * (slope - drift), 0.0
         expected, pushed, weight = self._natural, self._pushed, self._weight
-        for ahead in range(1, steps + 1):
+        for ahead in range(1, _AHEAD + 1):
             expected = momentum * expected + (1 - momentum) * self._smooth_natural
             pushed, weight = momentum * pushed, momentum * weight + 1 - momentum
             missing -= (natural_gain * expected + push_gain * pushed) / weight
@@ -168,20 +168,20 @@ class EntropyTracker:
         self._peak_rate = max(self._peak_rate, rate)
         return rate / self._peak_rate if rate else 0.0
 
-    def _wanted_change(self, target: float, closing: float) -> tuple[float, int]:
-        """Return the change of entropy that the next steps should make, for a target that stands still, and their
-        number; 0 if it may fall freely. `closing` is the part of the distance that a step closes, once landed."""
+    def _wanted_change(self, target: float, closing: float) -> float | None:
+        """Return the change of entropy that the next `_AHEAD` steps should make, for a target that stands still; None:
+        any. `closing` is the part of the distance that a step closes, once landed."""
         missing = target - self._expected_entropy()
         self._landed |= missing >= -0.5 * self._deviation(_ENTROPY)
         if self._landed:
             self.engaged = True
-            return (1 - (1 - closing) ** _AHEAD) * missing, _AHEAD
+            return (1 - (1 - closing) ** _AHEAD) * missing
         fall = max(self._fall, 1e-4 * target)
         braking = min(_BRAKING[0], max(_BRAKING[1], self._measured - 1))
         if not self.engaged and -missing > fall * braking / 2:
-            return 0.0, 0  # far away: let it fall
+            return None  # far away: let it fall
         self.engaged = True
-        return -min(fall, math.sqrt(2 * fall * -missing / braking)) * _AHEAD, _AHEAD
+        return -_AHEAD * min(fall, math.sqrt(2 * fall * -missing / braking))
 
     def _expected_entropy(self) -> float:
         """Return the estimate, moved by the updates that were made since the last measurement."""
