@@ -5,7 +5,8 @@
 
 A run is an output folder, or in the results of benchmarks/smollm2.py. Its log has every number that the law was given
 but one, the flow of the push, and that follows from the lambda it led to. So the law runs again on the log. Its
-estimates of entropy are those that were logged, except after a step whose lambda was cut. The fit is
+estimates of entropy are those that were logged, except after a step whose lambda was cut: a large gap says that the
+log is of another version of the law, which wanted another flow. The fit is
 
     entropy = first + sum over the updates (g_n u_n + g_c u_c) + scatter
 

@@ -71,7 +71,7 @@ class OPEFOConfig(GRPOConfig):
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None`: balance at every step, within `flow_lambda_max`; a number is in nats; `"0.4x"` is
             a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on it and is
-            then held by lambda, up to 1.
+            then held by lambda, up to 2 (1 with `flow_shape="sign"`).
         flow_sides (`str`, *optional*, defaults to `"both"`):
             With a `flow_target`: whether entropy is brought back from `"both"` sides of the target, or the target is
             only a `"floor"`.
@@ -183,7 +183,7 @@ class OPEFOConfig(GRPOConfig):
         metadata={
             "help": "Entropy to hold. None: balance at every step, within `flow_lambda_max`; a number is in nats; "
             "'0.4x' is a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on "
-            "it and is then held by lambda, up to 1."
+            "it and is then held by lambda, up to 2 (1 with `flow_shape='sign'`)."
         },
     )
     flow_sides: str = field(

@@ -22,7 +22,7 @@ from two sources that agree. Our own additions:
   Right rows without an advantage cost a backward pass that GRPO does not need. With a target only a share of them is
   pushed, as many as keep lambda moderate.
 - `flow_target`: hold an entropy instead of always balancing. `EntropyTracker` says what flow the push must have;
-  lambda follows from the flow that a unit of it has, within -0.5 and 2, or 1 with the paper's weights. It is negative
+  lambda follows from the flow that a unit of it has, between -0.5 and 2 (1 with the paper's weights). It is negative
   only once entropy has come near its target, and never with `flow_sides: floor`.
 """
 
@@ -53,8 +53,9 @@ PAPER = {
 _SHAPES = ("sign", "additive")
 _ROWS = ("right", "advantaged", "all")
 # Bounds of lambda in a run with a target. The paper's weights 1 +- lambda must not change sign.
-_LAMBDA_MIN, _LAMBDA_MAX = -0.5, {"sign": 1.0, "additive": 2.0}
-_MODERATE = 0.3  # lambda, on average over some steps: it leaves room for a push that is three times as strong
+_LAMBDA_MIN = -0.5
+_LAMBDA_MAX = {"sign": 1.0, "additive": 2.0}
+_MODERATE = 0.3  # lambda, on average over some steps: it leaves room for a push that is six times as strong
 _SMOOTHING = 0.8  # of lambda, which follows the scatter of the measurements
 _LEAST_SHARE = 0.2  # of right rows without an advantage
 _SHARE_FALLS, _SHARE_RISES = 0.8, 2.0  # at most, a step: too few rows let entropy sink, too many only cost time
@@ -202,7 +203,7 @@ class OPEFO(Control):
                 self.tracker.measure(entropy)
             self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
         wanted = self._wanted / reach if reach > 0 else 0.0
-        low = _LAMBDA_MIN if self.two_sided and self.tracker.engaged else 0.0
+        low = _LAMBDA_MIN if self.tracker.engaged else 0.0
         self.lam = min(max(wanted, low), _LAMBDA_MAX[self.shape])
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
@@ -214,8 +215,7 @@ class OPEFO(Control):
         """Push more of the right rows without an advantage if they were too few for the wanted flow or lambda is large
         over several steps, and else fewer."""
         self._needed = _SMOOTHING * self._needed + (1 - _SMOOTHING) * self.lam
-        change = max(abs(self._needed) / _MODERATE, _SHARE_FALLS)
-        change = _SHARE_RISES if too_few else min(change, _SHARE_RISES)
+        change = _SHARE_RISES if too_few else min(max(abs(self._needed) / _MODERATE, _SHARE_FALLS), _SHARE_RISES)
         self.flat_share = min(max(self.flat_share * change, _LEAST_SHARE), 1.0)
 
     def _wanted_flow(self, entropy: float, natural: float, target: EntropyTarget, step: int, max_steps: int) -> float:
@@ -225,7 +225,7 @@ class OPEFO(Control):
         wanted = self.tracker.aim(natural, self.target_now, slope, self.learning_rate, self.momentum)
         if wanted is None:  # far above the target, or nothing is known yet
             return -natural if entropy < self.target_now else 0.0
-        return wanted
+        return wanted if self.two_sided else max(wanted, 0.0)
 
     def _flow_of_unit_lambda(self, totals: FlowTotals) -> float:
         """Return the summed flow that lambda = 1 adds."""

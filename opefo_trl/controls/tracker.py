@@ -74,10 +74,11 @@ class EntropyTracker:
         self._unit = 0.0  # the first natural gain that was known; 0 before
         self._guessed_at = 0.0  # learning rate at which the gains were guessed; 0 if they are known, or not yet used
         self._peak_rate = 0.0  # the largest learning rate so far
-        self._fall = 0.0  # of entropy, a step, in the last few steps
+        self._fall = 0.0  # of entropy, an update, in the last few steps
         self._smooth_natural: float | None = None
         self._natural = self._pushed = self._weight = 0.0  # averages as the optimizer's first moment takes them
         self._moved = (0.0, 0.0, 0.0)  # u_n, u_c and r of the updates since the last measurement
+        self._updates = 0  # since the last measurement
 
     @property
     def entropy(self) -> float:
@@ -96,7 +97,8 @@ class EntropyTracker:
             return
         self._measured += 1
         natural, pushed, rates = self._moved
-        self._moved = (0.0, 0.0, 0.0)
+        updates = max(self._updates, 1)
+        self._moved, self._updates = (0.0, 0.0, 0.0), 0
         self._widen(entropy, natural, pushed)
         before = self.entropy
         forecast = np.eye(4)
@@ -113,7 +115,7 @@ class EntropyTracker:
         self._noise = float(_FORGETTING * self._noise + (1 - _FORGETTING) * unexplained)
         self._learn_unit(_KNOWN)
         if not self.engaged:
-            self._fall = 0.8 * self._fall + 0.2 * max(before - self.entropy, 0.0)
+            self._fall = 0.8 * self._fall + 0.2 * max(before - self.entropy, 0.0) / updates
 
     def aim(self, natural: float, target: float, slope: float, rate: float, momentum: float) -> float | None:
         """
@@ -160,6 +162,7 @@ class EntropyTracker:
         self._weight = momentum * self._weight + 1 - momentum
         u_natural, u_pushed, rates = self._moved
         scale = rate / self._weight
+        self._updates += 1
         rates += self._relative(rate)
         self._moved = u_natural + scale * self._natural, u_pushed + scale * self._pushed, rates
 
@@ -178,7 +181,7 @@ class EntropyTracker:
             return (1 - (1 - closing) ** _AHEAD) * missing
         fall = max(self._fall, 1e-4 * target)
         braking = min(_BRAKING[0], max(_BRAKING[1], self._measured - 1))
-        if not self.engaged and -missing > fall * braking / 2:
+        if -missing > fall * braking * (2.0 if self.engaged else 0.5):
             return None  # far away: let it fall
         self.engaged = True
         return -_AHEAD * min(fall, math.sqrt(2 * fall * -missing / braking))
@@ -201,8 +204,8 @@ class EntropyTracker:
         return max(natural, 0.0), min(max(natural + more, _LEAST_GAIN * self._unit), _MOST_GAIN * self._unit)
 
     def _trusted_push_gain(self) -> float:
-        """Return the push's gain, but not more than a first guess as long as it is not known: taken for too high, it
-        leads to weak pushes, which teach nothing."""
+        """Return the push's gain, but no more than a first guess from the natural one, its deviation added, as long as
+        it is not known: taken for too high, it leads to weak pushes, which teach nothing."""
         natural, push = self._gains()
         both = self._covariance[_GAIN:_DRIFT, _GAIN:_DRIFT].sum()  # variance of the two parts of the push's gain
         if both < (_KNOWN * push) ** 2:
@@ -231,7 +234,7 @@ class EntropyTracker:
 
     def _guess_gain(self, natural: float, rate: float) -> None:
         """Guess the gains of a run that is at its target before it has shown what moves it."""
-        self._unit, self._guessed_at = _GUESS * self.entropy / (rate * natural), rate
+        self._unit, self._guessed_at = _GUESS * max(self.entropy, 1e-6) / (rate * natural), rate
         self._mean[_GAIN], self._mean[_MORE] = self._unit, _MORE_MEAN * self._unit
         for place in (_GAIN, _MORE):
             self._covariance[place, :] = self._covariance[:, place] = 0.0
@@ -245,7 +248,7 @@ class EntropyTracker:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        state = {"_peak_rate": 0.0, **state}  # an earlier version had none
+        state = {"_peak_rate": 0.0, "_updates": 1, **state}  # an earlier version had none
         for name in vars(self):
             setattr(self, name, state[name])
         self._mean, self._covariance = np.array(state["_mean"]), np.array(state["_covariance"])

@@ -63,7 +63,7 @@ def draw(runs: Sequence[_Curves], path: str | Path | None = None, smooth: int | 
         curve(reward, run.frame, "reward", window, color, None)
     finish(entropy, "Entropy of the policy", "nats per token", floor=0, legend=not several)
     finish(flow, "Flow: up solid, down dashed" if several else "Entropy flow", "nats per token and unit step")
-    finish(lam, "Lambda", "flow added, as a share of all")
+    finish(lam, "Lambda", "weight or push that was applied")
     finish(reward, "Reward", "mean over the batch")
     if scored:
         _draw_scores(panels["scores"], runs)

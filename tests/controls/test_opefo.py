@@ -120,6 +120,10 @@ def test_as_many_right_rows_without_an_advantage_are_pushed_as_lambda_needs():
     assert control.flat_share == 0.2
     falling(control, [*FALL, *[low] * 10])
     assert (lam(control), control.flat_share) == (2, 1)  # entropy stays below its target
+    weak = make_control("opefo", flow_target=0.5)
+    falling(weak, FALL[:46])
+    assert falling(weak, [0.55, 0.54], hold=1e-3) == [2, 2]
+    assert weak.flat_share == 0.8  # twice as many after each lambda that is cut, before its average is large
     falling(control, [0.5] * 60, hold=1e3)
     assert abs(lam(control)) < 0.1 and control.flat_share == 0.2
     falling(control, [low, low], hold=0.0)  # no row to push
@@ -144,7 +148,10 @@ def test_an_entropy_past_its_target_is_brought_back_from_both_sides_or_held_from
         control = make_control("opefo", flow_target=0.5, flow_sides=sides, flow_shape=shape)
         lambdas = falling(control, [*FALL, *[low] * 10, *high])
         assert max(lambdas) == most and min(lambdas) == least == lambdas[-1]
-        assert control.metrics()["flow/bounded"] == 1 and control.metrics()["flow/estimate"] > 1
+        assert control.metrics()["flow/bounded"] == (sides == "both") and control.metrics()["flow/estimate"] > 1
+    floor = make_control("opefo", flow_target=0.5, flow_sides="floor")
+    falling(floor, [*FALL, *[low] * 10, *high])
+    assert lam(floor) == 0 and floor.flat_share == 0.2  # nothing to push, so no row for it
 
 
 def test_updates_on_one_rollout_and_micro_batches_of_a_step_measure_once():

@@ -59,7 +59,7 @@ def test_the_end_of_a_decay_does_not_take_all_of_the_push():
 
 def test_several_updates_on_a_rollout_do_not_add_up_to_too_much():
     runs = [outcome(replace(PLAYGROUND, updates=4), seed) for seed in range(6)]
-    assert np.median([run.rms for run in runs]) < 0.05 and all(run.end < 0.1 for run in runs)
+    assert np.median([run.rms for run in runs]) < 0.015 and all(run.end < 0.1 for run in runs)
 
 
 def test_an_entropy_below_its_target_is_raised_to_it():
@@ -114,8 +114,8 @@ def test_gains_that_fade_once_entropy_has_come_down(plant, bounded):
     assert abs(late.mean()) < 0.015 and errors[:, 15:].std() < 0.08 and at_bound < bounded
 
 
-# As SmolLM2 was on a GPU, with eight prompts a step. The push is so weak that it is at its bound in seven of ten steps
-# after the landing, and entropy below its target whatever a law wants
+# As SmolLM2 was on a GPU, with eight prompts a step. The push is so weak that lambda is at a bound in more than half of
+# the steps after the landing
 NOISIER = {"ratio": 0.45, "noise": 0.15}
 
 
@@ -163,6 +163,29 @@ def test_the_state_of_an_earlier_version_is_taken():
     restored = EntropyTracker()
     restored.load_state_dict({**state, "_moved": state["_moved"][:2]})  # r, of one update at the largest rate, is 1
     assert restored.state_dict() == state
+
+
+def test_a_gain_of_the_push_counts_once_it_is_known():
+    """Else a run whose weak pushes seem to do much, by the scatter of its measurements, would go on with weak ones."""
+    wanted = []
+    for deviation in (300.0, 3000.0):
+        tracker = filled(EntropyTracker())
+        tracker._unit, tracker._guessed_at, tracker._mean[1:3] = 300.0, 0.0, (300.0, 2700.0)
+        tracker._covariance[1:3, :] = tracker._covariance[:, 1:3] = 0.0
+        tracker._covariance[2, 2] = deviation**2
+        wanted.append(tracker.aim(-0.1, 0.6, 0.0, 1e-3, 0.9))
+    assert 3 * wanted[0] < wanted[1]
+
+
+def test_it_lets_go_of_an_entropy_that_is_far_away_again():
+    tracker = EntropyTracker()
+    for step in range(48):
+        tracker.measure(1.5 - 0.02 * step)
+        tracker.aim(-0.1, 0.5, 0.0, 1e-3, 0.9)
+        tracker.record_update(-0.1, 0.0, 1e-3, 0.9)
+    assert tracker.engaged and tracker.aim(-0.1, 0.5, 0.0, 1e-3, 0.9) is not None
+    assert tracker.aim(-0.1, 0.45, 0.0, 1e-3, 0.9) is not None  # a little further, it goes on braking
+    assert tracker.aim(-0.1, 0.1, 0.0, 1e-3, 0.9) is None
 
 
 def test_it_waits_until_it_knows_something():
