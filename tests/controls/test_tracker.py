@@ -114,8 +114,8 @@ def test_gains_that_fade_once_entropy_has_come_down(plant, bounded):
     assert abs(late.mean()) < 0.015 and errors[:, 15:].std() < 0.08 and at_bound < bounded
 
 
-# As SmolLM2 was on a GPU, with eight prompts a step. The push is so weak that lambda is at a bound in more than half of
-# the steps after the landing
+# As SmolLM2 was on a GPU, with eight prompts a step. The push is so weak that lambda is at a bound in more than half
+# of the steps after the landing
 NOISIER = {"ratio": 0.45, "noise": 0.15}
 
 
