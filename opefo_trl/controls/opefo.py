@@ -209,12 +209,12 @@ class OPEFO(Control):
         if new_step:
             self.tracker.record_update(natural, self.lam * reach, self.learning_rate, self.momentum)
             if self._adapts_share:
-                self._adapt_share(self.bounded or (reach <= 0 and self._wanted != 0))
+                self._adapt_share(self.lam, self.bounded or (reach <= 0 and self._wanted != 0))
 
-    def _adapt_share(self, too_few: bool) -> None:
+    def _adapt_share(self, lam: float, too_few: bool) -> None:
         """Push more of the right rows without an advantage if they were too few for the wanted flow or lambda is large
         over several steps, and else fewer."""
-        self._needed = _SMOOTHING * self._needed + (1 - _SMOOTHING) * self.lam
+        self._needed = _SMOOTHING * self._needed + (1 - _SMOOTHING) * lam
         change = _SHARE_RISES if too_few else min(max(abs(self._needed) / _MODERATE, _SHARE_FALLS), _SHARE_RISES)
         self.flat_share = min(max(self.flat_share * change, _LEAST_SHARE), 1.0)
 
