@@ -4,8 +4,8 @@
 
 `PLAYGROUND` falls as the playground does, `SMOLLM2` as SmolLM2-135M on one-word answers: there a measurement scatters
 by a tenth, flows as estimated from a batch by half and more, and the natural flow promises more than it does, by a
-factor that wanders. `FADING` has the gains that a least-squares fit finds in a run of it (benchmarks/results/
-words_cpu.jsonl): after the fall a flow of either kind moves entropy a fifth as far as during it. `WEAK` is another run
+factor that wanders. `FADING` has the gains that a least-squares fit found in a run of it (benchmarks/flow_gains.py,
+docs/log.md): after the fall a flow of either kind moves entropy a fifth as far as during it. `WEAK` is another run
 of it: the push has to be large at all times, and hardly reaches.
 """
 
