@@ -224,7 +224,7 @@ class OPEFO(Control):
         slope = target.at(first, step + 1, max_steps).item() - self.target_now
         wanted = self.tracker.aim(natural, self.target_now, slope, self.learning_rate, self.momentum)
         if wanted is None:  # far above the target, or nothing is known yet
-            return -natural if entropy < self.target_now else 0.0
+            wanted = -natural if entropy < self.target_now else 0.0
         return wanted if self.two_sided else max(wanted, 0.0)
 
     def _flow_of_unit_lambda(self, totals: FlowTotals) -> float:

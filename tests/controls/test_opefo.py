@@ -152,6 +152,7 @@ def test_an_entropy_past_its_target_is_brought_back_from_both_sides_or_held_from
     floor = make_control("opefo", flow_target=0.5, flow_sides="floor")
     falling(floor, [*FALL, *[low] * 10, *high])
     assert lam(floor) == 0 and floor.flat_share == 0.2  # nothing to push, so no row for it
+    assert falling(floor, [0.4], rate=0.0, increase=9.0, decrease=1.0) == [0]  # not even where entropy rises by itself
 
 
 def test_updates_on_one_rollout_and_micro_batches_of_a_step_measure_once():

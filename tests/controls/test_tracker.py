@@ -99,8 +99,10 @@ def test_random_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("plant", "bounded"), [(FADING, 0.12), (WEAK, 0.3)], ids=["fading", "weak"])
-def test_gains_that_fade_once_entropy_has_come_down(plant, bounded):
+@pytest.mark.parametrize(
+    ("plant", "scatter", "bounded"), [(FADING, 0.07, 0.12), (WEAK, 0.08, 0.3)], ids=["fading", "weak"]
+)
+def test_gains_that_fade_once_entropy_has_come_down(plant, scatter, bounded):
     plant = replace(plant, steps=120)
     runs = [simulate_with_bounds(plant, seed) for seed in range(24)]
     errors = np.array([entropy for entropy, _ in runs]) - plant.target
@@ -111,7 +113,7 @@ def test_gains_that_fade_once_entropy_has_come_down(plant, bounded):
         f"rms {np.sqrt((errors[:, 15:] ** 2).mean()):.3f}; at the bound: {at_bound:.2f}"
     )
     assert abs(early.mean()) < 0.015 and early.std() < 0.055
-    assert abs(late.mean()) < 0.015 and errors[:, 15:].std() < 0.08 and at_bound < bounded
+    assert abs(late.mean()) < 0.01 and errors[:, 15:].std() < scatter and at_bound < bounded
 
 
 # As SmolLM2 was on a GPU, with eight prompts a step. The push is so weak that lambda is at a bound in more than half
