@@ -60,9 +60,8 @@ class OPEFOConfig(GRPOConfig):
             it is far larger, and balancing costs reward. `1.0` is the paper's unbounded rule.
         flow_shape (`str`, *optional*):
             How the flow is changed. `"sign"`: tokens are weighted by the paper's 1 + lambda and 1 - lambda.
-            `"additive"`: the advantage of likely tokens is lowered and that of surprising ones raised, on the rows of
-            `flow_rows`, like an entropy bonus with a solved coefficient. `None`: `"additive"` with a
-            `flow_target` (and `sides="both"`), else `"sign"`.
+            `"additive"`: an entropy bonus on the rows of `flow_rows`, whose coefficient is solved for. `None`:
+            `"additive"` with a `flow_target` (and `sides="both"`), else `"sign"`.
         flow_rows (`str`, *optional*, defaults to `"right"`):
             Completions on which `"additive"` acts: those that are `"right"` (the first reward function gives more than
             0.5 or, in a rollout without any such, the advantage is above 0; with a `flow_target`, of those without an
@@ -164,9 +163,8 @@ class OPEFOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "How the flow is changed. 'sign': tokens are weighted by the paper's 1 + lambda and 1 - lambda. "
-            "'additive': the advantage of likely tokens is lowered and that of surprising ones raised, on the rows of "
-            "`flow_rows`, like an entropy bonus with a solved coefficient. None: 'additive' with a `flow_target` "
-            "(and `sides='both'`), else 'sign'."
+            "'additive': an entropy bonus on the rows of `flow_rows`, whose coefficient is solved for. None: "
+            "'additive' with a `flow_target` (and `sides='both'`), else 'sign'."
         },
     )
     flow_rows: str = field(

@@ -114,7 +114,7 @@ def check_loss(args: GRPOConfig, control: Control) -> list[str]:
         raise ValueError(
             "`importance_sampling_level='sequence'` gives every token of a completion the same gradient, so the token "
             f"weights of `control={args.control!r}` would be averaged away. Use `importance_sampling_level='token'`, "
-            "or `control='none'`."
+            "`control='none'`, or OPEFO with `flow_shape='additive'`."
         )
     if control.uses_clip_range and args.loss_type in ("cispo", "sapo", "vespo"):
         raise ValueError(
@@ -191,7 +191,7 @@ def _trains_all_tokens(args: GRPOConfig, control: Control) -> str | None:
 
 def conflicts_with_trl(args: GRPOConfig, control: Control) -> list[str]:
     """Return warnings about settings of TRL that work against a control, or that its flows leave out."""
-    if not control.shapes_tokens:
+    if not (control.shapes_tokens or control.makes_push):
         return []
     warnings = []
     if args.use_adaptive_entropy or args.entropy_coef != 0:

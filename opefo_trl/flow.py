@@ -164,9 +164,9 @@ def entropy_score(logps: Tensor, entropies: Tensor) -> Tensor:
     """
     Return log p + H of each token, within -4 and 4 nats, (B, T); 0 where it is not finite.
 
-    In expectation over the sampled token, its policy gradient is minus the gradient of the entropy: subtracting
-    mu (log p + H) from the advantages of all rows is an entropy bonus of mu that needs no sum over the vocabulary. The
-    bounds keep a single improbable token from outweighing a batch.
+    In expectation over the sampled token, its policy gradient is minus the gradient of the entropy: an entropy bonus
+    of mu changes the advantages by -mu (log p + H), on average, which gives the flow of the bonus without a sum over
+    the vocabulary. The bounds keep a single improbable token from outweighing a batch.
     """
     score = logps.float().clamp(max=0) + entropies.float()
     return torch.where(score.isfinite(), score.clamp(-_SCORE_MAX, _SCORE_MAX), 0.0)
@@ -197,7 +197,7 @@ class FlowTotals:
         """
         Return the totals of the tokens where `mask` is 1; all tensors are (B, T).
 
-        `push` is the change of the advantages that the control makes per unit of its coefficient, 0 where it makes
+        `push` is `Control.push`, the change of the advantages per unit of the control's coefficient, 0 where it makes
         none, and `push_flow` the flow of that change. Without them, hold and the sums of the push are 0.
         """
         trained = mask.bool()
@@ -296,6 +296,11 @@ class FlowTotals:
     def push_size(self) -> Tensor:
         """The root mean square of the push over the tokens that have one; 0 if there are none."""
         return (self.sums[6] / self.sums[7].clamp(min=1)).sqrt()
+
+    @property
+    def pushed(self) -> Tensor:
+        """Tokens that have a push."""
+        return self.sums[7]
 
     @property
     def entropy(self) -> Tensor:

@@ -38,8 +38,9 @@ def arrays(tokens: Tokens):
 
 
 def totals(increase: float = 1.0, decrease: float = 3.0, entropy: float = 1.0, hold: float = 4.0) -> FlowTotals:
-    """Totals of two tokens, whose push has size 1 and the flow `hold`."""
-    return FlowTotals(torch.tensor([increase, decrease, 2 * entropy, 2.0, 0.0, hold, 2.0, 2.0]))
+    """Totals of two tokens, whose push has size 1 and the flow `hold`; if that is 0 they have none."""
+    pushed = 2.0 if hold else 0.0
+    return FlowTotals(torch.tensor([increase, decrease, 2 * entropy, 2.0, 0.0, hold, pushed, pushed]))
 
 
 def close(left, right, tolerance: float = 1e-6) -> None:

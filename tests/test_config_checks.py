@@ -68,7 +68,7 @@ def names(message, parts):
         case({"nonfinite": "skip", "optim": "galore_adamw_layerwise"}, "`nonfinite='skip'`", "`nonfinite='stop'`"),
         case(
             {"importance_sampling_level": "sequence"},
-            "`importance_sampling_level='sequence'`", "`control='opefo'`", "'token'", "'none'",
+            "`importance_sampling_level='sequence'`", "`control='opefo'`", "'token'", "'none'", "'additive'",
         ),
         case({"liger_kernel_config": LIGER}, "`liger_kernel_config=", "fused_linear_cross_entropy", "Drop that key"),
         case({**VOCABULARY, "loss_type": "grpo"}, "`control='entropy_dynamics'`", "`loss_type='grpo'`", "'dapo'"),
@@ -155,6 +155,7 @@ def test_a_doubtful_setting_is_warned_about_once(overrides, parts):
     [
         {},
         {"control": "none", "importance_sampling_level": "sequence"},
+        {"flow_target": 0.4, "importance_sampling_level": "sequence"},
         {"control": "none", "entropy_coef": 0.01, "top_entropy_quantile": 0.2, "loss_type": "luspo"},
         {"steps_per_generation": 8, "gradient_accumulation_steps": 4, **OFF},
         {**TWICE, "save_steps": 4},

@@ -88,6 +88,7 @@ def test_the_gradient_is_that_of_the_papers_loss(estimator, loss_type, out):
         {"flow_lambda_max": 1.0, "flow_shape": "additive"},
         slow({"flow_lambda_max": 1.0, "flow_shape": "additive", "flow_rows": "all"}),
         slow({"flow_lambda_max": 1.0, "flow_shape": "additive", "flow_rows": "advantaged", "loss_type": "grpo"}),
+        slow({"flow_lambda_max": 1.0, "flow_shape": "additive", "importance_sampling_level": "sequence"}),
         slow({"flow_target": 90.0, "lr_scheduler_type": "constant"}),
         slow({"control_kwargs": {"static_lambda": 0.5}}),
         slow({"control_kwargs": {"static_lambda": 0.5}, "flow_estimator": "covariance"}),
@@ -240,6 +241,17 @@ def test_a_control_may_add_a_penalty(out, monkeypatch):
     ours = train(OPEFOTrainer, OPEFOConfig, out, max_steps=3, **run)
     for name, value in parameters(theirs).items():
         torch.testing.assert_close(parameters(ours)[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_on_all_rows_the_push_is_the_entropy_bonus_of_trl(out):
+    more = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
+    ours, trainer = first_gradients(out, flow_shape="additive", flow_rows="all", flow_lambda_max=1.0, **more)
+    mu = float(trainer.entropy_control.mu)
+    assert abs(mu) > 1e-3
+    theirs, _ = first_gradients(out, control="none", entropy_coef=mu, **more)
+    assert relative_difference(ours, theirs) < 1e-5
+    none, _ = first_gradients(out, control="none", **more)
+    assert relative_difference(none, theirs) > 1e-3
 
 
 # ---- the door

@@ -134,7 +134,7 @@ class Control:
 
     def pushes(self, advantages: Tensor, right: Tensor) -> Tensor | None:
         """
-        Return the completions that `advantages` pushes whatever their advantage, (B, 1); None if there are none.
+        Return the completions that the control acts on whatever their advantage, (B, 1); None if there are none.
 
         Called once for each rollout, before its flow is measured.
 
@@ -146,8 +146,9 @@ class Control:
         return None
 
     def push(self, logps: Tensor, entropies: Tensor) -> Tensor | None:
-        """Return the change of the advantages per unit of the control's coefficient, (B, T), whose predicted flow is
-        summed over the completions that `pushes` marks (`FlowTotals.hold`); None if the control makes none."""
+        """Return the change of the advantages that a penalty amounts to, on average over the tokens that might have
+        been sampled, per unit of its coefficient, (B, T). Its predicted flow is summed over the completions that
+        `pushes` marks (`FlowTotals.hold`). None if the control makes no push."""
         return None
 
     def clip_range(self, tokens: Tokens) -> tuple[Tensor | float, Tensor | float] | None:

@@ -11,16 +11,16 @@ from two sources that agree. Our own additions:
 
 - `flow_lambda_max` bounds |lambda|, by 0.1 by default; not used with `flow_target` or `static_lambda`. lambda* reaches
   0.5 on short completions, where the unbounded rule destroys the reward. 1 is the literal paper.
-- `flow_shape: additive` pushes advantages instead of rescaling them, on the completions that `flow_rows` names:
+- `flow_shape: additive` adds mu H_t to the objective instead of rescaling advantages, on the completions that
+  `flow_rows` names: an entropy bonus whose coefficient is solved for,
 
-      A_t - mu D_t,   D_t = log p_t + H_t       mu = (wanted flow - natural flow) / sum_t D_t S_t
+      mu = (wanted flow - natural flow) / sum_t D_t S_t,   D_t = log p_t + H_t
 
-  On all rows this is, in expectation, an entropy bonus of mu, whose coefficient is solved for (`flow.entropy_score`);
-  on right rows, a bonus on the entropy among right answers: it reinforces their surprising tokens, and leaves wrong
-  answers to their punishment. It acts where the advantage is 0, and never switches learning off. lambda is mu times
-  the root mean square of D: the size of the push, where advantages are about 1. It is the default with a target.
-  Right rows without an advantage cost a backward pass that GRPO does not need. With a target only a share of them is
-  pushed, as many as keep lambda moderate.
+  Its gradient is that of advantages changed by -mu D_t, averaged over the token that might have been sampled
+  (`flow.entropy_score`), so the flow of D_t predicts it. It acts where the advantage is 0, and never switches learning
+  off; wrong answers are left to their punishment. lambda is mu times the root mean square of D: the size of the push,
+  where advantages are about 1. It is the default with a target. Right rows without an advantage cost a backward pass
+  that GRPO does not need. With a target only a share of them is pushed, as many as keep lambda moderate.
 - `flow_target`: hold an entropy instead of always balancing. `EntropyTracker` says what flow the push must have;
   lambda follows from the flow that a unit of it has, between -0.5 and 2 (1 with the paper's weights). It is negative
   only once entropy has come near its target, and never with `flow_sides: floor`.
@@ -28,6 +28,7 @@ from two sources that agree. Our own additions:
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -56,7 +57,7 @@ _ROWS = ("right", "advantaged", "all")
 _LAMBDA_MIN = -0.5
 _LAMBDA_MAX = {"sign": 1.0, "additive": 2.0}
 _MODERATE = 0.3  # lambda, on average over some steps: it leaves room for a push that is six times as strong
-_SMOOTHING = 0.8  # of lambda, which follows the scatter of the measurements
+_SMOOTHING = 0.8  # of lambda, and of what a push does, which scatter with the batch
 _LEAST_SHARE = 0.2  # of right rows without an advantage
 _SHARE_FALLS, _SHARE_RISES = 0.8, 2.0  # at most, a step: too few rows let entropy sink, too many only cost time
 
@@ -71,7 +72,7 @@ class OPEFO(Control):
         flow_lambda_max, flow_target, flow_schedule, flow_shape, flow_rows, flow_sides: see `OPEFOConfig`.
     """
 
-    by_row = keeps_zeros = True  # each token has a factor or a push of its own; `pushes` marks completions
+    by_row = keeps_zeros = True  # each token has a factor or a bonus of its own; `pushes` marks completions
 
     def __init__(
         self,
@@ -128,13 +129,14 @@ class OPEFO(Control):
         self._adapts_share = self.target is not None and self.rows == "right"
         self.flat_share = _LEAST_SHARE if self._adapts_share else 1.0
         self._needed = 0.0  # average lambda of the last steps
+        self._push = (0.0, 0.0)  # flow and square of a push, of a token, averaged over the last steps
         self._wanted = 0.0  # flow of the push, per token, that this step should have
         self._step = -1  # the last that was observed
         self._measured: FlowTotals | None = None  # the last totals that were measured
 
     @property
     def shapes_tokens(self) -> bool:
-        return self.static_lambda != 0
+        return self.static_lambda != 0 and self.shape == "sign"
 
     @property
     def needs_totals(self) -> bool:
@@ -180,7 +182,6 @@ class OPEFO(Control):
             self.first.record(totals.entropy)
             if self.static_lambda is None:
                 self.lam = self._balancing(totals).clamp(-self.bound, self.bound)
-        if self.shape == "additive":
             self.mu = self.lam / totals.push_size.clamp(min=1e-6)
 
     def _balancing(self, totals: FlowTotals) -> Tensor:
@@ -194,17 +195,19 @@ class OPEFO(Control):
         totals = totals.on_host
         tokens = max(1.0, totals.tokens.item())
         entropy, natural = totals.entropy.item(), totals.net.item() / tokens
-        reach = self._flow_of_unit_lambda(totals) / tokens
         new_step = step != self._step
         if new_step:
             self._step = step
             if self._measured is not totals:  # several updates on one rollout measure it once
                 self._measured = totals
                 self.tracker.measure(entropy)
+                self._learn_push(totals)
             self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
+        reach = self._flow_of_unit_lambda(totals) / tokens
         wanted = self._wanted / reach if reach > 0 else 0.0
         low = _LAMBDA_MIN if self.tracker.engaged else 0.0
         self.lam = min(max(wanted, low), _LAMBDA_MAX[self.shape])
+        self.mu = self.lam / self._push_size
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
             self.tracker.record_update(natural, self.lam * reach, self.learning_rate, self.momentum)
@@ -227,20 +230,35 @@ class OPEFO(Control):
             wanted = -natural if entropy < self.target_now else 0.0
         return wanted if self.two_sided else max(wanted, 0.0)
 
+    def _learn_push(self, totals: FlowTotals) -> None:
+        """Average what a push does to a token over some steps: in one batch its estimate scatters by half, and the
+        gradient of the entropy does not."""
+        if tokens := totals.pushed.item():
+            flow, square = totals.hold.item() / tokens, totals.push_size.item() ** 2
+            kept = _SMOOTHING if any(self._push) else 0.0
+            last_flow, last_square = self._push
+            self._push = kept * last_flow + (1 - kept) * flow, kept * last_square + (1 - kept) * square
+
+    @property
+    def _push_size(self) -> float:
+        return max(math.sqrt(self._push[1]), 1e-6)
+
     def _flow_of_unit_lambda(self, totals: FlowTotals) -> float:
         """Return the summed flow that lambda = 1 adds."""
         if self.shape == "additive":
-            return (totals.hold / totals.push_size.clamp(min=1e-6)).item()
+            return self._push[0] / self._push_size * totals.pushed.item()
         increase, decrease = totals.increase.item(), totals.decrease.item()
         return {"both": increase + decrease, "increase": increase, "decrease": decrease}[self.sides]
 
     def advantages(self, tokens: Tokens) -> Tensor:
-        if self.static_lambda == 0:
+        if not self.shapes_tokens:
             return tokens.advantages
-        if self.shape == "sign":
-            return tokens.advantages * flow_weights(tokens.flow, self.lam, self.sides)
-        assert tokens.pushed is not None
-        return tokens.advantages - self.mu * entropy_score(tokens.logps, tokens.entropies) * tokens.pushed
+        return tokens.advantages * flow_weights(tokens.flow, self.lam, self.sides)
+
+    def penalty(self, tokens: Tokens) -> Tensor | None:
+        if self.shape != "additive" or tokens.pushed is None:
+            return None
+        return -self.mu * torch.where(tokens.pushed & tokens.entropies.isfinite(), tokens.entropies, 0.0)
 
     def metrics(self) -> dict[str, Tensor | float]:
         metrics: dict[str, Tensor | float] = {"flow/lambda": self.lam}
@@ -253,11 +271,12 @@ class OPEFO(Control):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        share = {"flat_share": self.flat_share, "needed": self._needed}
-        return {"anchor": self.first.state(), "tracker": self.tracker.state_dict(), **share}
+        push = {"flat_share": self.flat_share, "needed": self._needed, "push": self._push}
+        return {"anchor": self.first.state(), "tracker": self.tracker.state_dict(), **push}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
+        self._push = tuple(state.get("push", (0.0, 0.0)))  # an earlier version took that of each batch
         if self._adapts_share:
             self.flat_share = state.get("flat_share", 1.0)  # an earlier version pushed all right rows
             self._needed = state.get("needed", 0.0)

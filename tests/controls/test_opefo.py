@@ -46,7 +46,7 @@ RIGHT = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]).unsqueeze(1)  # the fifth r
     ("rows", "pushed"),
     [("right", [1, 0, 1, 0, 1, 0]), ("advantaged", [1, 0, 1, 0, 0, 1]), ("all", [1] * 6)],
 )
-def test_the_additive_shape_pushes_its_rows_by_what_the_flow_lacks(rows, pushed):
+def test_the_additive_shape_adds_the_bonus_that_the_flow_lacks(rows, pushed):
     tokens = random_tokens()[0]
     logps, advantages, mask, _, entropies = arrays(tokens)
     control = make_control("opefo", flow_shape="additive", flow_rows=rows, flow_lambda_max=1.0)
@@ -60,8 +60,9 @@ def test_the_additive_shape_pushes_its_rows_by_what_the_flow_lacks(rows, pushed)
     D = np.clip(logps + entropies, -4, 4) * np.array(pushed)[:, None]
     S = (1 - np.exp(logps)) ** 2 * (logps + entropies)
     mu = (advantages * S * mask).sum() / (D * S * mask).sum()  # the net flow of A - mu D is 0
-    close(control.advantages(tokens), advantages - mu * D, 1e-5)
     assert abs(((advantages - mu * D) * S * mask).sum()) < 1e-9
+    close(control.penalty(tokens), -mu * entropies * np.array(pushed)[:, None], 1e-5)
+    assert control.penalty(tokens).requires_grad and control.advantages(tokens) is tokens.advantages
     size = math.sqrt((D**2 * mask).sum() / ((D != 0) * mask).sum())
     assert lam(control) == pytest.approx(mu * size, rel=1e-5) and abs(mu * size) > 0.01
     assert control.trained_zeros == {"right": "right", "advantaged": None, "all": "any"}[rows]
@@ -75,25 +76,40 @@ def test_the_push_is_bounded():
     assert lam(control) == 0
 
 
-def test_the_expected_push_is_the_gradient_of_the_entropy():
-    """By enumeration: the mean of -(-mu (log p + H)) grad log p over the tokens is mu grad H."""
+def test_the_push_that_predicts_the_flow_is_on_average_the_gradient_of_the_entropy():
+    """By enumeration: the mean of -(log p + H) grad log p over the tokens is grad H."""
     logits = torch.tensor([1.3, -0.4, 0.2, 0.9, -1.1], dtype=torch.float64, requires_grad=True)
     logps = logits.log_softmax(0)
     entropy = -(logps.exp() * logps).sum()
     (expected,) = torch.autograd.grad(entropy, logits, retain_graph=True)
-    control, mu = make_control("opefo", flow_shape="additive", flow_rows="all"), 0.7
-    control.mu = mu
-    tokens = replace(
-        random_tokens(rows=5, width=1)[0],
-        logps=logps.unsqueeze(1),
-        entropies=entropy.expand(5, 1),
-        advantages=torch.zeros(5, 1),
-        pushed=torch.ones(5, 1),
-    )
-    shaped = control.advantages(tokens).squeeze(1)
-    (gradient,) = torch.autograd.grad((logps.detach().exp() * shaped * logps).sum(), logits)
-    assert (gradient - mu * expected).abs().max() < 1e-6
+    push = make_control("opefo", flow_shape="additive").push(logps.detach(), entropy.detach())
+    (gradient,) = torch.autograd.grad((logps.detach().exp() * -push * logps).sum(), logits)
+    assert (gradient - expected).abs().max() < 1e-6
     assert entropy_score(torch.tensor([-9.0, torch.nan]), torch.tensor([1.0, 1.0])).tolist() == [-4.0, 0.0]
+
+
+def test_a_token_without_an_entropy_gets_no_bonus():
+    control = make_control("opefo", flow_shape="additive", flow_rows="all")
+    control.mu = 0.7
+    tokens = replace(random_tokens()[0], pushed=torch.ones(6, 1, dtype=torch.bool))
+    entropies = tokens.entropies.detach().clone()
+    entropies[0, 0] = torch.nan
+    assert control.penalty(replace(tokens, entropies=entropies))[0, 0] == 0
+    assert control.penalty(replace(tokens, pushed=None)) is None  # rows that nothing has marked
+
+
+def test_with_a_target_the_flow_of_a_push_is_averaged_over_some_steps():
+    """One batch says it with a scatter of a half; the bonus that follows from it would scatter with it."""
+    steady, scattered = (make_control("opefo", flow_target=0.5) for _ in range(2))
+    falling(steady, FALL[:47])
+    falling(scattered, FALL[:47])
+    low = falling(steady, [0.58])[0]
+    assert 0 < low < 1
+    assert falling(scattered, [0.58], hold=8.0)[0] == pytest.approx(low * 4 / (0.8 * 4 + 0.2 * 8))
+    resumed = make_control("opefo", flow_target=0.5)
+    resumed.load_state_dict(json.loads(json.dumps(scattered.state_dict())))
+    resumed.observe(totals(entropy=0.57), 90, 1000)
+    assert resumed.state_dict()["push"] == pytest.approx((0.8 * (0.8 * 2 + 0.2 * 4) + 0.2 * 2, 1))
 
 
 def falling(control, entropies, rate=1e-3, **flows):
@@ -121,7 +137,7 @@ def test_as_many_right_rows_without_an_advantage_are_pushed_as_lambda_needs():
     falling(control, [*FALL, *[low] * 10])
     assert (lam(control), control.flat_share) == (2, 1)  # entropy stays below its target
     weak = make_control("opefo", flow_target=0.5)
-    falling(weak, FALL[:46])
+    falling(weak, FALL[:46], hold=1e-3)
     assert falling(weak, [0.55, 0.54], hold=1e-3) == [2, 2]
     assert weak.flat_share == 0.8  # twice as many after each lambda that is cut, before its average is large
     falling(control, [0.5] * 60, hold=1e3)

@@ -130,11 +130,13 @@ def test_short_completions_weigh_more_where_the_loss_averages_each_by_itself(out
     assert torch.allclose(weighed[0, :2], by_token[0, :2] * torch.tensor([0.5, 0.0]))  # a token that is masked out
 
 
-def test_the_push_has_the_weight_of_its_tokens_in_the_loss(out):
+@pytest.mark.filterwarnings("ignore:`loss_type='luspo'` is a sequence-level")
+def test_the_push_has_the_weight_of_a_penalty_beside_the_loss(out):
     def sums(right, **overrides):
         step = flow_step(out, **overrides)
         step.control = make_control("opefo", flow_target=0.4)
-        batch = {"advantages": torch.tensor([1.0, 0.0]), "pushed": torch.tensor(right)}
+        rows = {"advantages": torch.tensor([1.0, 0.0]), "pushed": torch.tensor(right)}
+        batch = {**rows, "num_items_in_batch": torch.tensor(3 * step.args.generation_batch_size / 2)}
         logps, entropies = torch.tensor([[-1.0, -1.0], [-2.0, -2.0]]), torch.full((2, 2), 0.5)
         totals = step.measure(batch, torch.tensor([[1, 0], [1, 1]]), logps, entropies)
         return totals.hold.item(), totals.push_size.item(), totals.sums[7].item()
@@ -143,8 +145,10 @@ def test_the_push_has_the_weight_of_its_tokens_in_the_loss(out):
     first, second = (0.25 * (1 - math.exp(-1)) ** 2, 2.25 * (1 - math.exp(-2)) ** 2)
     assert sums([True, False]) == pytest.approx((first, 0.5, 1))
     assert sums([True, True]) == pytest.approx((first + 2 * second, math.sqrt((0.25 + 4.5) / 3), 3))
-    by_row = sums([True, True], loss_type="grpo")
-    assert by_row[0] == pytest.approx(12 * first + 12 / 2 * 2 * second)
+    # A penalty is a mean over tokens, of which a completion has 1.5. What a loss divides the flow by, in their unit:
+    for loss_type, unit in (("cispo", 1.5), ("grpo", 12), ("sapo", 12), ("dr_grpo", 12), ("luspo", 1)):
+        hold = sums([True, True], loss_type=loss_type)[0]
+        assert hold == pytest.approx((first + 2 * second) * unit / 1.5), loss_type
 
 
 RIGHT = torch.tensor([True, False, True, True])
