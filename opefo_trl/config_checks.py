@@ -131,9 +131,11 @@ def check_loss(args: GRPOConfig, control: Control) -> list[str]:
             f"`control={args.control!r}` compares the flow of single tokens, which `loss_type={args.loss_type!r}` "
             "weights by the length of their completion. Use `loss_type='dapo'`."
         )
-    if args.estimator_of(control) == "covariance" and control.makes_push:
+    estimator = args.estimator_of(control)
+    if estimator in ("covariance", "expected") and control.makes_push:
+        why = "compares tokens of a batch" if estimator == "covariance" else "is the same for all tokens of a position"
         raise ValueError(
-            "`flow_estimator='covariance'` compares tokens of a batch, so the flow of a push on one token is unknown. "
+            f"`flow_estimator={estimator!r}` {why}, so the flow of a push on one token is unknown. "
             "Use `flow_estimator='sampled'` with `flow_shape='additive'`, or `flow_shape='sign'`."
         )
     if (args.liger_kernel_config or {}).get("fused_linear_cross_entropy"):

@@ -77,6 +77,10 @@ def names(message, parts):
             "`control='dcpo'`", "`importance_sampling_level='sequence'`", "'token'",
         ),
         *(
+            case({"flow_target": 0.4, "flow_estimator": name}, f"`flow_estimator='{name}'`", "'sampled'", "'sign'")
+            for name in ("covariance", "expected")
+        ),
+        *(
             case({"control": name, "loss_type": loss, **OFF}, f"`control='{name}'`", f"`loss_type='{loss}'`", "'dapo'")
             for name in ("clip_higher", "clip_low", "dynamic_clip", "ce_gppo", "bapo", "dcpo")
             for loss in ("cispo", "sapo", "vespo")

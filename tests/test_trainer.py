@@ -26,6 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
+from opefo_trl.training.guards import MicroBatchRecord
 
 OFF = {"strict_on_policy": False}
 # The literal paper: nothing bounds lambda, so that it is large enough to see.
@@ -241,6 +242,34 @@ def test_a_control_may_add_a_penalty(out, monkeypatch):
     ours = train(OPEFOTrainer, OPEFOConfig, out, max_steps=3, **run)
     for name, value in parameters(theirs).items():
         torch.testing.assert_close(parameters(ours)[name], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`loss_type='luspo'` is a sequence-level")
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", slow("sapo"), "dr_grpo", "luspo", slow("cispo"), slow("vespo")])
+def test_a_push_weighs_in_the_loss_what_its_flow_counts(loss_type, out, monkeypatch):
+    ratios = []
+
+    def record(live, tokens, loss):
+        by_logp, by_entropy = torch.autograd.grad(loss, (tokens.logps, tokens.entropies), retain_graph=True)
+        strength, unit = trainer.flow_step._penalty_weights(live)
+        counted = by_logp / (tokens.advantages * trainer.flow_step._token_weight(live, tokens.mask))
+        pushed = by_entropy / (trainer.entropy_control.mu * strength * unit)
+        both = tokens.mask.bool() & tokens.pushed & (tokens.advantages != 0)
+        ratios.append((pushed / counted)[both])
+        return original(live, tokens, loss)
+
+    original = MicroBatchRecord.of
+    monkeypatch.setattr(MicroBatchRecord, "of", record)
+    run = {
+        "flow_shape": "additive",
+        "flow_lambda_max": 1.0,
+        "max_steps": 1,
+        "extra": {"rollout_func": scripted_rollout},
+    }
+    run |= {"epsilon_high": 5.0} if loss_type == "cispo" else {}
+    trainer = build(OPEFOTrainer, OPEFOConfig, out, loss_type=loss_type, gradient_accumulation_steps=2, **run)
+    trainer.train()
+    assert (torch.cat(ratios) - 1).abs().max() < 1e-3 and len(torch.cat(ratios)) > 20
 
 
 def test_on_all_rows_the_push_is_the_entropy_bonus_of_trl(out):

@@ -124,7 +124,6 @@ def others(target: float) -> dict[str, Setting]:
         "opefo": Setting("opefo"),
         "opefo, literal": Setting("opefo", fields={"flow_lambda_max": 1.0}),
         "opefo, target, exact": Setting("opefo", fields={**held, "flow_estimator": "exact"}, target=target),
-        "opefo, target, expected": Setting("opefo", fields={**held, "flow_estimator": "expected"}, target=target),
         "steer": Setting("steer"),
         "clip_cov": Setting("clip_cov"),
         "covariance_kernel": Setting("covariance_kernel"),

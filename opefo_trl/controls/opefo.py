@@ -129,7 +129,7 @@ class OPEFO(Control):
         self._adapts_share = self.target is not None and self.rows == "right"
         self.flat_share = _LEAST_SHARE if self._adapts_share else 1.0
         self._needed = 0.0  # average lambda of the last steps
-        self._push = (0.0, 0.0)  # flow and square of a push, of a token, averaged over the last steps
+        self._push = (0.0, 0.0, 0.0)  # flow, squares and tokens of a unit of push, averaged over the last steps
         self._wanted = 0.0  # flow of the push, per token, that this step should have
         self._step = -1  # the last that was observed
         self._measured: FlowTotals | None = None  # the last totals that were measured
@@ -195,13 +195,13 @@ class OPEFO(Control):
         totals = totals.on_host
         tokens = max(1.0, totals.tokens.item())
         entropy, natural = totals.entropy.item(), totals.net.item() / tokens
-        new_step = step != self._step
+        new_step, new_totals = step != self._step, totals is not self._measured
+        self._step, self._measured = step, totals
+        if new_totals:  # several updates on one rollout measure it once
+            self._learn_push(totals)
         if new_step:
-            self._step = step
-            if self._measured is not totals:  # several updates on one rollout measure it once
-                self._measured = totals
+            if new_totals:
                 self.tracker.measure(entropy)
-                self._learn_push(totals)
             self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
         reach = self._flow_of_unit_lambda(totals) / tokens
         wanted = self._wanted / reach if reach > 0 else 0.0
@@ -233,20 +233,22 @@ class OPEFO(Control):
     def _learn_push(self, totals: FlowTotals) -> None:
         """Average what a push does to a token over some steps: in one batch its estimate scatters by half, and the
         gradient of the entropy does not."""
-        if tokens := totals.pushed.item():
-            flow, square = totals.hold.item() / tokens, totals.push_size.item() ** 2
-            kept = _SMOOTHING if any(self._push) else 0.0
-            last_flow, last_square = self._push
-            self._push = kept * last_flow + (1 - kept) * flow, kept * last_square + (1 - kept) * square
+        tokens = totals.pushed.item()
+        if tokens:  # the average of nothing says nothing
+            now = totals.hold.item(), totals.push_size.item() ** 2 * tokens, tokens
+            flow, squares, count = (_SMOOTHING * last + new for last, new in zip(self._push, now, strict=True))
+            self._push = flow, squares, count
 
     @property
     def _push_size(self) -> float:
-        return max(math.sqrt(self._push[1]), 1e-6)
+        _, squares, tokens = self._push
+        return max(math.sqrt(squares / max(tokens, 1)), 1e-6)
 
     def _flow_of_unit_lambda(self, totals: FlowTotals) -> float:
         """Return the summed flow that lambda = 1 adds."""
         if self.shape == "additive":
-            return self._push[0] / self._push_size * totals.pushed.item()
+            flow, _, tokens = self._push
+            return flow / max(tokens, 1) / self._push_size * totals.pushed.item()
         increase, decrease = totals.increase.item(), totals.decrease.item()
         return {"both": increase + decrease, "increase": increase, "decrease": decrease}[self.sides]
 
@@ -256,7 +258,8 @@ class OPEFO(Control):
         return tokens.advantages * flow_weights(tokens.flow, self.lam, self.sides)
 
     def penalty(self, tokens: Tokens) -> Tensor | None:
-        if self.shape != "additive" or tokens.pushed is None:
+        idle = isinstance(self.mu, float) and self.mu == 0  # a tensor would have to be waited for
+        if self.shape != "additive" or tokens.pushed is None or idle:
             return None
         return -self.mu * torch.where(tokens.pushed & tokens.entropies.isfinite(), tokens.entropies, 0.0)
 
@@ -276,7 +279,7 @@ class OPEFO(Control):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
-        self._push = tuple(state.get("push", (0.0, 0.0)))  # an earlier version took that of each batch
+        self._push = tuple(state.get("push", self._push))  # an earlier version took that of each batch
         if self._adapts_share:
             self.flat_share = state.get("flat_share", 1.0)  # an earlier version pushed all right rows
             self._needed = state.get("needed", 0.0)

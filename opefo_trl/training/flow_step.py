@@ -91,9 +91,9 @@ class FlowStep:
         if push is not None and PUSHED not in batch:  # a subclass makes its rollouts by itself
             self.mark_pushed(batch, None)
         if push is not None and PUSHED in batch:
-            batch["push"] = push * batch[PUSHED].unsqueeze(1)
-            push_flow = batch["push"] * flow_score(logps, entropies, self.estimator, vocabulary)
-            batch["push_flow"] = push_flow * self._penalty_weight(batch)
+            strength, unit = self._penalty_weights(batch)
+            batch["push"] = push * strength * batch[PUSHED].unsqueeze(1)
+            batch["push_flow"] = batch["push"] * flow_score(logps, entropies, self.estimator, vocabulary) * unit
 
     def mark_pushed(self, batch: dict[str, Any], right: Tensor | None) -> None:
         """Mark the completions of a rollout that the control pushes whatever their advantage. `right` is (B,); None
@@ -122,14 +122,16 @@ class FlowStep:
             weight = weight * (self.args.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
         return weight
 
-    def _penalty_weight(self, batch: dict[str, Any]) -> Tensor | float:
-        """Return the weight of each token in the mean that a penalty is added with, in the unit of `_token_weight`."""
-        unit = {"grpo": self.args.max_completion_length, "luspo": 1}
-        unit |= dict.fromkeys(("sapo", "dr_grpo"), unit["grpo"])
-        if self.args.loss_type not in unit:
-            return 1.0
-        rows, tokens = self.args.generation_batch_size, batch["num_items_in_batch"].clamp(min=1)
-        return unit[self.args.loss_type] * rows / tokens
+    def _penalty_weights(self, batch: dict[str, Any]) -> tuple[Tensor | float, Tensor | float]:
+        """Return how much more a token weighs in a penalty, which is a mean over tokens, than it does in the loss on
+        average, and the average of `_token_weight`."""
+        if self.args.loss_type not in ("grpo", "sapo", "dr_grpo", "luspo"):
+            return 1.0, 1.0
+        mean_length = batch["num_items_in_batch"].clamp(min=1) / self.args.generation_batch_size
+        longest = self.args.max_completion_length
+        if self.args.loss_type in ("grpo", "sapo"):
+            return 1.0, longest / mean_length
+        return (longest if self.args.loss_type == "dr_grpo" else 1) / mean_length, 1.0
 
     def begin(self, state: TrainerState, learning_rate: float, optimizer: Any) -> None:
         """Pass the control what is known before the first micro-batch: how large the update will be, and totals."""

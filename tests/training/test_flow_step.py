@@ -145,10 +145,16 @@ def test_the_push_has_the_weight_of_a_penalty_beside_the_loss(out):
     first, second = (0.25 * (1 - math.exp(-1)) ** 2, 2.25 * (1 - math.exp(-2)) ** 2)
     assert sums([True, False]) == pytest.approx((first, 0.5, 1))
     assert sums([True, True]) == pytest.approx((first + 2 * second, math.sqrt((0.25 + 4.5) / 3), 3))
-    # A penalty is a mean over tokens, of which a completion has 1.5. What a loss divides the flow by, in their unit:
-    for loss_type, unit in (("cispo", 1.5), ("grpo", 12), ("sapo", 12), ("dr_grpo", 12), ("luspo", 1)):
-        hold = sums([True, True], loss_type=loss_type)[0]
-        assert hold == pytest.approx((first + 2 * second) * unit / 1.5), loss_type
+    # A penalty is a mean over tokens, of which a completion has 1.5
+    for loss_type, unit, strength in (
+        ("cispo", 1, 1),
+        ("sapo", 12 / 1.5, 1),
+        ("dr_grpo", 1, 12 / 1.5),
+        ("luspo", 1, 1 / 1.5),
+    ):
+        hold, size, _ = sums([True, True], loss_type=loss_type)
+        assert hold == pytest.approx((first + 2 * second) * unit * strength), loss_type
+        assert size == pytest.approx(math.sqrt((0.25 + 4.5) / 3) * strength), loss_type
 
 
 RIGHT = torch.tensor([True, False, True, True])
