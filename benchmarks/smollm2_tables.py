@@ -5,6 +5,7 @@
 Each cell is the mean over the seeds, with the least and the most where there are several. `lands at` is the first step
 with an entropy at or below the target, and the mean error is that of all steps from five after the landing on. Entropy
 and reward of training are means of the last ten steps; all else is measured after the last step, on held-out prompts.
+Below it a line for each run says how it was held, and one for each setting what it wrote.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs = read(options.file, options.settings)
     print(table(runs, options.target))
-    print(samples(runs))
+    print(f"{holds(runs, options.target)}\n\n{samples(runs)}")
     if options.picture:
         draw(runs, options.target, options.picture)
 
@@ -79,6 +80,23 @@ def measures(run: dict[str, Any], target: float) -> dict[str, float | None]:
         numbers["lands at"] = lands
         numbers["mean error"] = frame["entropy"][int(lands) - 1 + SETTLING :].mean() - target
     return numbers
+
+
+def holds(runs: dict[str, dict[int, dict[str, Any]]], target: float) -> str:
+    """Return a line for each run that landed, on the steps that its mean error is of."""
+    lines = []
+    for setting, seeds in runs.items():
+        for seed, run in seeds.items():
+            lands = landing(run["frame"]["entropy"], target) if len(run["frame"]) else math.inf
+            if math.isfinite(lands):
+                held = run["frame"][int(lands) - 1 + SETTLING :]
+                means = held["entropy"].rolling(EDGE).mean() - target
+                line = f"- {setting}, seed {seed}: means of {EDGE} steps {means.min():+.2f} to {means.max():+.2f}"
+                line += f", lambda {held['flow/lambda'].mean():.2f} on average"
+                if "grad_norm" in held:
+                    line += f", norm of the gradient up to {held['grad_norm'].max():.1f}"
+                lines.append(line)
+    return "\n".join(lines)
 
 
 def spread(values: list[float], name: str) -> str:

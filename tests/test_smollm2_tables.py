@@ -1,6 +1,7 @@
 """The table of docs/smollm2.md is that of its script."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scripts import ROOT, load_script
 
@@ -18,9 +19,17 @@ def test_the_page_shows_what_was_measured(tables):
     page = (ROOT / "docs" / "smollm2.md").read_text()
     runs = tables.read(RESULTS, SHOWN)
     assert tables.table(runs, 1.0) in page
-    assert tables.table(tables.read(ON_CPU, ["base", "opefo"]), 1.0) in page
+    assert tables.table(tables.read(ON_CPU, ["base", "opefo, sampled push", "opefo"]), 1.0) in page
     for word in runs["none"][0]["held_out"]["written"]:
         assert word.split(": ")[1] in page
+
+
+def test_how_a_run_was_held_is_told(tables):
+    steps = pd.DataFrame({"entropy": [2.0, 1.0, *[0.5] * 5, *[1.1] * 12], "flow/lambda": 0.25, "grad_norm": 3.0})
+    runs = {"base": {0: {"frame": pd.DataFrame()}}, "opefo": {3: {"frame": steps}}}
+    assert tables.holds(runs, 1.0) == (
+        "- opefo, seed 3: means of 10 steps +0.04 to +0.10, lambda 0.25 on average, norm of the gradient up to 3.0"
+    )
 
 
 def test_a_picture_is_drawn(tables, tmp_path):
