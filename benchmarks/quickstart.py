@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -18,6 +19,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from comparison.statistics import landing, longest_run
 
 from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
@@ -53,12 +56,19 @@ def train(control: str, seed: int, folder: Path, more: list[str]) -> Path:
 def measure(out: Path) -> dict[str, float]:
     frame = EntropyCurves.load(out).to_pandas()
     held_out = json.loads((out / "eval_results.json").read_text())
+    held = {}
+    if "flow/target" in frame:
+        lands = landing(frame["entropy"], frame["flow/target"])
+        error = (frame["entropy"] - frame["flow/target"]).abs()
+        held["furthest"] = error[int(lands) - 1 if math.isfinite(lands) else 0 :].max()
+        held["at_bound"] = longest_run(frame["flow/bounded"])
     return {
         "reward": frame["reward"].tail(EDGE).mean(),
         "entropy": frame["entropy"].tail(EDGE).mean(),
         "held_out_reward": held_out["eval_reward"],
         "held_out_distinct": held_out["eval_answers/distinct"],
         "seconds": frame["time"].iloc[-1] - frame["time"].iloc[0],
+        **held,
     }
 
 
@@ -111,10 +121,13 @@ def main() -> None:
     print(f"\nMedian (range) over seeds {', '.join(map(str, options.seeds))}:\n\n{table(results)}\n")
     for seed in map(str, options.seeds):
         plain, ours = results["none"][seed], results["opefo"][seed]
-        print(
-            f"seed {seed}: {ours['held_out_distinct'] / plain['held_out_distinct']:.1f} times the distinct answers, "
-            f"{ours['entropy'] - plain['entropy']:+.2f} nats, reward {ours['reward']:.2f} (GRPO {plain['reward']:.2f})"
-        )
+        ratio = ours["held_out_distinct"] / plain["held_out_distinct"]
+        more_entropy = ours["entropy"] - plain["entropy"]
+        print(f"seed {seed}: {ratio:.1f} times the distinct answers, {more_entropy:+.2f} nats", end="; ")
+        print(f"reward {ours['reward']:.2f} (GRPO {plain['reward']:.2f})", end="; ")
+        if "furthest" in ours:  # other arguments may have taken the target away
+            print(f"within {ours['furthest']:.3f} nats from the landing on", end="; ")
+        print(f"{ours.get('at_bound', 0)} steps in a row with lambda at its bound")
     slower = [ours["seconds"] / results["none"][seed]["seconds"] for seed, ours in results["opefo"].items()]
     print(f"OPEFO takes {statistics.median(slower):.2f} times as long ({min(slower):.2f} to {max(slower):.2f})")
     if not more:
