@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -20,7 +19,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from comparison.statistics import landing, longest_run
+from comparison.statistics import longest_run, track
 
 from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
@@ -58,9 +57,7 @@ def measure(out: Path) -> dict[str, float]:
     held_out = json.loads((out / "eval_results.json").read_text())
     held = {}
     if "flow/target" in frame:
-        lands = landing(frame["entropy"], frame["flow/target"])
-        error = (frame["entropy"] - frame["flow/target"]).abs()
-        held["furthest"] = error[int(lands) - 1 if math.isfinite(lands) else 0 :].max()
+        held["furthest"] = track(frame["entropy"], frame["flow/target"]).furthest
         held["at_bound"] = longest_run(frame["flow/bounded"])
     return {
         "reward": frame["reward"].tail(EDGE).mean(),

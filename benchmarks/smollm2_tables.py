@@ -78,8 +78,12 @@ def measures(run: dict[str, Any], target: float) -> dict[str, float | None]:
     lands = landing(frame["entropy"], target)
     if math.isfinite(lands):
         numbers["lands at"] = lands
-        numbers["mean error"] = frame["entropy"][int(lands) - 1 + SETTLING :].mean() - target
+        numbers["mean error"] = settled(frame, lands)["entropy"].mean() - target
     return numbers
+
+
+def settled(frame: pd.DataFrame, lands: float) -> pd.DataFrame:
+    return frame[int(lands) - 1 + SETTLING :]
 
 
 def holds(runs: dict[str, dict[int, dict[str, Any]]], target: float) -> str:
@@ -89,7 +93,7 @@ def holds(runs: dict[str, dict[int, dict[str, Any]]], target: float) -> str:
         for seed, run in seeds.items():
             lands = landing(run["frame"]["entropy"], target) if len(run["frame"]) else math.inf
             if math.isfinite(lands):
-                held = run["frame"][int(lands) - 1 + SETTLING :]
+                held = settled(run["frame"], lands)
                 means = held["entropy"].rolling(EDGE).mean() - target
                 line = f"- {setting}, seed {seed}: means of {EDGE} steps {means.min():+.2f} to {means.max():+.2f}"
                 line += f", lambda {held['flow/lambda'].mean():.2f} on average"

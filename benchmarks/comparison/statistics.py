@@ -70,6 +70,7 @@ class Tracking:
     rms: float = math.nan
     undershoot: float = math.nan  # deepest step
     undershoot_smooth: float = math.nan  # deepest mean of ten steps
+    furthest: float = math.nan  # step furthest from the target, on either side
 
 
 def track(entropy: Sequence[float], target: Sequence[float] | float) -> Tracking:
@@ -86,6 +87,7 @@ def track(entropy: Sequence[float], target: Sequence[float] | float) -> Tracking
         float(np.sqrt((error**2).mean())),
         max(0.0, float(-error.min())),
         max(0.0, float(-smooth.min())),
+        float(np.abs(error).max()),
     )
 
 
