@@ -64,6 +64,11 @@ _FOR_BENCHMARKS = [
     *("benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "system_prompt"),
     *("policy", "grading_timeout"),  # those of a training set are its reward's
 ]
+_FOR_MATHS = [
+    "prompt_template",
+    "policy",
+    "grading_timeout",
+]  # the embedded tasks have their own
 _FOR_TRAINING_SETS = ["dataset_config", "dataset_train_split", "prompt_column", "answer_column", "reward_funcs"]
 
 
@@ -112,7 +117,8 @@ class EvalArguments:
     k: int | None = field(
         default=None,
         metadata={
-            "help": "Samples for each problem. By default 32 for AIME and AMC, 1 for the others, 8 for a training set."
+            "help": "Samples for each problem. By default 32 for AIME and AMC, 16 for the embedded tasks, 8 for a "
+            "training set, 1 for the others."
         },
     )
     limit: int | None = field(default=None, metadata={"help": "Take this many problems only, the first ones."})
@@ -153,10 +159,14 @@ class EvalArguments:
     gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory that vLLM takes."})
 
     def __post_init__(self) -> None:
-        self._set_defaults()
+        if self.benchmarks is None:
+            self.benchmarks = list(SIX) if self.dataset_name is None else []
         words = [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks
         names = [name for word in words for name in word.replace(",", " ").split()]
         self.benchmarks = list(dict.fromkeys(name if name in TASKS else benchmark_name(name) for name in names))
+        if not self.benchmarks and self.dataset_name is None:
+            raise ValueError(f"There is no benchmark. Give --benchmarks: {', '.join([*BENCHMARKS, *TASKS])}.")
+        self._set_defaults()
         temperature, top_p = PRESETS[check_choice("preset", self.preset, PRESETS)]
         self.temperature = temperature if self.temperature is None else self.temperature
         self.top_p = top_p if self.top_p is None else self.top_p
@@ -164,11 +174,10 @@ class EvalArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}={value}` must be 1 or more.")
-        if not self.benchmarks and self.dataset_name is None:
-            raise ValueError(f"There is no benchmark. Give --benchmarks: {', '.join([*BENCHMARKS, *TASKS])}.")
 
     def _set_defaults(self) -> None:
-        """Set what depends on whether benchmarks are evaluated or a training set; refuse options of the other."""
+        """Set what depends on whether benchmarks are evaluated or a training set; refuse options of the other, and
+        those of maths benchmarks where there is none."""
         on_training_set = self.dataset_name is not None
         for name in _FOR_BENCHMARKS if on_training_set else _FOR_TRAINING_SETS:
             if getattr(self, name):
@@ -176,7 +185,6 @@ class EvalArguments:
                 raise ValueError(f"`{name}={getattr(self, name)!r}` {reason}. Leave one of the two out.")
         if on_training_set:
             defaults = {
-                "benchmarks": [],
                 "dataset_train_split": "train",
                 "reward_funcs": [self.dataset_name if self.dataset_name in TASKS else "math"],
                 "preset": "training",
@@ -184,10 +192,21 @@ class EvalArguments:
                 "k": DEFAULT_K,
             }
         else:
-            defaults = {"benchmarks": list(SIX), "preset": "default", "prompt_template": "boxed"}
+            defaults = {"preset": "default", "prompt_template": "boxed"}
+            for name in () if self.has_maths else _FOR_MATHS:
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"`{name}={getattr(self, name)!r}` is for maths benchmarks, and {', '.join(self.benchmarks)} "
+                        "has prompts and a judge of its own. Leave it out."
+                    )
         for name, value in {"policy": "lenient", "grading_timeout": 5.0, **defaults}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+
+    @property
+    def has_maths(self) -> bool:
+        """Return whether any benchmark is not an embedded task."""
+        return any(name not in TASKS for name in self.benchmarks)
 
 
 def main() -> None:
@@ -317,17 +336,20 @@ def load_training_set(options: EvalArguments, tokenizer: PreTrainedTokenizerBase
 
 def settings_of(options: EvalArguments, source: ModelSource, engine: str, batch_size: int) -> dict:
     """Return the settings that identify samples; resuming with others is refused."""
-    names = "limit temperature top_p max_new_tokens seed prompt_template system_prompt dtype "
-    names += "policy grading_timeout" if options.dataset_name is None else "reward_funcs"
+    names = ["limit", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "dtype"]
+    if options.dataset_name is not None:
+        names += ["prompt_template", "reward_funcs"]
+    elif options.has_maths:
+        names += _FOR_MATHS
     return {
         "model": options.model,
         "revision": options.revision,
         "weights": source.fingerprint(),
-        **{name: getattr(options, name) for name in names.split()},
+        **{name: getattr(options, name) for name in names},
         "context": source.context(),
         "engine": engine,
         "batch_size": batch_size,
-        "grader": grader_version(),
+        "grader": grader_version() if options.has_maths or options.dataset_name else "the rule of the task",
     }
 
 

@@ -180,6 +180,12 @@ def find_checkpoint(args: OPEFOConfig, settings: dict) -> str | None:
             "continue from. Set another --output_dir, or delete that one."
         )
     check_same_run(args.output_dir, settings)
+    if not any(newest.glob("rng_state*")):
+        raise ValueError(
+            f"{str(newest)!r} cannot be resumed from by itself: it has no optimizer, as `save_only_model=True` leaves "
+            f"it out, and Adam and the learning rate would begin anew. Name it to accept that "
+            f"(--resume_from_checkpoint {newest}), or set another --output_dir."
+        )
     return str(newest)
 
 
@@ -245,7 +251,8 @@ def load_data(script: ScriptArguments, args: OPEFOConfig, rewards: list) -> tupl
         return rows
 
     train = problems(script.dataset_train_split, benchmarks)
-    has_test = script.dataset_test_split in splits and script.dataset_test_split != script.dataset_train_split
+    names_test = script.dataset_test_split != "test" or "test" in splits  # the default may be missing
+    has_test = names_test and script.dataset_test_split != script.dataset_train_split
     test = problems(script.dataset_test_split, {}) if has_test and script.eval_prompts != 0 else None
     train, test = hold_out(train, test, script.eval_prompts, args.seed, script.dataset_name)
     if script.pass_rates is not None:  # the held-out rows stay what they are without a filter

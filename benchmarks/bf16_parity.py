@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for control in CONTROLS:
         reference: Measured | None = None
         for precision in PRECISIONS:
-            measured = Measured.run(precision, control, options, reference)
+            measured = Measured.run(precision, control, options)
             reference = reference or measured
             row = measured.row(reference)
             results[f"{control}, {precision}"] = row
@@ -131,7 +131,7 @@ class Measured:
         self.gradients = gradients
 
     @classmethod
-    def run(cls, precision: str, control: str, options: argparse.Namespace, reference: Measured | None) -> Measured:
+    def run(cls, precision: str, control: str, options: argparse.Namespace) -> Measured:
         trainer = make_trainer(options, precision, micro_batching="trl", **CONTROLS[control])
         gradients = Gradients()
         trainer.add_callback(gradients)

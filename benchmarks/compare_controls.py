@@ -1,7 +1,7 @@
 """Which entropy control helps? All of them on one task, side by side, over seeds.
 
     make compare                                             # four settings, two seeds: about six minutes on two cores
-    python benchmarks/compare_controls.py --group controls   # every control, three seeds
+    python benchmarks/compare_controls.py --group controls   # every control but those of `tracking`, three seeds
     python benchmarks/compare_controls.py --group tracking   # what holds a target: ten seeds, and three elsewhere
     python benchmarks/compare_controls.py --group signal     # what is done about groups without a signal: ten seeds
     python benchmarks/compare_controls.py --settings none "opefo, target" --seeds 0 1 --jitter 3

@@ -16,6 +16,7 @@ on the first sixty steps from the landing on, with u_n and u_c as in `opefo_trl.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,8 +56,11 @@ def runs_of(path: Path, setting: str | None) -> Iterator[tuple[str, pd.DataFrame
 
 def described(frame: pd.DataFrame) -> str:
     target = frame["flow/target"].iloc[-1]
+    lands = landing(frame["entropy"], target)
+    if math.isinf(lands):
+        return "never reaches its target"
     flows, believed, gap = run_again(frame, target)
-    lands = int(landing(frame["entropy"], target)) - 1  # index of the step
+    lands = int(lands) - 1  # index of the step
     held = slice(lands, lands + STEPS)
     (natural, pushed), (natural_error, pushed_error) = fit(frame["entropy"].to_numpy()[held], flows[held])
     end = min(lands + STEPS, len(frame)) - 1

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "quartiles": [low, high],
             "seconds": [statistics.median(a) / 2, statistics.median(b) / 2],
             "forwards": ours.model.forwards / (2 * options.rounds),
-            "padded": [padding(theirs, rollouts), padding(ours, rollouts)],
+            "padded": [padding(theirs), padding(ours)],
             "peak_mib": [peak_mib(theirs, options), peak_mib(ours, options)],
             "gradient": apart,
         }
@@ -144,7 +144,7 @@ def gradient_difference(options: argparse.Namespace, scope: dict[str, str]) -> f
     return max(float((ours - theirs).norm() / theirs.norm()) for theirs, ours in zip(*recorded, strict=True))
 
 
-def padding(trainer, rollouts: list[dict[str, torch.Tensor]]) -> float:
+def padding(trainer) -> float:
     """Return all tokens over those that are not padding, of the micro-batches of the last step."""
     buffered = trainer._buffered_inputs
     shapes = [

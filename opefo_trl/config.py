@@ -50,6 +50,7 @@ class OPEFOConfig(GRPOConfig):
             How a token's entropy change is estimated: `"sampled"` (the paper), `"exact"` (the first-order truth of a
             softmax step), `"steer"`, `"own_logit"`, `"covariance"`, or `"expected"` (an ablation). `"exact"` and
             `"expected"` sum over the vocabulary before the rollout is trained on, in every `flow_scope`.
+            `"covariance"` and `"expected"` go with `flow_shape="sign"` only.
         flow_scope (`str`, *optional*, defaults to `"batch"`):
             Totals that set lambda. `"batch"` (the paper): the generation batch over all ranks, measured before it is
             trained on: while transformers generates it, or by the scoring pass that TRL runs for vLLM.
@@ -64,9 +65,9 @@ class OPEFOConfig(GRPOConfig):
             `"additive"` with a `flow_target` (and `sides="both"`), else `"sign"`.
         flow_rows (`str`, *optional*, defaults to `"right"`):
             Completions on which `"additive"` acts: those that are `"right"` (the first reward function gives more than
-            0.5 or, in a rollout without any such, the advantage is above 0; with a `flow_target`, of those without an
-            advantage only as many as the push needs), those with an advantage above 0 (`"advantaged"`, which leaves
-            all zero-advantage rows to be dropped), or `"all"`.
+            0.5 or, in a rollout without any such, the advantage is above 0; with a `flow_target` in the scope `batch`,
+            of those without an advantage only as many as the push needs), those with an advantage above 0
+            (`"advantaged"`, which leaves all zero-advantage rows to be dropped), or `"all"`.
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None`: balance at every step, within `flow_lambda_max`; a number is in nats; `"0.4x"` is
             a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on it and is
@@ -140,7 +141,8 @@ class OPEFOConfig(GRPOConfig):
         metadata={
             "help": "How a token's entropy change is estimated: 'sampled' (the paper), 'exact' (the first-order truth "
             "of a softmax step), 'steer', 'own_logit', 'covariance', or 'expected' (an ablation). 'exact' and "
-            "'expected' sum over the vocabulary before the rollout is trained on, in every `flow_scope`.",
+            "'expected' sum over the vocabulary before the rollout is trained on, in every `flow_scope`. 'covariance' "
+            "and 'expected' go with `flow_shape='sign'` only.",
         },
     )
     flow_scope: str = field(
@@ -171,9 +173,9 @@ class OPEFOConfig(GRPOConfig):
         default="right",
         metadata={
             "help": "Completions on which 'additive' acts: those that are 'right' (the first reward function gives "
-            "more than 0.5 or, in a rollout without any such, the advantage is above 0; with a `flow_target`, of "
-            "those without an advantage only as many as the push needs), those with an advantage above 0 "
-            "('advantaged', which leaves all zero-advantage rows to be dropped), or 'all'."
+            "more than 0.5 or, in a rollout without any such, the advantage is above 0; with a `flow_target` in the "
+            "scope 'batch', of those without an advantage only as many as the push needs), those with an advantage "
+            "above 0 ('advantaged', which leaves all zero-advantage rows to be dropped), or 'all'."
         },
     )
     flow_target: float | str | None = field(

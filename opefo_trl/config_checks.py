@@ -87,18 +87,17 @@ def check_on_policy(args: GRPOConfig, control: Control) -> list[str]:
                 "by the first of them. Use `flow_scope='running'`, or make `steps_per_generation` a multiple of "
                 "`gradient_accumulation_steps`."
             )
-        return []
-    if args.num_iterations != 1:
+    elif args.num_iterations != 1:
         raise ValueError(
             f"`num_iterations={args.num_iterations}` trains {args.num_iterations} times on one rollout; OPEFO is "
             "strictly on-policy. Set `num_iterations=1`, or pass `strict_on_policy=False`."
         )
-    if args.steps_per_generation != args.gradient_accumulation_steps:
+    elif args.steps_per_generation != args.gradient_accumulation_steps:
         raise ValueError(
             f"{sizes} takes {args.updates_per_rollout:g} optimizer steps per rollout; OPEFO is strictly on-policy and "
             "takes 1. Set them equal, or pass `strict_on_policy=False`."
         )
-    if control.acts_on_policy:
+    if control.acts_on_policy or args.updates_per_rollout > 1:
         return []
     return [
         f"`control={args.control!r}` has no effect strictly on-policy, where the ratio of every token is 1. It needs "

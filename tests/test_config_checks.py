@@ -143,6 +143,7 @@ BEST = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 3, "met
             for name, control in CONTROLS.items() if control.source is not None
         ),
         case({"control": "steer", "control_kwargs": {"map": "asymmetric"}}, "`control='steer'`", "asymmetric map"),
+        case({"control": "dcpo", **OFF}, "`control='dcpo'`", "several updates per rollout"),
     ],
 )  # fmt: skip
 def test_a_doubtful_setting_is_warned_about_once(overrides, parts):
@@ -171,7 +172,7 @@ def test_a_doubtful_setting_is_warned_about_once(overrides, parts):
         {"control_kwargs": None},
         {"flow_lambda_max": 1.0, "flow_estimator": "exact", "flow_scope": "running", "nonfinite": "skip"},
         {**SPANS, **OFF, "flow_scope": "running"},
-        *({"control": name, **OFF} for name in CONTROLS if CONTROLS[name].source is None),
+        *({"control": name, "steps_per_generation": 4, **OFF} for name in CONTROLS if CONTROLS[name].source is None),
     ],
 )
 def test_a_right_setting_is_accepted_in_silence(overrides):
@@ -203,7 +204,7 @@ def test_tokens_that_the_loss_does_not_count_or_that_are_trained_cannot_be_left_
 @pytest.mark.parametrize("loss_type", ["cispo", "sapo", "vespo"])
 def test_kl_cov_needs_no_clip_range(loss_type):
     with pytest.warns(UserWarning, match="`noise`"):
-        assert config(control="kl_cov", loss_type=loss_type, **OFF).loss_type == loss_type
+        assert config(control="kl_cov", loss_type=loss_type, **TWICE).loss_type == loss_type
 
 
 def test_other_ranks_do_not_repeat_a_warning(monkeypatch):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -127,10 +127,16 @@ def plain_errors(program: str) -> Iterator[None]:
 
 
 def _is_users_mistake(error: Exception, program: str) -> bool:
-    """Return whether a user can mend the error: a missing file or package, or a ValueError from a check of ours or of
-    TRL's. A ValueError from deeper down (torch, transformers) may be a bug."""
+    """Return whether a user can mend the error: a missing file or package, or a ValueError that a check of ours or of
+    TRL's raises. Any other ValueError may be a bug."""
     if isinstance(error, OSError | ImportError):
         return True
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    file = Path(frame.f_code.co_filename)
+    last = error.__traceback__
+    assert last is not None  # it was raised
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    if dis.opname[code.co_code[last.tb_lasti]] != "RAISE_VARARGS":
+        return False  # nobody wrote this error: zip(strict=True), say, or int()
+    file = Path(code.co_filename)
     return file.name == program or any(file.is_relative_to(package) for package in _CHECKING_PACKAGES)

@@ -81,12 +81,9 @@ def warn_about_memory(args: OPEFOConfig, model: ModelConfig, prompts: Sequence[A
             model.model_name_or_path, revision=model.model_revision, trust_remote_code=args.trust_remote_code
         )
         recipe = read_recipe(vars(model) | vars(args), tokens)
-    except ValueError:
+        problems = predict(shape, recipe, machine_of(args)).problems
+    except ValueError:  # LoRA on layers that the plan does not count, say
         return
-    on_gpu, processes = args.device.type == "cuda", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    total = torch.cuda.get_device_properties(args.device).total_memory if on_gpu else psutil.virtual_memory().total
-    memory = total / GIB / (1 if on_gpu else processes)
-    problems = predict(shape, recipe, Machine(args.world_size, memory, sharding_of(args), on_gpu)).problems
     if problems and args.process_index == 0:
         warnings.warn(
             f"This run will probably run out of memory: {'; '.join(problems)}. Lower `per_device_train_batch_size` "
@@ -94,6 +91,13 @@ def warn_about_memory(args: OPEFOConfig, model: ModelConfig, prompts: Sequence[A
             "`opefo-trl plan --config FILE` shows what takes the memory.",
             stacklevel=2,
         )
+
+
+def machine_of(args: OPEFOConfig) -> Machine:
+    """Describe what this run has, for the plan."""
+    on_gpu, processes = args.device.type == "cuda", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    total = torch.cuda.get_device_properties(args.device).total_memory if on_gpu else psutil.virtual_memory().total
+    return Machine(args.world_size, total / GIB / (1 if on_gpu else processes), sharding_of(args), on_gpu)
 
 
 def sharding_of(args: OPEFOConfig) -> str:

@@ -97,11 +97,6 @@ class OPEFO(Control):
         self.static_lambda = static_lambda
         why = "The weights are 1 +- lambda and must not change sign; 1.0 is the paper's unbounded rule."
         bound = check_number("flow_lambda_max", flow_lambda_max, above=0, high=1, why=why)
-        if flow_shape == "minimal":
-            raise ValueError(
-                "`flow_shape='minimal'` is gone: `flow_shape='additive'`, the default with a `flow_target`, holds a "
-                "target more closely. Drop the field."
-            )
         if flow_shape is not None:
             check_choice("flow_shape", flow_shape, _SHAPES)
         if flow_shape == "additive":
@@ -279,12 +274,11 @@ class OPEFO(Control):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
-        self._push = tuple(state.get("push", self._push))  # an earlier version took that of each batch
-        if self._adapts_share:
-            self.flat_share = state.get("flat_share", 1.0)  # an earlier version pushed all right rows
-            self._needed = state.get("needed", 0.0)
         if "tracker" in state:
             self.tracker.load_state_dict(state["tracker"])
+            self._push = tuple(state["push"])
+            if self._adapts_share:
+                self.flat_share, self._needed = state["flat_share"], state["needed"]
         elif self.target is not None:
             warnings.warn(
                 "The checkpoint was written by a version that held its target by another rule. The run goes on from "

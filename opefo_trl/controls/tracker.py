@@ -248,8 +248,7 @@ class EntropyTracker:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        state = {"_peak_rate": 0.0, "_updates": 1, **state}  # an earlier version had none
         for name in vars(self):
             setattr(self, name, state[name])
         self._mean, self._covariance = np.array(state["_mean"]), np.array(state["_covariance"])
-        self._moved = (*state["_moved"], 1.0)[:3]  # an earlier version had two numbers, and r was 1
+        self._moved = tuple(state["_moved"])

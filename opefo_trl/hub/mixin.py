@@ -88,7 +88,8 @@ class HubMixin:
             )
             write_card(summary)
         except Exception as error:  # the card that is there cannot be read, say: it may not cost the run
-            logger.warning(f"The model card could not be written: {type(error).__name__}: {error}")
+            text = f"The model card could not be written: {type(error).__name__}: {error}"
+            logger.warning(text, exc_info=not isinstance(error, OSError))
 
     def _save(self: Any, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Keep the card, over which PEFT writes one of its own, with the path of a local base model."""

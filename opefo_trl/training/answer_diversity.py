@@ -60,7 +60,7 @@ class RolloutAnswers:
             generations (`int`): completions in a group.
             normal_form (`Callable`): completions with the same normal form count as one.
         """
-        right = (rewards[:, :1] > RIGHT).any(1)  # there may be no reward function at all
+        right = rewards[:, 0] > RIGHT
         total = weighted_sum(rewards, weights)
         share = right.float().view(-1, generations).mean(1).repeat_interleave(generations)
         digests = accelerator.gather(digests_of(completions, rewards.device, normal_form))
@@ -82,7 +82,7 @@ def weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
 def normal_form_of(reward_funcs: Sequence[Any]) -> _NormalForm:
     """Return the normal form of answers, which the first reward function may define as its attribute `normal_form`;
     by default only outer white space is ignored."""
-    return getattr(reward_funcs[0], "normal_form", str.strip) if reward_funcs else str.strip
+    return getattr(reward_funcs[0], "normal_form", str.strip)
 
 
 def digest(completion: Any, normal_form: _NormalForm = str.strip) -> int:
@@ -104,6 +104,4 @@ def distinct_right(digests: Tensor, right: Tensor, generations: int) -> tuple[fl
         set(names[is_right].tolist())
         for names, is_right in zip(digests.view(-1, generations), right.view(-1, generations), strict=True)
     ]
-    if not groups:
-        return 0.0, 0.0
     return sum(map(len, groups)) / len(groups), sum(map(bool, groups)) / len(groups)

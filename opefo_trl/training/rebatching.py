@@ -170,17 +170,15 @@ class Rebatcher:
         return [widths.group([row.index for row in kept]) for kept in chosen], weights
 
     def _dropped_groups(self, rows: list[int], widths: Widths, budget: Group, scored: bool) -> list[Group]:
-        """Group the dropped rows for a pass without gradient, in as many groups on every rank: one, whatever its size,
-        if they are scored already, else as few as fit."""
+        """Group the dropped rows for a pass without gradient. Those that are scored already need no forward, and so
+        neither memory nor other ranks: they are one group. Else there are as few as fit, as many on every rank."""
         if not self.transforms.drop:
             return []
-        # Rows that a scoring pass has measured need no forward, and so no memory, in TRL's loss
-        count = min(1, len(rows)) if scored else math.ceil(len(rows) / len(budget.rows))
+        if scored:
+            return [widths.group(rows)] if rows else []
+        count = math.ceil(len(rows) / len(budget.rows))
         most = int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).max())
-        if scored and rows:
-            groups = [widths.group(rows)]
-        else:
-            groups = plan(rows, widths, min(most, len(rows)), budget) if rows else []
+        groups = plan(rows, widths, min(most, len(rows)), budget) if rows else []
         return groups + [Group([], 1, 1)] * (most - len(groups))
 
 

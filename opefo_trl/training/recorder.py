@@ -127,7 +127,8 @@ class Recorder(TrainerCallback):
         try:
             write(*arguments)
         except Exception as error:
-            logger.warning(f"The entropy curves could not be written: {type(error).__name__}: {error}")
+            text = f"The entropy curves could not be written: {type(error).__name__}: {error}"
+            logger.warning(text, exc_info=not isinstance(error, OSError))
 
 
 def run_settings(args: OPEFOConfig, model: str) -> dict[str, Any]:

@@ -131,3 +131,9 @@ def test_a_value_error_deep_in_a_library_keeps_its_traceback(tmp_path, monkeypat
     for call in (deep_in_a_library, lambda: build(OPEFOTrainer, OPEFOConfig, tmp_path)):
         with pytest.raises(ValueError, match="test_size"), plain_errors("some.py"):
             call()
+
+
+def test_a_value_error_that_no_check_raised_keeps_its_traceback(tmp_path):
+    code = compile("for one, other in zip([1], [], strict=True): pass", str(tmp_path / "some.py"), "exec")
+    with pytest.raises(ValueError, match="shorter"), plain_errors("some.py"):
+        exec(code)

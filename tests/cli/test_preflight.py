@@ -83,11 +83,11 @@ def test_rollouts_and_evaluation_batches_must_be_filled():
 def test_a_run_that_cannot_fit_is_warned_about(monkeypatch, tmp_path):
     args = OPEFOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=64)
 
-    def warned(name, gib, prompt="1+1=?"):
+    def warned(name, gib, prompt="1+1=?", **model):
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=gib * 2**30))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warn_about_memory(args, ModelConfig(model_name_or_path=name), ["2+2=?", prompt])
+            warn_about_memory(args, ModelConfig(model_name_or_path=name, **model), ["2+2=?", prompt])
         return " ".join(str(warning.message) for warning in caught)
 
     assert warned("playground", 16) == "" and warned("Qwen/Qwen2.5-Math-7B", 4096) == ""
@@ -98,6 +98,7 @@ def test_a_run_that_cannot_fit_is_warned_about(monkeypatch, tmp_path):
     )
     small = "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert warned(small, 24) == "" and "of 24.0" in warned(small, 24, [{"role": "user", "content": "long " * 2000}])
+    assert warned(small, 1, use_peft=True, lora_target_modules=["q_proj", "lm_head"]) == ""  # not in the plan
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert "of 4.0" in warned("Qwen/Qwen2.5-Math-7B", 16)
 

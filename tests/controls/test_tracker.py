@@ -160,13 +160,6 @@ def test_its_state_survives_a_restart_bit_for_bit():
     assert restored.aim(-0.2, 0.5, 0.0, 1e-3, 0.9) == tracker.aim(-0.2, 0.5, 0.0, 1e-3, 0.9)
 
 
-def test_the_state_of_an_earlier_version_is_taken():
-    state = filled(EntropyTracker()).state_dict()
-    restored = EntropyTracker()
-    restored.load_state_dict({**state, "_moved": state["_moved"][:2]})  # r, of one update at the largest rate, is 1
-    assert restored.state_dict() == state
-
-
 def test_a_gain_of_the_push_counts_once_it_is_known():
     """Else a run whose weak pushes seem to do much, by the scatter of its measurements, would go on with weak ones."""
     wanted = []

@@ -30,8 +30,4 @@ def test_the_first_reward_function_says_which_answers_are_one():
     form = normal_form_of([watch_reward(words_reward, "words", False), math_reward])  # as the trainer wraps it
     names = digests_of(["Brook.", "brook", "bread", "a brook"], torch.device("cpu"), form)
     assert distinct_right(names, torch.ones(4).bool(), 4) == (3.0, 1.0)
-    assert normal_form_of([math_reward, words_reward]) is normal_form_of([]) is str.strip
-
-
-def test_no_group_is_no_answer():
-    assert distinct_right(torch.zeros(0, dtype=torch.int64), torch.zeros(0).bool(), 4) == (0.0, 0.0)
+    assert normal_form_of([math_reward, words_reward]) is str.strip
