@@ -284,6 +284,8 @@ def run(trainer: OPEFOTrainer, settings: dict, checkpoint: str | None) -> None:
         evaluate(trainer)
     trainer.create_model_card()
     say(f"\nWritten to {out}: {', '.join(sorted(path.name for path in Path(out).glob('[!.]*')))}")
+    # Threads of gloo may still hold tensors of the last collective: a rank that left now could abort
+    trainer.accelerator.wait_for_everyone()
     if trainer.args.push_to_hub:
         publish(trainer)
     if hasattr(trainer, "end"):  # transformers 5.18: trackers and the process group

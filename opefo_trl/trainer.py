@@ -427,6 +427,7 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         # The Trainer restores a saved state of the random numbers after this
         seed_sampling(self.args, self.accelerator, self.state.global_step)
+        self._skip_orders(int(self.state.epoch))
         self.recorder.restore(Path(checkpoint), self.state.global_step)
         state = self.guard, self.accelerator.device, self.prompt_order, self.generation_scores
         self.flow_step.last, warning = load_control_state(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,15 @@ ROOT = Path(__file__).parents[1]
 def python(*words: object, cwd: Path | None = None, **environment: str) -> str:
     """Run Python with these words, and return what it printed."""
     command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **environment}, start_new_session=True, **pipes)
+    try:
+        output, errors = process.communicate(timeout=600)
+    except BaseException:  # a launcher would leave its ranks behind, which wait for each other
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, errors[-4000:]
+    return output
 
 
 def load_script(name: str) -> ModuleType:

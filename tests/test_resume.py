@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from scripts import python
-from tiny import build, metrics, train
+from tiny import build, metrics, tiny_dataset, train
+from watched_runs import assert_same
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS, Control
@@ -71,6 +72,18 @@ def test_a_target_set_on_resume_is_anchored_at_the_first_step_of_the_run(out):
     trainer = resume(str(out / "checkpoint-2"), out, flow_target="0.9x")
     first, last = metrics(trainer)[0], metrics(trainer)[2]
     assert last["flow/target"] == pytest.approx(0.9 * first["entropy"], rel=1e-4)
+
+
+def test_a_run_by_epochs_resumes_bit_for_bit(out, tmp_path):
+    epochs = {"max_steps": -1, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    epochs["extra"] = {"train_dataset": tiny_dataset(1)}
+    whole = train(OPEFOTrainer, OPEFOConfig, out, **epochs)
+    assert list(whole.curves.frame["step"]) == list(range(1, 9)) and whole.state.max_steps == 8
+    for step in (2, 4, 6):  # in the first epoch, between the two, in the second
+        resumed = build(OPEFOTrainer, OPEFOConfig, tmp_path / str(step), **epochs)
+        resumed.train(resume_from_checkpoint=str(out / f"checkpoint-{step}"))
+        assert list(resumed.curves.frame["step"]) == list(range(1, 9))
+        assert_same(dict(whole.model.named_parameters()), dict(resumed.model.named_parameters()))
 
 
 def test_state_that_is_no_json_leaves_no_checkpoint_behind(out, monkeypatch):

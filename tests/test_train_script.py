@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from material import MATERIAL
+from accelerate import Accelerator
+from material import BENCH, MATERIAL, read_lines
 from scripts import ROOT, load_script, python
 from transformers.trainer_callback import TrainerState
 
@@ -120,6 +121,37 @@ def test_problems_are_kept_by_their_pass_rates_and_the_held_out_ones_are_the_sam
     assert kept == [problem for problem in train if 0 < rates[problem] < 1] and same_test == test
     assert f"{len(kept)} of 36 problems" in capsys.readouterr().out and 0 < len(kept) < 36
     assert load(pass_rates=str(tmp_path / "rates.jsonl"))[0] == kept  # 0.1 to 0.9 by default
+
+
+def test_a_problem_of_a_benchmark_is_left_out_and_named(script, tmp_path):
+    leaked = read_lines("bench/aime24.jsonl")[0]["problem"]
+    rows = [{"question": f"{number}+{number}?", "answer": str(2 * number)} for number in range(9)]
+    rows.append({"question": leaked, "answer": "204"})
+    Path(tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"prompt_template": "boxed", "decontaminate": ["aime24"], "benchmark_source": str(BENCH)}
+    arguments = script.ScriptArguments(str(tmp_path / "train.jsonl"), reward_funcs=["math"], eval_prompts=0, **options)
+    args = SimpleNamespace(process_index=0, seed=0, output_dir=str(tmp_path))
+    train, _ = script.load_data(arguments, args, [script.find_reward("math", 9)])
+    assert len(train) == 9 and not any(leaked in row[0]["content"] for row in train["prompt"])
+    assert leaked in json.loads((tmp_path / "decontaminated.json").read_text())["aime24"][0]
+
+
+def test_processes_wait_for_each_other_before_they_leave(script, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: calls.append("wait"))
+    monkeypatch.setattr(Accelerator, "end_training", lambda self: calls.append("end"))
+    script.main(["--max_steps", "1", "--eval_prompts", "0", "--output_dir", str(tmp_path)])
+    assert calls[-2:] == ["wait", "end"]
+
+
+def test_a_run_that_is_stopped_by_hand_says_that_it_can_go_on(script, tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "run", stopped)
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--output_dir", str(tmp_path)])
+    assert stop.value.code == 130 and "Stopped in step 1. The same command resumes." in capsys.readouterr().out
 
 
 MISTAKES = yaml.safe_load((MATERIAL / "mistakes.yaml").read_text())["train.py"]

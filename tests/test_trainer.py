@@ -1,4 +1,5 @@
 import inspect
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -197,6 +198,7 @@ def test_evaluation_leaves_the_control_alone(out):
     run.update(eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4)
     evaluated = train(OPEFOTrainer, OPEFOConfig, out, extra={**scripted, "eval_dataset": tiny_dataset(1)}, **run)
     rows = [row for row in metrics(evaluated) if "flow/lambda" in row]
+    assert len(rows) == 4
     for left, right in zip(rows, metrics(plain), strict=False):
         # rows are shuffled with the generator that evaluation draws from too, so sums are rounded in another order
         assert left["flow/lambda"] == pytest.approx(right["flow/lambda"], rel=1e-3)
@@ -290,6 +292,21 @@ def test_help_shows_the_parameters_of_trl():
     assert list(inspect.signature(OPEFOTrainer).parameters)[:4] == ["model", "reward_funcs", "args", "train_dataset"]
 
 
+def test_a_batch_says_how_many_of_each_group_are_right(out, monkeypatch):
+    batches = []
+    generate = OPEFOTrainer._generate_and_score_completions
+    monkeypatch.setattr(
+        OPEFOTrainer, "_generate_and_score_completions", lambda *args: batches.append(generate(*args)) or batches[-1]
+    )
+
+    def every_third(completions, **_):
+        return [float(index % 3 == 0) for index in range(len(completions))]
+
+    train(OPEFOTrainer, OPEFOConfig, out, max_steps=1, extra={"reward_funcs": every_third})
+    assert batches[0]["reward"].tolist() == [1, 0, 0, 1, 0, 0, 1, 0]
+    assert batches[0]["solved"].tolist() == [0.5] * 4 + [0.25] * 4
+
+
 def test_args_of_grpo_are_refused_by_name(out):
     with pytest.raises(TypeError, match="`args` is a GRPOConfig; OPEFOTrainer needs an OPEFOConfig"):
         train(OPEFOTrainer, GRPOConfig, out)
@@ -303,7 +320,7 @@ def test_without_args_the_output_directory_is_named_after_the_model(tmp_path, mo
     monkeypatch.setattr(room, "OPEFOConfig", lambda name: built.setdefault("name", name))
     with pytest.raises(TypeError):  # `isinstance` of a stand-in: the name is all that this test is after
         OPEFOTrainer(model_path, digit_reward, train_dataset=tiny_dataset())
-    assert built["name"].endswith("-OPEFO")
+    assert built["name"] == f"{Path(model_path).name}-OPEFO"
 
 
 def test_a_run_after_an_interrupted_one_starts_clean(out):

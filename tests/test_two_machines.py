@@ -1,5 +1,6 @@
 """multi_node.yaml on two machines that are both this one, with a rank each, over gloo instead of DeepSpeed."""
 
+import random
 import socket
 import subprocess
 import sys
@@ -20,6 +21,16 @@ SMALL = """
 """.split()  # noqa: SIM905
 
 
+def free_port() -> int:
+    """Return a free port below those that the system gives out: it stays free until the launchers have started."""
+    while True:
+        try:
+            with socket.create_server(("127.0.0.1", random.randrange(20_000, 32_000))) as probe:
+                return probe.getsockname()[1]
+        except OSError:
+            continue
+
+
 @pytest.fixture
 def start(tmp_path):
     """Return a function that starts a run on both machines; end what is left of them."""
@@ -27,8 +38,7 @@ def start(tmp_path):
     recipe.pop("deepspeed_config")
     recipe |= {"distributed_type": "MULTI_GPU", "use_cpu": True, "mixed_precision": "no", "num_processes": 2}
     (tmp_path / "machine.yaml").write_text(yaml.safe_dump(recipe))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "opefo_trl.cli.commands", "train", "--accelerate_config", "machine.yaml"]
     command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), *SMALL]
     started = []

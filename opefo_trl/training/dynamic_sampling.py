@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -43,6 +43,7 @@ class DynamicSampling:
     """
 
     prompt_order: PromptOrder | None = None
+    _sampler: Iterable[int] | None = None  # of the data loader's rows; an IterableDataset has none
     _first: list[int]  # prompts of the first round of the rollout under way, over all ranks
     _inputs: list[dict[str, Any]] | None = None  # its rows of the dataset, on this rank
     _rollout: Rollout | None = None
@@ -61,6 +62,17 @@ class DynamicSampling:
             raise ValueError(f"{_REFUSED} the order of TRL's RepeatSampler, not of a {type(sampler).__name__}. {_OFF}")
         sampler.mini_repeat_count = sampler.batch_size = sampler.repeat_count = 1  # the same order, each prompt once
         self.prompt_order = PromptOrder(sampler)
+
+    def _get_train_sampler(self: Any, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)  # type: ignore[misc]
+        return self._sampler
+
+    def _skip_orders(self, epochs: int) -> None:
+        """Draw the orders of past epochs, for a run that is resumed: TRL's sampler draws one for each epoch, and would
+        begin again with that of the first."""
+        if self._sampler is not None:
+            for _ in range(epochs):
+                next(iter(self._sampler))
 
     def _generate_and_score_completions(self: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         generate = super()._generate_and_score_completions  # type: ignore[misc]

@@ -33,8 +33,9 @@ LONG_WORK = (
         "x" * 10_000_000 + r"\boxed{3}",
         r"\boxed{" + "(" * 3000 + "1" + ")" * 3000 + "}",
         r"\boxed{1000000!!}",
+        rf"\boxed{{{TOWER}}}",
     ],
-    ids=["braces", "fractions", "garbage", "10MB", "parentheses", "factorial"],
+    ids=["braces", "fractions", "garbage", "10MB", "parentheses", "factorial", "tower"],
 )
 def test_nothing_hangs_and_nothing_crashes(answer):
     with Grader(workers=1, timeout=1.5) as grader:

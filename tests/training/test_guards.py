@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny import build, scripted_rollout, tiny_model
 from transformers import TrainerCallback
 from watched_runs import assert_same, poison, run
@@ -73,6 +74,24 @@ def test_a_gradient_that_overflows_under_a_finite_loss_is_caught(out):
     error, before, after = run(out, model=model)
     assert isinstance(error, NonFiniteError) and "gradient norm" in str(error) and "Step 2" in str(error)
     assert_same(before[2], after)
+
+
+def test_where_backward_takes_the_update_a_loss_is_judged_before_it(out, monkeypatch):
+    monkeypatch.setattr(OPEFOConfig, "updates_in_backward", True)  # as with DeepSpeed
+    error, before, end = run(out, control="poison", control_kwargs={"steps": [3]})
+    assert isinstance(error, NonFiniteError) and "Step 3" in str(error)
+    assert_same(before[3], end)
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_an_overflow_of_half_precision_is_left_to_the_gradient_scaler(precision, out, monkeypatch):
+    def overflows(*_):
+        monkeypatch.setattr(Accelerator, "mixed_precision", precision)
+        return torch.tensor(math.inf)
+
+    monkeypatch.setattr("transformers.Trainer._get_grad_norm", overflows)
+    result, _, _ = run(out, max_steps=1)
+    assert isinstance(result, NonFiniteError) == (precision == "no"), result
 
 
 def test_skip_takes_no_step_and_goes_on(out):
