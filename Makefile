@@ -34,7 +34,7 @@ compare: .venv/run
 playground: .venv/run
 	.venv/bin/python -m opefo_trl.playground.build
 
-PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs
+PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rfEs
 
 test: .venv/ready
 	.venv/bin/python $(PYTEST) -m "not slow"

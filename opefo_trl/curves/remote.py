@@ -12,14 +12,23 @@ def fetch(repo: str, file: str, revision: str | None = None, token: str | bool |
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    def download() -> Path:
+        return Path(hf_hub_download(repo, file, revision=revision, token=token))
+
     at = f"{repo!r}" + (f" at {revision!r}" if revision else "")
     try:
-        return Path(hf_hub_download(repo, file, revision=revision, token=token))
+        try:
+            return download()
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError):
+                raise
+            return download()  # a connection that was kept had broken; now it is a new one, or the cache
     except LocalEntryNotFoundError as error:
         reason = (
             f"There is no folder {repo!r}; {file} of {at} on the Hub is not in the cache, and the Hub cannot be "
@@ -38,4 +47,6 @@ def fetch(repo: str, file: str, revision: str | None = None, token: str | bool |
         )
     except HfHubHTTPError as error:
         reason = f"{file} of {at} could not be fetched: the Hub answered {error.response.status_code}."
+    except HTTPError as error:
+        reason = f"{file} of {at} could not be fetched: {type(error).__name__}: {error}"
     raise FileNotFoundError(reason)
