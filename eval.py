@@ -64,11 +64,7 @@ _FOR_BENCHMARKS = [
     *("benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "system_prompt"),
     *("policy", "grading_timeout"),  # those of a training set are its reward's
 ]
-_FOR_MATHS = [
-    "prompt_template",
-    "policy",
-    "grading_timeout",
-]  # the embedded tasks have their own
+_FOR_MATHS = ["prompt_template", "policy", "grading_timeout"]  # the embedded tasks have their own
 _FOR_TRAINING_SETS = ["dataset_config", "dataset_train_split", "prompt_column", "answer_column", "reward_funcs"]
 
 
