@@ -15,7 +15,8 @@
 #   make bench-training    what exact micro-batching gains, beside GRPOTrainer
 
 PYTHON ?= python3
-PIP = -m pip install --quiet --disable-pip-version-check
+# Compiling all of torch and vLLM takes longer than what is imported of them does at its first import
+PIP = -m pip install --quiet --disable-pip-version-check --no-compile
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
@@ -34,7 +35,7 @@ compare: .venv/run
 playground: .venv/run
 	.venv/bin/python -m opefo_trl.playground.build
 
-PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rfEs
+PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rfEs --durations=15
 
 test: .venv/ready
 	.venv/bin/python $(PYTEST) -m "not slow"
@@ -58,7 +59,7 @@ test-latest:
 
 test-vllm: .venv-vllm/ready
 	TORCH_COMPILE_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
-		.venv-vllm/bin/python -m pytest tests/with_vllm --override-ini "addopts=-q --import-mode=importlib"
+		.venv-vllm/bin/python $(PYTEST) tests/with_vllm --override-ini "addopts=-q --import-mode=importlib"
 
 test-deepspeed: .venv-deepspeed/ready
 	.venv-deepspeed/bin/python -m pytest tests/with_deepspeed --override-ini "addopts=-q --import-mode=importlib"
