@@ -20,6 +20,7 @@ import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that looking for a GPU does not initialize CUDA
@@ -32,7 +33,7 @@ from trl import ModelConfig
 
 from opefo_trl.cli import preflight
 from opefo_trl.cli.parser import Parser, plain_errors
-from opefo_trl.cli.run_folder import is_complete
+from opefo_trl.cli.run_folder import is_complete, saved_setting
 from opefo_trl.data import TEMPLATES, bare_problems, clean, load_splits, pick_split, with_template
 from opefo_trl.data.benchmarks import BENCHMARKS, SIX, benchmark_name
 from opefo_trl.evaluation.engines import ENGINES, Decoding, make_engine, resolve_engine
@@ -56,7 +57,7 @@ from opefo_trl.hub import NotPushedError, Target
 from opefo_trl.hub.results import check_target, push_results, results_target
 from opefo_trl.playground import TASKS
 from opefo_trl.rewards import find_reward
-from opefo_trl.validation import check_choice
+from opefo_trl.validation import check_choice, check_map
 
 # Temperature and top-p. The paper's are second-hand; its numbers of samples are the defaults of the benchmarks
 PRESETS = {"default": (0.6, 0.95), "paper": (1.0, 0.7), "training": (1.0, 1.0)}
@@ -136,6 +137,13 @@ class EvalArguments:
         metadata={"help": f"{', '.join(TEMPLATES)}. By default boxed, for a training set none, as in train.py."},
     )
     system_prompt: str | None = field(default=None, metadata={"help": "A system message before each problem."})
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the chat template, such as '{\"enable_thinking\": false}'. By default those of the "
+            "run that trained the model."
+        },
+    )
     policy: str | None = field(
         default=None, metadata={"help": f"Grading policy of benchmarks: {', '.join(POLICIES)}. By default lenient."}
     )
@@ -163,6 +171,10 @@ class EvalArguments:
         if not self.benchmarks and self.dataset_name is None:
             raise ValueError(f"There is no benchmark. Give --benchmarks: {', '.join([*BENCHMARKS, *TASKS])}.")
         self._set_defaults()
+        if self.chat_template_kwargs is None:
+            self.chat_template_kwargs = saved_setting(self.watch or self.model or "", "chat_template_kwargs")
+        example = '{"enable_thinking": false}'
+        self.chat_template_kwargs = check_map("chat_template_kwargs", self.chat_template_kwargs, example) or None
         temperature, top_p = PRESETS[check_choice("preset", self.preset, PRESETS)]
         self.temperature = temperature if self.temperature is None else self.temperature
         self.top_p = top_p if self.top_p is None else self.top_p
@@ -210,7 +222,8 @@ def main() -> None:
         (options,) = Parser((EvalArguments,), prog="opefo-trl eval").parse(sys.argv[1:])
         check(options)
         if options.watch is not None:
-            watch(options.watch, options.benchmarks, Path(__file__), sys.argv[1:])
+            settings = {**samples_settings(options), "k": options.k}
+            watch(options.watch, options.benchmarks, settings, Path(__file__), sys.argv[1:])
             return
         other = None if options.compare is None else read_results(options.compare)
         # Cores are counted before vLLM starts, because the engine deletes accelerate's variables (LOCAL_WORLD_SIZE)
@@ -257,6 +270,11 @@ def check(options: EvalArguments) -> None:
     if options.push_to_hub:
         if options.watch is not None:
             raise ValueError("`--push_to_hub` is for one model, and `--watch` evaluates checkpoints: leave it out.")
+        if options.revision not in (None, "main") and options.hub_model_id is None:
+            raise ValueError(
+                f"`--push_to_hub` would put the scores of the revision {options.revision!r} into the card of the main "
+                "branch. Leave it out, or name another repository: --hub_model_id USER/NAME."
+            )
         if os.environ.get("RANK", "0") == "0":
             check_target(target_of(options))
     check_choice("prompt_template", options.prompt_template, TEMPLATES)
@@ -302,14 +320,14 @@ def load(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
         options.tensor_parallel_size,
         options.gpu_memory_utilization,
     )
-    tokenizer = source.tokenizer()
+    tokenizer, chat_options = source.tokenizer(), options.chat_template_kwargs or {}
     if options.dataset_name is not None:
         return source, [load_training_set(options, tokenizer)]
     tasks = []
     for name in options.benchmarks:
         problems = load_problems(name, options.benchmark_source)[: options.limit]
         template = "none" if name in TASKS else options.prompt_template
-        prompts = tokenize_problems(problems, tokenizer, template, options.system_prompt)
+        prompts = tokenize_problems(problems, tokenizer, template, options.system_prompt, **chat_options)
         k, task = options.k or benchmark_of(name).k, TASKS.get(name)
         own = {} if task is None else {"max_new_tokens": task.max_new_tokens, "grader": TaskGrader(task)}
         tasks.append(Task(name, problems, prompts, k, **own))
@@ -327,21 +345,29 @@ def load_training_set(options: EvalArguments, tokenizer: PreTrainedTokenizerBase
     rows, _ = clean(rows, bare=options.prompt_template != "none")
     rows = rows.select(range(min(len(rows), options.limit or len(rows))))
     preflight.check_prompts(names, with_template(rows.select([0]), options.prompt_template)[0]["prompt"])
-    return training_task(options.dataset_name, split, rows, options.prompt_template, tokenizer, rewards[0], options.k)
+    chat_options = options.chat_template_kwargs or {}
+    data = options.dataset_name, split, rows, options.prompt_template
+    return training_task(*data, tokenizer, rewards[0], options.k, **chat_options)
 
 
-def settings_of(options: EvalArguments, source: ModelSource, engine: str, batch_size: int) -> dict:
-    """Return the settings that identify samples; resuming with others is refused."""
-    names = ["limit", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "dtype"]
+def samples_settings(options: EvalArguments) -> dict[str, Any]:
+    """Return the options that samples and grades depend on."""
+    names = ["limit", "temperature", "top_p", "max_new_tokens", "seed", "dtype"]
+    names += ["system_prompt", "chat_template_kwargs"]
     if options.dataset_name is not None:
         names += ["prompt_template", "reward_funcs"]
     elif options.has_maths:
         names += _FOR_MATHS
+    return {name: getattr(options, name) for name in names}
+
+
+def settings_of(options: EvalArguments, source: ModelSource, engine: str, batch_size: int) -> dict[str, Any]:
+    """Return the settings that identify samples; resuming with others is refused."""
     return {
         "model": options.model,
         "revision": options.revision,
         "weights": source.fingerprint(),
-        **{name: getattr(options, name) for name in names},
+        **samples_settings(options),
         "context": source.context(),
         "engine": engine,
         "batch_size": batch_size,

@@ -142,7 +142,8 @@ def main(arguments: list[str] | None = None) -> None:
     with plain_errors("train.py"):
         parser = Parser((ScriptArguments, OPEFOConfig, ModelConfig), prog="opefo-trl train")
         script, args, model = parser.parse(sys.argv[1:] if arguments is None else arguments, QUICKSTART)
-        settings = settings_of(script, args, model)
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        settings = {**settings_of(script, args, model), "completions_per_update": rows}
         checkpoint = find_checkpoint(args, settings)
         trainer = make_trainer(script, args, model)
     on_hub = script.dataset_name not in TASKS and not Path(script.dataset_name).expanduser().exists()

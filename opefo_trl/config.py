@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
 
-from opefo_trl.config_checks import check_all, parse_control_kwargs, parse_drift_bound
+from opefo_trl.config_checks import check_all, parse_drift_bound
 from opefo_trl.controls import Control, control_options, make_control
 from opefo_trl.controls.options import CONTROL_FIELDS, RUN_FIELDS
 from opefo_trl.flow import VOCABULARY_ESTIMATORS
 from opefo_trl.repositories import check_repo_id
+from opefo_trl.validation import check_map
 
 
 class Secret(str):
@@ -121,6 +122,7 @@ class OPEFOConfig(GRPOConfig):
 
     if TYPE_CHECKING:
         hub_token: str | None  # the Trainer's
+        model_init_kwargs: Any
 
     control: str = field(
         default="opefo",
@@ -265,7 +267,7 @@ class OPEFOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        self.control_kwargs = parse_control_kwargs(self.control_kwargs)
+        self.control_kwargs = check_map("control_kwargs", self.control_kwargs, '{"sides": "increase"}')
         if isinstance(self.flow_target, str) and self.flow_target.lower() in ("none", "null"):
             self.flow_target = None  # a command line has no other way to take back what a config file sets
         self.sampling_drift_max = parse_drift_bound(self.sampling_drift_max)
@@ -273,6 +275,8 @@ class OPEFOConfig(GRPOConfig):
         super().__post_init__()
         if self.hub_token is not None:
             self.hub_token = Secret(self.hub_token)
+        if isinstance((self.model_init_kwargs or {}).get("token"), str):
+            self.model_init_kwargs = {**self.model_init_kwargs, "token": Secret(self.model_init_kwargs["token"])}
         if self.hub_model_id is not None or self.push_to_hub:
             check_repo_id(
                 self.hub_model_id or Path(self.output_dir).absolute().name,

@@ -5,8 +5,6 @@ Each takes the configuration as `args`. It is typed as TRL's `GRPOConfig`, since
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from typing import Any
 
@@ -250,22 +248,6 @@ def unverified_source(args: GRPOConfig, control: Control) -> list[str]:
     if control.source is None:
         return []
     return [f"`control={args.control!r}` is not verified against its authors' text or code: {control.source}."]
-
-
-def parse_control_kwargs(value: Any) -> dict[str, Any]:
-    """Return `control_kwargs` as a dict: a YAML map, JSON from the command line, or nothing."""
-    if value is None or value == "":
-        return {}
-    options = value
-    if isinstance(value, str):
-        with contextlib.suppress(json.JSONDecodeError):
-            options = json.loads(value)
-    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise ValueError(
-            f"`control_kwargs={value!r}` is not a map. Give a YAML map in a config file, a dict in Python, or JSON on "
-            """the command line: --control_kwargs '{"sides": "increase"}'."""
-        )
-    return options
 
 
 def parse_drift_bound(value: Any) -> float | None:

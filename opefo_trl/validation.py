@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -53,6 +55,22 @@ def check_number(
     if math.isnan(number) or not low <= number <= high or (above is not None and number <= above):
         raise ValueError(f"`{name}={value!r}`{where} must be {_bounds(low, high, above)}.{why and ' ' + why}")
     return number
+
+
+def check_map(name: str, value: Any, example: str) -> dict[str, Any]:
+    """Return a field's map of names: a dict, JSON from the command line such as `example`, or nothing."""
+    if value is None or value == "":
+        return {}
+    options = value
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            options = json.loads(value)
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+        raise ValueError(
+            f"`{name}={value!r}` is not a map. Give a YAML map in a config file, a dict in Python, or JSON on the "
+            f"command line: --{name} '{example}'."
+        )
+    return options
 
 
 def check_bool(name: str, value: Any, *, where: str = "") -> bool:

@@ -39,6 +39,7 @@ ROUTES = (
     ("commit", "POST", rf"/api/models/{REPO}/commit/([^/]+)", "_commit"),
     ("info", "GET", rf"/api/models/{REPO}(?:/revision/([^/]+))?", "_info"),
     ("info", "POST", rf"/api/models/{REPO}/paths-info/([^/]+)", "_paths"),
+    ("info", "GET", rf"/api/models/{REPO}/tree/([^/]+)", "_tree"),
     ("resolve", "GET|HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", "_resolve"),
     ("unknown", ".*", ".*", "_unknown"),
 )
@@ -269,15 +270,21 @@ class HubServer:
     def _info(self, request: Request, name: str, revision: str = "main") -> Answer:
         commit = self._commit_of(request, name, revision)
         content = {"_id": "0", "id": name, "modelId": name, "sha": commit.oid, "private": self.repos[name].private}
-        return Answer(200, {**content, "siblings": [{"rfilename": path} for path in commit.files]})
+        siblings = []
+        for path, text in commit.files.items():
+            lfs = {"lfs": {"sha256": _oid(path, text), "size": len(text), "pointerSize": 128}}
+            blob = {"blobId": hashlib.sha1(text).hexdigest() if _is_lfs(path, text) else _oid(path, text)}
+            siblings.append({"rfilename": path, **blob, "size": len(text), **(lfs if _is_lfs(path, text) else {})})
+        return Answer(200, {**content, "siblings": siblings})
+
+    def _tree(self, request: Request, name: str, revision: str) -> Answer:
+        files = self._commit_of(request, name, revision).files
+        return Answer(200, [_entry(path, content) for path, content in files.items()])
 
     def _paths(self, request: Request, name: str, revision: str) -> Answer:
-        files, entries = self._commit_of(request, name, revision).files, []
-        for path in filter(files.__contains__, parse_qs(request.body.decode())["paths"]):
-            content = {"oid": _oid(path, files[path]), "size": len(files[path])}
-            lfs = {"lfs": {**content, "pointerSize": 128}} if _is_lfs(path, files[path]) else {}
-            entries.append({"type": "file", "path": path, **content, **lfs})
-        return Answer(200, entries)
+        files = self._commit_of(request, name, revision).files
+        wanted = filter(files.__contains__, parse_qs(request.body.decode())["paths"])
+        return Answer(200, [_entry(path, files[path]) for path in wanted])
 
     def _resolve(self, request: Request, name: str, revision: str, path: str) -> Answer:
         commit = self._commit_of(request, name, revision)
@@ -368,6 +375,13 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
 
 def _is_lfs(path: str, content: bytes) -> bool:
     return _matches(path, LFS_NAMES) or b"\0" in content[:512]
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    """Describe a file as a listing does."""
+    known = {"oid": _oid(path, content), "size": len(content)}
+    lfs = {"lfs": {**known, "pointerSize": 128}} if _is_lfs(path, content) else {}
+    return {"type": "file", "path": path, **known, **lfs}
 
 
 def _oid(path: str, content: bytes) -> str:

@@ -52,6 +52,10 @@ def test_a_token_is_neither_shown_nor_pickled_nor_lost_in_a_copy():
     token = config(hub_token="hf_x").hub_token
     assert token == "hf_x" and isinstance(token, Secret) and "hf_x" not in repr(token)
     assert copy.deepcopy(token) == "hf_x" and pickle.loads(pickle.dumps(token)) is None
+    for options in ({"token": "hf_x", "revision": "main"}, '{"token": "hf_x", "revision": "main"}'):
+        loading = config(model_init_kwargs=options).model_init_kwargs
+        assert loading == {"token": "hf_x", "revision": "main"}
+        assert pickle.loads(pickle.dumps(loading)) == {"token": None, "revision": "main"}
 
 
 def test_every_field_is_documented_twice_in_the_same_words():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import psutil
+import yaml
 
 from opefo_trl.cli.recipe_files import MACHINES, RECIPES, TOP, find_file, names_in
 from opefo_trl.validation import check_number, did_you_mean
@@ -77,7 +78,7 @@ def _run_script(name: str, script: Path, words: list[str]) -> None:
     try:
         if options.config is not None:
             rest = ["--config", str(find_file("config", options.config, RECIPES)), *rest]
-        launch = None if lists_all else _launch_options(name, options)
+        launch = None if lists_all else _launch_options(name, options, rest)
     except ValueError as error:
         _refuse(parser.prog, error)
     if launch is None:
@@ -92,7 +93,7 @@ def _parser(name: str, script: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"opefo-trl {name}",
         usage=f"opefo-trl {name} [--accelerate_config MACHINE] [--OPTION VALUE ...]",
-        description=ast.get_docstring(ast.parse(script.read_text())),
+        description=ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))),
         epilog=f"--help all lists every option. Page: {_PAGES[name]}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=119, max_help_position=32),
         add_help=False,
@@ -108,13 +109,13 @@ def _parser(name: str, script: Path) -> argparse.ArgumentParser:
     return parser
 
 
-def _launch_options(name: str, options: argparse.Namespace) -> list[str] | None:
+def _launch_options(name: str, options: argparse.Namespace, rest: list[str]) -> list[str] | None:
     """Return options for `accelerate launch`, or None if the script runs in this process."""
     overrides = {option: value for option in _OVERRIDES if (value := getattr(options, option)) is not None}
     machine = options.accelerate_config or overrides.get("num_processes")
     if machine is None and overrides:
         raise ValueError(f"`{next(iter(overrides))}` needs a machine: --accelerate_config multi_node, or a file.")
-    if machine is None and name == "eval":
+    if machine is None and (name == "eval" or _stays_on_cpu(rest)):
         return None
     import torch  # as late as this, so that help comes at once
     from accelerate.commands.config.config_args import default_config_file
@@ -136,6 +137,23 @@ def _launch_options(name: str, options: argparse.Namespace) -> list[str] | None:
     file = find_file("accelerate_config", machine, MACHINES)
     _check_gpus(gpus, file, overrides)
     return ["--config_file", str(file), *(f"--{option}={value}" for option, value in overrides.items())]
+
+
+def _stays_on_cpu(words: list[str]) -> bool:
+    """Return whether the options, or else the recipe, keep a run on the CPU, whatever GPUs there are."""
+    parser = argparse.ArgumentParser("opefo-trl train", add_help=False, allow_abbrev=False)
+    for option in ("config", "model_name_or_path", "use_cpu"):
+        parser.add_argument(f"--{option}", f"--{option.replace('_', '-')}", nargs="?", const="true", dest=option)
+    options, _ = parser.parse_known_args(words)
+    if options.use_cpu is not None:
+        return options.use_cpu.lower() in ("true", "t", "yes", "y", "1")
+    if options.config is None and options.model_name_or_path in (None, "playground"):
+        options.config = RECIPES / "quickstart.yaml"
+    try:
+        recipe = yaml.safe_load(Path(options.config).read_text(encoding="utf-8")) if options.config else None
+    except (yaml.YAMLError, UnicodeDecodeError):  # the script will say it
+        return False
+    return isinstance(recipe, dict) and recipe.get("use_cpu") is True
 
 
 def _check_gpus(gpus: int, file: Path, overrides: dict[str, int | str]) -> None:

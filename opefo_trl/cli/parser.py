@@ -36,7 +36,7 @@ class Parser(TrlParser):
 
     def parse(self, arguments: Sequence[str], default_config: Path | None = None) -> tuple[Any, ...]:
         """Return the dataclasses. Without `--config`, read `default_config` if the model is the playground's."""
-        words = [part for word in arguments for part in _split_config(word)]
+        words = split_options(arguments)
         if "--config" in words:
             self._check_config(_value_of("--config", words))
         elif default_config is not None and _is_playground(words):
@@ -70,7 +70,7 @@ class Parser(TrlParser):
 def read_config(path: str) -> dict[str, Any]:
     """Return a file of `name: value` lines."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"The config file {path!r} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -92,9 +92,18 @@ def _is_playground(words: Sequence[str]) -> bool:
     return "--model_name_or_path" not in _names(words) or models == [PLAYGROUND]
 
 
-def _split_config(word: str) -> list[str]:
-    """Split `--config=FILE` in two, because TrlParser knows `--config FILE` only."""
-    return word.split("=", 1) if word.startswith("--config=") else [word]
+def split_options(words: Iterable[str]) -> list[str]:
+    """Return command-line words with each `--some-option=VALUE` as `--some_option` and `VALUE`: the one spelling that
+    checks look for. A VALUE that begins with a dash stays with its option."""
+    split = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            name = f"--{name[2:].replace('-', '_')}"
+            split += [f"{name}={value}"] if value.startswith("-") else [name, value] if equals else [name]
+        else:
+            split.append(word)
+    return split
 
 
 def _value_of(option: str, words: Sequence[str]) -> str:

@@ -13,11 +13,11 @@ import psutil
 import torch
 from datasets import Dataset
 from transformers import AutoConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig
 
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.data.templates import DAPO_SUFFIX, text_of
-from opefo_trl.files import ADAPTER_FILE
 from opefo_trl.plan.memory import GIB, predict
 from opefo_trl.plan.recipe import Machine, read_recipe
 from opefo_trl.plan.shapes import load_shape
@@ -58,11 +58,11 @@ def check_sizes(args: OPEFOConfig, rows: int, evaluates: bool) -> None:
 
 
 def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
-    """Check that the model's configuration can be loaded. (An adapter's folder has none.)"""
+    """Check that the model's configuration can be loaded. (An adapter has none.)"""
     name = model.model_name_or_path
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ValueError(f"The model {name!r} cannot be loaded: there is no such folder.")
-    if (Path(name) / ADAPTER_FILE).exists():
+    if find_adapter_config_file(name, revision=model.model_revision):
         return
     try:
         AutoConfig.from_pretrained(
@@ -156,13 +156,28 @@ def check_writable(folder: str) -> None:
 
 
 def check_columns(names: Sequence[str], functions: Sequence[Callable[..., Any]], columns: Sequence[str]) -> None:
-    """Check that the data have the columns that the reward functions take as arguments."""
+    """Check that the data have the columns that the reward functions take as arguments, and that the functions take
+    all that they are given."""
     for name, function in zip(names, functions, strict=True):
+        if surplus := surplus_arguments(function, columns):
+            raise ValueError(
+                f"The reward {name!r} takes no {', '.join(surplus)}, but TRL gives every reward function all columns "
+                "of the data and arguments of its own. End its parameters with **kwargs."
+            )
         for column in missing_columns(function, columns):
             raise ValueError(
                 f"The reward {name!r} needs a column {column!r}; the data has {', '.join(columns)}."
                 + (" Name the column with the answers: --answer_column NAME." if column == "answer" else "")
             )
+
+
+def surplus_arguments(function: Callable, columns: Sequence[str]) -> list[str]:
+    """Return the arguments that TRL will give to a reward function, and that it does not take."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return []
+    given = (_TRL_ARGUMENTS - {"environments"}) | (set(columns) - _KEPT_BY_TRL)
+    return sorted(given - {parameter.name for parameter in parameters})
 
 
 def missing_columns(function: Callable, columns: Sequence[str]) -> list[str]:

@@ -159,6 +159,16 @@ def has_ended(folder: str | Path) -> bool:
         return False
 
 
+def saved_setting(model: str, name: str) -> Any:
+    """Return a setting of the run whose last model or checkpoint is in the folder; None without one."""
+    path = Path(model)
+    folder = path.parent if path.name.startswith(CHECKPOINT_PREFIX) else path
+    try:
+        return json.loads((folder / RUN_FILE).read_text()).get(name)
+    except (OSError, ValueError):
+        return None
+
+
 def write_settings(folder: str | Path, settings: dict[str, Any], ended: bool = False) -> None:
     """Write run.json: the settings, and whether the run has ended."""
     path = Path(folder) / RUN_FILE

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, disable_caching, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
 from opefo_trl.playground import TASKS
@@ -38,6 +39,7 @@ def _load(problem: str, *arguments: Any, **options: Any) -> DatasetDict:
         cause = (options and error.__cause__) or error  # of a single file, what is wrong in it
         text = " ".join(str(cause).split()) or type(cause).__name__
         hint = " (--dataset_config NAME)" if "onfig name is missing" in text else ""
+        hint = " It is that of `dataset_config`, which a recipe may set." if "BuilderConfig" in text else hint
         raise ValueError(f"{problem}: {text}{hint}") from error
 
 
@@ -51,6 +53,8 @@ def _load_file(path: Path) -> DatasetDict:
 
 def _load_folder(path: Path, config: str | None) -> DatasetDict:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        if not os.access(path, os.W_OK):
+            disable_caching()  # files of `map` and `shuffle` would go beside the data; now they are temporary
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
     return _load(f"The folder {str(path)!r} holds no data set", str(path), config)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from opefo_trl.files import ADAPTER_FILE
 from opefo_trl.playground import resolve_model
+from opefo_trl.repositories import is_repository
 from opefo_trl.validation import check_choice
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -23,7 +28,7 @@ _UNKNOWN_CONTEXT = 1 << 20  # tokens, for a model that names no limit
 class ModelSource:
     """A model to evaluate, and how to load it."""
 
-    name: str  # a folder, a LoRA adapter's folder, a name on the Hub, or "playground"
+    name: str  # a folder or a name on the Hub, of a model or a LoRA adapter; or "playground"
     revision: str | None = None
     dtype: str = "auto"  # the checkpoint's
     trust_remote_code: bool = False
@@ -34,11 +39,15 @@ class ModelSource:
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
 
-    @property
+    @cached_property
     def path(self) -> str:
-        return resolve_model(self.name)
+        """Folder or name on the Hub. A LoRA adapter on the Hub is downloaded: vLLM takes a folder."""
+        path = resolve_model(self.name)
+        if is_repository(path) and find_adapter_config_file(path, revision=self.revision):
+            return snapshot_download(path, revision=self.revision, ignore_patterns=["*/*"])  # no checkpoints
+        return path
 
-    @property
+    @cached_property
     def adapter(self) -> dict[str, Any] | None:
         """Settings of the LoRA adapter if the folder holds one instead of a model."""
         file = Path(self.path) / ADAPTER_FILE
@@ -65,13 +74,26 @@ class ModelSource:
         return int(getattr(self._config().get_text_config(), "max_position_embeddings", 0) or _UNKNOWN_CONTEXT)
 
     def fingerprint(self) -> str:
-        """Return a text that changes with the weights: a hash over local files' metadata, or the commit on the Hub."""
-        folders = {self.path, self.base}
-        files = [file for folder in folders for file in Path(folder).glob("*") if file.suffix in _WEIGHT_SUFFIXES]
-        metadata = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-        if not metadata:
-            return getattr(self._config(), "_commit_hash", None) or ""
+        """Return a text that changes with the weights: a hash over the size and time of local files, and over the
+        content of those on the Hub."""
+        folders = [folder for folder in {self.path, self.base} if Path(folder).is_dir()]
+        local = [file for folder in folders for file in Path(folder).iterdir() if file.suffix in _WEIGHT_SUFFIXES]
+        metadata: list[tuple] = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in local)
+        if not Path(self.base).is_dir():
+            metadata += self._blobs()
         return hashlib.blake2b(json.dumps(metadata).encode(), digest_size=8).hexdigest()
+
+    def _blobs(self) -> list[tuple[str, str]]:
+        """Return the names and hashes of the base model's weight files on the Hub; of its cache if it is out of
+        reach. (The commit would change with every push of results, too.)"""
+        revision = self.hub_options["revision"]
+        try:
+            files = HfApi().model_info(self.base, revision=revision, files_metadata=True).siblings or []
+            blobs = [(file.rfilename, file.lfs.sha256 if file.lfs else str(file.blob_id)) for file in files]
+        except (OSError, HTTPError):
+            snapshot = Path(snapshot_download(self.base, revision=revision, local_files_only=True))
+            blobs = [(file.name, file.resolve().name) for file in snapshot.iterdir()]
+        return sorted(blob for blob in blobs if "/" not in blob[0] and Path(blob[0]).suffix in _WEIGHT_SUFFIXES)
 
     def tokenizer(self) -> Any:
         has_own = (Path(self.path) / "tokenizer_config.json").is_file() or not self.adapter

@@ -208,5 +208,5 @@ def report(
             note = "Different settings: " + "; ".join(differences) + "."
             text += f"\n{note}\n"
             console.print(note, markup=False)
-    write_whole(folder / RESULTS_TABLE_FILE, lambda part: part.write_text(text))
+    write_whole(folder / RESULTS_TABLE_FILE, lambda part: part.write_text(text, encoding="utf-8"))
     console.print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

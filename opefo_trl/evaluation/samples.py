@@ -195,14 +195,17 @@ class Evaluation:
 
 
 def tokenize_problems(
-    problems: Sequence[dict[str, str]], tokenizer: Any, template: str, system: str | None
+    problems: Sequence[dict[str, str]], tokenizer: Any, template: str, system: str | None, **chat_options: Any
 ) -> list[list[int]]:
-    """Return the token ids of each problem in its template, as the one message after the system's."""
+    """Return the token ids of each problem in its template, as the one message after the system's. `chat_options` are
+    those of the chat template, as in `tokenize_prompts`."""
     first = [] if system is None else [{"role": "system", "content": system}]
-    return tokenize_prompts([[*first, *chat(row["problem"], template)] for row in problems], tokenizer)
+    return tokenize_prompts([[*first, *chat(row["problem"], template)] for row in problems], tokenizer, **chat_options)
 
 
-def tokenize_prompts(prompts: Iterable[str | list[dict[str, str]]], tokenizer: Any) -> list[list[int]]:
+def tokenize_prompts(
+    prompts: Iterable[str | list[dict[str, str]]], tokenizer: Any, **chat_options: Any
+) -> list[list[int]]:
     """Return the token ids of texts and conversations; the latter as texts if the tokenizer has no chat template."""
     tokenized = []
     for prompt in prompts:
@@ -212,7 +215,7 @@ def tokenize_prompts(prompts: Iterable[str | list[dict[str, str]]], tokenizer: A
             tokenized.append(tokenizer(prompt)["input_ids"])
             continue
         try:
-            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False, **chat_options)
         except TemplateError as error:
             raise ValueError(f"The model's chat template does not take these messages: {error}") from error
         tokenized.append(list(ids))

@@ -70,7 +70,14 @@ def _outcome_of(reward: float | None) -> Outcome:
 
 
 def training_task(
-    dataset: str, split: str, rows: Dataset, template: str, tokenizer: Any, reward: Callable[..., Any], k: int
+    dataset: str,
+    split: str,
+    rows: Dataset,
+    template: str,
+    tokenizer: Any,
+    reward: Callable[..., Any],
+    k: int,
+    **chat_options: Any,
 ) -> Task:
     """
     Return the task of sampling the cleaned rows of a data set, with the prompts that they have in training. Its name,
@@ -89,7 +96,7 @@ def training_task(
         }
         for index, row in enumerate(rows)
     ]
-    prompts = tokenize_prompts(prompted["prompt"], tokenizer)
+    prompts = tokenize_prompts(prompted["prompt"], tokenizer, **chat_options)
     longest = None if embedded is None else embedded.max_new_tokens
     if not isinstance(reward, MathReward):
         return Task(name, problems, prompts, k, longest, RewardGrader(reward), prompted)

@@ -7,60 +7,75 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from opefo_trl.cli.parser import split_options
 from opefo_trl.cli.run_folder import checkpoints, has_ended, step_of
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.evaluation.results import read_results
 from opefo_trl.files import CHECKPOINT_PREFIX, EVAL_FOLDER, RESULTS_FILE, SCORES_FILE, SCORES_PICTURE_FILE, write_whole
 
 _FINAL = "final"  # folder of the last model's results
+_PAUSE = 5.0  # seconds between two looks at the run
 
 
-def watch(folder: str, benchmarks: Sequence[str], script: Path, arguments: Sequence[str], pause: float = 5.0) -> None:
+def watch(
+    folder: str, benchmarks: Sequence[str], settings: Mapping[str, Any], script: Path, arguments: Sequence[str]
+) -> None:
     """
     Evaluate each complete checkpoint of the run in `folder`, and its last model, until the run has ended and all have
-    results on `benchmarks`. Each gets a process of `script` (eval.py) with the given `arguments`, less `--watch`.
+    results on `benchmarks` with these `settings`. Each gets a process of `script` (eval.py) with the given
+    `arguments`, less `--watch`; that refuses a folder with results of other settings.
     """
     run = Path(folder)
     if not run.is_dir():
         raise ValueError(f"`watch={folder!r}`: there is no such folder. Give the `output_dir` of a run.")
+    words = split_options(arguments)
     for option in ("--model", "--output_dir"):
-        if any(word == option or word.startswith(f"{option}=") for word in arguments):
+        if option in words:
             raise ValueError(f"`--watch` finds models and folders by itself: leave out {option}.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("`--watch` starts evaluations by itself: run it with python, not with accelerate launch.")
-    passed_on = _without_option(arguments, "--watch")
+    passed_on = [word for before, word in pairwise(["", *words]) if "--watch" not in (before, word)]
     print(f"Watching {run} for checkpoints. Ctrl-C stops; the same command resumes.", flush=True)
     try:
         while True:
             ended = has_ended(run)  # asked before the look at the folder, so that the last model is not missed
-            for model, out in _waiting(run, benchmarks):
+            for model, out in _waiting(run, benchmarks, settings):
                 _evaluate(model, out, script, passed_on)
                 collect(run)
-            if ended and not _waiting(run, benchmarks):
+            if ended and not _waiting(run, benchmarks, settings):
                 print(f"The run has ended. Its scores are in {run / SCORES_FILE} and {run / SCORES_PICTURE_FILE}.")
                 return
-            time.sleep(pause)
+            time.sleep(_PAUSE)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def _waiting(run: Path, benchmarks: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Return the models that lack results on these benchmarks, each with the folder for its results."""
+def _waiting(run: Path, benchmarks: Sequence[str], settings: Mapping[str, Any]) -> list[tuple[Path, Path]]:
+    """Return the models that lack such results, each with the folder for its results."""
     models = checkpoints(run)
     if has_ended(run) and _last_step(run) not in [step_of(model) for model in models]:
         models.append(run)
     folders = [run / EVAL_FOLDER / (_FINAL if model == run else model.name) for model in models]
-    return [(model, out) for model, out in zip(models, folders, strict=True) if not has_results(out, benchmarks)]
+    pairs = zip(models, folders, strict=True)
+    return [(model, out) for model, out in pairs if not has_results(out, benchmarks, settings)]
 
 
-def has_results(out: Path, benchmarks: Sequence[str]) -> bool:
-    return (out / RESULTS_FILE).exists() and set(benchmarks) <= set(read_results(out)["benchmarks"])
+def has_results(out: Path, benchmarks: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    if not (out / RESULTS_FILE).exists():
+        return False
+    results = read_results(out)
+    scores, saved = results["benchmarks"], results["settings"]
+    return all(name in scores and settings.get("k") in (None, scores[name]["k"]) for name in benchmarks) and all(
+        saved.get(name, value) == value for name, value in settings.items()
+    )
 
 
 def _last_step(run: Path) -> int | None:
@@ -96,15 +111,3 @@ def collect(run: Path) -> None:
     write_whole(run / SCORES_FILE, table.reset_index().to_parquet)
     with suppress(OSError):  # without curves there are scores all the same, but no picture
         EntropyCurves.load(run).plot(run / SCORES_PICTURE_FILE)
-
-
-def _without_option(arguments: Sequence[str], option: str) -> list[str]:
-    """Return command-line words without an option and its value."""
-    words = iter(arguments)
-    kept = []
-    for word in words:
-        if word == option:
-            next(words, None)
-        elif not word.startswith(f"{option}="):
-            kept.append(word)
-    return kept

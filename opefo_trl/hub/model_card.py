@@ -59,9 +59,9 @@ def write_card(run: RunSummary) -> None:
     if (out / names.EVAL_FOLDER / names.RESULTS_FILE).exists():
         text = with_results(text, read_results(out / names.EVAL_FOLDER), run.name)
     if (out / names.CARD_FILE).exists():
-        text = merge(text, (out / names.CARD_FILE).read_text())
+        text = merge(text, (out / names.CARD_FILE).read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)
-    names.write_whole(out / names.CARD_FILE, lambda part: part.write_text(text))
+    names.write_whole(out / names.CARD_FILE, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _card_of(run: RunSummary, out: Path) -> str:
@@ -80,8 +80,9 @@ def _card_of(run: RunSummary, out: Path) -> str:
     defaults = {field.name: None if field.default is MISSING else field.default for field in fields(run.args)}
     given = {key: value for key, value in run.args.to_dict().items() if not key.endswith(_NOT_GIVEN)}
     changed = [item for item in given.items() if item[1] != defaults[item[0]] and any((item[1], defaults[item[0]]))]
-    recipe = facts.config_file.read_text() if facts.config_file else ""
-    body = Template(Path(__file__).with_name("model_card_template.md").read_text()).render(
+    recipe = facts.config_file.read_text(encoding="utf-8") if facts.config_file else ""
+    recipe = re.sub(r"(?m)^env:.*\n?(?:[ \t}].*\n?|\n)*", "", recipe)  # environment variables, which may be keys
+    body = Template(Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")).render(
         **{"run": run, "args": run.args, "facts": facts, "names": names, "out": out, "table": TABLE, "edge": EDGE},
         **metadata,
         control_paper="".join(re.findall(r"\d{4}\.\d{4,5}", CONTROLS[run.args.control].__doc__ or "")[:1]),
@@ -100,7 +101,7 @@ def describe_base(model: str) -> dict[str, Any]:
         return {"base_model": model}
     metadata: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        metadata, _ = split((Path(model) / names.CARD_FILE).read_text())
+        metadata, _ = split((Path(model) / names.CARD_FILE).read_text(encoding="utf-8"))
     repo = metadata.get("base_model")
     repo = repo[0] if isinstance(repo, list) and len(repo) == 1 else repo
     licence = {key: metadata[key] for key in LICENCE if key in metadata}

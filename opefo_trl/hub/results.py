@@ -14,7 +14,7 @@ from opefo_trl.hub.publisher import NotPushedError
 from opefo_trl.hub.upload import LONGEST_WAIT, UploadError, push
 from opefo_trl.repositories import check_repo_id, is_repository
 
-_DECODING = ("temperature", "top_p", "max_new_tokens", "seed", "prompt_template", "limit")
+_DECODING = ("revision", "temperature", "top_p", "max_new_tokens", "seed", "prompt_template", "limit")
 
 
 def results_target(model: str, repo: str | None, private: bool | None) -> Target:
@@ -46,8 +46,10 @@ def push_results(target: Target, folder: Path, model: str) -> str:
     files = {f"{place}/{path.relative_to(folder).as_posix()}": path for path in paths}
     if not of_checkpoint:
         card = files[CARD_FILE] = run / CARD_FILE if of_run else folder / "card.md"
-        text = with_results(card.read_text() if card.is_file() else "", results, target.repo.split("/")[-1])
-        write_whole(card, lambda part: part.write_text(text))
+        text = with_results(
+            card.read_text(encoding="utf-8") if card.is_file() else "", results, target.repo.split("/")[-1]
+        )
+        write_whole(card, lambda part: part.write_text(text, encoding="utf-8"))
     titles = ", ".join(scores["title"] for scores in results["benchmarks"].values())
     try:
         _, commit = push(target, files, f"Evaluation: {titles}")
@@ -61,7 +63,7 @@ def with_results(card: str, results: dict[str, Any], model: str) -> str:
     """Return a card with the results of eval.py in its body and its metadata."""
     settings = results["settings"]
     decoding = ", ".join(f"{key} {settings[key]}" for key in _DECODING if settings.get(key) is not None)
-    template = Template(Path(__file__).with_name("evaluation_template.md").read_text())
+    template = Template(Path(__file__).with_name("evaluation_template.md").read_text(encoding="utf-8"))
     text = template.render(table=markdown(HEAD, rows_of(results["benchmarks"])), settings=settings, decoding=decoding)
     measured = [_result(name, scores, settings) for name, scores in results["benchmarks"].items()]
     return merge(join({"model-index": [{"name": model, "results": measured}]}, text), card)

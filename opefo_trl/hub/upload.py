@@ -88,8 +88,8 @@ def _commit(api: Any, to: Target, message: str, files: Sequence[Any], card: Path
         if CARD_FILE in existing:
             with TemporaryDirectory() as cache:  # the user's cache may be read-only
                 file = api.hf_hub_download(to.repo, CARD_FILE, revision=info.sha, cache_dir=cache)
-                hub_card = Path(file).read_text()
-        text = card_to_push(card.read_text(), to.repo, hub_card)
+                hub_card = Path(file).read_text(encoding="utf-8")
+        text = card_to_push(card.read_text(encoding="utf-8"), to.repo, hub_card)
         additions.append(hub.CommitOperationAdd(CARD_FILE, text.encode()))
     # Files of an older `last-checkpoint` that the new one does not have
     replaced = {path.split("/")[0] for path in new} & {LAST_CHECKPOINT_FOLDER}

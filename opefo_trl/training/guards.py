@@ -243,7 +243,8 @@ def _dump_rows(path: Path, window: list[MicroBatchRecord], decode: Callable[[Ten
         for row in sorted(chosen)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**context, "rows": rows}, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps({**context, "rows": rows}, indent=2, ensure_ascii=False, default=str)
+    path.write_text(text, encoding="utf-8")
 
 
 def _readable_row(record: MicroBatchRecord, row: int, decode: Callable[[Tensor], str]) -> dict[str, Any]:

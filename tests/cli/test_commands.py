@@ -85,8 +85,13 @@ def number(name, processes):
 # words after `train`, GPUs -> options of `accelerate launch`; None where it is not used
 LAUNCHES = [
     ("", 0, None),
-    ("", 1, None),
-    ("", 8, number("ddp", 8)),
+    ("--use_cpu false", 1, None),
+    ("--use_cpu false", 8, number("ddp", 8)),
+    ("--model_name_or_path some/model", 8, number("ddp", 8)),
+    # a run on the CPU takes one process, whatever GPUs there are
+    ("", 8, None),
+    ("--model-name-or-path playground", 8, None),
+    ("--model_name_or_path some/model --use-cpu", 8, None),
     ("--accelerate_config 1", 8, None),
     ("--accelerate_config 1 --num_processes 4", 8, machine("ddp", "--num_processes=4", "--mixed_precision=no")),
     ("--accelerate_config 2", 0, number("cpu", 2)),
@@ -105,14 +110,15 @@ LAUNCHES = [
 @pytest.mark.parametrize(("words", "gpus", "launch"), LAUNCHES)
 def test_a_machine_is_a_name_a_file_or_a_number(words, gpus, launch, started):
     rest = ["--max_steps", "3", "--eval_prompts", "-1"]
-    assert started("train", *words.split(), *rest, gpus=gpus) == (launch, rest)
+    result, passed_on = started("train", *words.split(), *rest, gpus=gpus)
+    assert result == launch and passed_on[-4:] == rest and not any("accelerate" in word for word in passed_on)
 
 
 def test_a_file_and_what_accelerate_config_has_written_are_machines_too(started, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text((CONFIGS / "accelerate" / "cpu.yaml").read_text())
     assert started("train", "--accelerate_config", "mine.yaml") == (["--config_file", "mine.yaml"], [])
-    assert started("train", gpus=8, default=True) == ([], [])
+    assert started("train", "--use_cpu=false", gpus=8, default=True) == ([], ["--use_cpu=false"])
 
 
 def test_evaluation_takes_one_process_unless_it_is_given_more(started):
@@ -124,7 +130,10 @@ def test_evaluation_takes_one_process_unless_it_is_given_more(started):
 def test_a_recipe_is_a_name_or_a_file(started):
     recipe = str(CONFIGS / "qwen2.5-math-7b.yaml")
     for words in ("--config qwen2.5-math-7b", f"--config={recipe}"):
-        assert started("train", "--max_steps", "3", *words.split()) == (None, ["--config", recipe, "--max_steps", "3"])
+        rest = ["--config", recipe, "--max_steps", "3"]
+        assert started("train", "--max_steps", "3", *words.split()) == (None, rest)
+        assert started("train", "--max_steps", "3", *words.split(), gpus=2) == (number("ddp", 2), rest)
+    assert started("train", "--config", "smollm2-words", gpus=2)[0] is None  # it has `use_cpu`
 
 
 MISTAKES = {  # words, GPUs -> words of the line

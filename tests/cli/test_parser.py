@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
-from opefo_trl.cli.parser import Parser, UsageError, plain_errors
+from opefo_trl.cli.parser import Parser, UsageError, plain_errors, split_options
 from opefo_trl.evaluation.engines import Decoding
 
 CPU = ["--use_cpu", "true", "--bf16", "false"]
@@ -40,11 +40,18 @@ def test_the_default_config_is_for_the_playground_only(tmp_path, capsys):
     default = tmp_path / "default.yaml"
     default.write_text("seed: 5\n")
     words = ["--output_dir", "x", *CPU]
-    for model, seed in (([], 5), (["playground"], 5), (["other/model"], 42)):
-        chosen = [word for name in model for word in ("--model_name_or_path", name)]
+    given = "", "--model_name_or_path playground", "--model-name-or-path=playground"
+    others = "--model_name_or_path other/model", "--model-name-or-path other/model", "--model_name_or_path=other/model"
+    for chosen in (*given, *others):
         parser = Parser((Options, OPEFOConfig, ModelConfig))
-        assert parser.parse([*words, *chosen], default)[1].seed == seed
-    assert capsys.readouterr().err.count("default.yaml") == 2
+        assert parser.parse([*words, *chosen.split()], default)[1].seed == (5 if chosen in given else 42)
+    assert capsys.readouterr().err.count("default.yaml") == 3
+
+
+def test_an_option_has_one_spelling():
+    words = ["--learning-rate=1e-3", "--use_cpu", "--a-b", "c-d", "--e-f=-7", "-h", "--g="]
+    split = ["--learning_rate", "1e-3", "--use_cpu", "--a_b", "c-d", "--e_f=-7", "-h", "--g", ""]
+    assert split_options(words) == split
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from opefo_trl.cli.preflight import (
     warn_about_memory,
 )
 from opefo_trl.data.templates import DAPO_PREFIX, DAPO_SUFFIX
-from opefo_trl.rewards import format_reward, math_reward
+from opefo_trl.rewards import REWARDS, find_reward, format_reward, math_reward
 
 BOXED = "{} Put the answer into \\boxed{{}}."
 
@@ -29,10 +29,22 @@ def test_columns_that_a_reward_needs():
 
     assert missing_columns(reward, ["prompt"]) == ["answer"]
     assert missing_columns(reward, ["prompt", "answer"]) == []
-    of_prompts = lambda prompt, completions, trainer_state: []  # noqa: E731
+    of_prompts = lambda prompt, completions, trainer_state, **others: []  # noqa: E731
     assert missing_columns(of_prompts, ["prompt"]) == ["prompt"]  # which TRL does not pass on
     with pytest.raises(ValueError, match="'mine' .*'prompt'.* prompt, answer"):
         check_columns(["mine"], [of_prompts], ["prompt", "answer"])
+
+
+def test_a_reward_takes_all_that_trl_gives_it():
+    columns = ["prompt", "answer", "source"]
+    with pytest.raises(ValueError, match=r"'exact' takes no .*log_extra.*prompts, source, .*\*\*kwargs"):
+        check_columns(["exact"], [lambda completions, answer: []], columns)
+
+    def every(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, answer, source):
+        return []
+
+    check_columns(["every"], [every], columns)
+    check_columns([*REWARDS], [find_reward(name, 9) for name in REWARDS], [*columns, "target", "letters", "words", "pair"])
 
 
 def test_answers_that_nothing_can_be_compared_with_are_named():

@@ -15,6 +15,7 @@ from opefo_trl.cli.run_folder import (
     check_same_run,
     has_ended,
     newest_checkpoint,
+    saved_setting,
     settings_of,
     write_settings,
 )
@@ -119,6 +120,15 @@ def script():
 def settings(script, *words):
     parser = Parser((script.ScriptArguments, script.OPEFOConfig, script.ModelConfig))
     return settings_of(*parser.parse(words, script.QUICKSTART))
+
+
+def test_a_setting_of_the_run_that_trained_a_model(tmp_path):
+    write_settings(tmp_path, {"chat_template_kwargs": {"enable_thinking": False}})
+    checkpoint = tmp_path / "checkpoint-3"
+    for model in (tmp_path, checkpoint):
+        assert saved_setting(str(model), "chat_template_kwargs") == {"enable_thinking": False}
+        assert saved_setting(str(model), "other") is None
+    assert saved_setting(str(tmp_path / "eval"), "chat_template_kwargs") is None
 
 
 def test_two_starts_of_one_command_have_the_same_settings(script, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, enable_caching
 
 from opefo_trl.data import load_splits, pick_split
 
@@ -51,6 +51,24 @@ def test_data_that_cannot_be_read_are_named_in_one_line(tmp_path, name, error):
     assert "\n" not in str(caught.value)
     if name.endswith(".txt"):
         assert ".jsonl, .json, .parquet, .csv" in str(caught.value)
+
+
+def test_a_configuration_that_is_not_there_is_named_with_its_option(tmp_path):
+    Dataset.from_list(ROWS).to_json(tmp_path / "train.jsonl")
+    with pytest.raises(ValueError, match="'main' not found.*'default'.*`dataset_config`, which a recipe may set"):
+        load_splits(str(tmp_path), "main")
+
+
+def test_saved_data_in_a_folder_that_cannot_be_written_to_are_mapped(tmp_path, monkeypatch):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    before = sorted((tmp_path / "saved").iterdir())
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    try:
+        rows = load_splits(str(tmp_path / "saved"))["train"]
+        assert len(rows.map(lambda row: {"n": 1}).shuffle(seed=0).train_test_split(2)["test"]) == 2
+        assert sorted((tmp_path / "saved").iterdir()) == before
+    finally:
+        enable_caching()
 
 
 def test_splits_that_are_missing_or_empty():

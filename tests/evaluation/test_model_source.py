@@ -2,7 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import pytest
+from hub.conftest import hub  # noqa: F401
+from huggingface_hub import constants, snapshot_download
+from trl import ModelConfig
+
+from opefo_trl.cli.preflight import check_model
 from opefo_trl.evaluation.model_source import ModelSource
 from opefo_trl.playground import MODEL
 
@@ -25,3 +32,35 @@ def test_the_fingerprint_changes_with_the_weights(tmp_path):
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"x")
     assert ModelSource(str(folder)).fingerprint() != before
+
+
+@pytest.mark.slow
+def test_a_model_on_the_hub_is_known_by_its_weights(hub, monkeypatch):  # noqa: F811
+    for file in ("config.json", "model.safetensors"):
+        hub.write("alice/model", file, (MODEL / file).read_bytes())
+    before = ModelSource("alice/model").fingerprint()
+    hub.write("alice/model", "eval/results.json", b"{}")  # another commit, and the same weights
+    assert ModelSource("alice/model").fingerprint() == before
+    snapshot_download("alice/model")
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert ModelSource("alice/model").fingerprint() == before
+    hub.write("alice/model", "model.safetensors", (MODEL / "model.safetensors").read_bytes() + b"x")
+    assert ModelSource("alice/model").fingerprint() != before
+    assert ModelSource("alice/model", hub.commits("alice/model")[1].oid).fingerprint() == before
+
+
+@pytest.mark.slow
+def test_an_adapter_on_the_hub_is_one(hub):  # noqa: F811
+    config = {"base_model_name_or_path": str(MODEL), "r": 4}
+    hub.write("alice/adapter", "adapter_config.json", json.dumps(config).encode())
+    hub.write("alice/adapter", "adapter_model.safetensors", b"weights")
+    hub.write("alice/adapter", "checkpoint-1/adapter_model.safetensors", b"weights of before")
+    check_model(ModelConfig("alice/adapter"), False)
+    source = ModelSource("alice/adapter")
+    assert source.adapter["r"] == 4 and source.base == str(MODEL)
+    names = {path.name for path in Path(source.path).iterdir()}
+    assert names == {".gitattributes", "adapter_config.json", "adapter_model.safetensors"}  # and no checkpoint
+    before = source.fingerprint()
+    hub.write("alice/adapter", "adapter_model.safetensors", b"other weights")
+    assert ModelSource("alice/adapter").fingerprint() != before

@@ -53,6 +53,11 @@ def test_prompts_are_tokenized_as_trl_does(rows):
     trainer.processing_class, trainer._is_vlm, trainer.environment_factories = tokenizer, False, None
     trainer.tools, trainer.chat_template, trainer.chat_template_kwargs = [], None, {}
     assert task.prompts == trainer._tokenize_prompts(list(rows["prompt"]))[0]
+    tokenizer.chat_template = "{% if brief %}Brief: {% endif %}" + tokenizer.chat_template
+    trainer.chat_template_kwargs = {"brief": True}
+    other = training_task("some/data", "train", rows, "none", tokenizer, lambda **_: [], 3, brief=True)
+    assert other.prompts == trainer._tokenize_prompts(list(rows["prompt"]))[0]
+    assert (other.prompts == task.prompts) == isinstance(rows[0]["prompt"], str)
     assert (task.name, task.k, task.max_new_tokens) == ("data-train", 3, None)
     assert [task.gold(index) for index in range(len(rows))] == list(rows)  # rows, for rewards that read any column
 

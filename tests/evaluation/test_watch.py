@@ -22,18 +22,21 @@ def test_scores_of_checkpoints_are_collected_from_whatever_lies_there(whole, tmp
     scores = pd.read_parquet(tmp_path / "eval_scores.parquet")
     assert scores["step"].tolist() == [5]
     assert list(scores) == ["step", "eval/playground", "eval/playground/low", "eval/playground/high"]
-    assert has_results(tmp_path / "eval" / "final", ["playground"])
-    assert not has_results(tmp_path / "eval" / "final", ["playground", "aime24"])
+    final, settings = tmp_path / "eval" / "final", {"temperature": 1.0, "k": 4, "chat_template_kwargs": None}
+    assert has_results(final, ["playground"], settings) and has_results(final, ["playground"], {"k": None})
+    assert not has_results(final, ["playground", "aime24"], settings)
+    for other in ({"temperature": 0.6}, {"k": 8}):
+        assert not has_results(final, ["playground"], {**settings, **other})
 
 
 def test_watching_needs_a_folder_and_finds_models_by_itself(tmp_path, monkeypatch):
     assert "nowhere" in refusal(tmp_path / "out", "--watch", "nowhere")
-    for option in ("--model", "--output_dir=x"):
-        with pytest.raises(ValueError, match=option.split("=")[0]):
-            watch(str(tmp_path), ["playground"], ROOT / "eval.py", ["--watch", str(tmp_path), option])
+    for option in ("--model", "--output_dir=x", "--output-dir"):
+        with pytest.raises(ValueError, match=option.split("=")[0].replace("t-", "t_")):
+            watch(str(tmp_path), ["playground"], {}, ROOT / "eval.py", ["--watch", str(tmp_path), option])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="accelerate launch"):
-        watch(str(tmp_path), ["playground"], ROOT / "eval.py", [])
+        watch(str(tmp_path), ["playground"], {}, ROOT / "eval.py", [])
 
 
 def test_a_failed_evaluation_ends_the_watch_unless_its_checkpoint_is_gone(tmp_path):
@@ -46,7 +49,7 @@ def test_a_failed_evaluation_ends_the_watch_unless_its_checkpoint_is_gone(tmp_pa
         "import shutil, sys\nif 'checkpoint-' in sys.argv[2]:\n    shutil.rmtree(sys.argv[2])\nraise SystemExit(3)"
     )
     with pytest.raises(ChildProcessError, match=f"{tmp_path} .*3"):  # of the last model, after the checkpoint
-        watch(str(tmp_path), ["playground"], script, [])
+        watch(str(tmp_path), ["playground"], {}, script, [])
     assert not checkpoint.exists()
 
 

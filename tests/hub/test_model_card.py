@@ -69,13 +69,15 @@ def test_the_card_of_a_run(summary, out):
 def test_results_and_a_recipe_are_in_it(summary, out, tmp_path):
     (out / "eval").mkdir(parents=True)
     (out / "eval" / "results.json").write_text(json.dumps(RESULTS))
-    (tmp_path / "recipe.yaml").write_text("hub_token: abcdef\nseed: 1\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "hub_token: abcdef\nenv:\n  WANDB_API_KEY: abcd\n\n  OTHER: {x: abcde}\n# Größe\nseed: 1\n", encoding="utf-8"
+    )
     facts = RunFacts("openai/gsm8k", True, tmp_path / "recipe.yaml")
     metadata, body, text = write(replace(summary, facts=facts))
     assert metadata["datasets"] == ["openai/gsm8k"] and "(https://huggingface.co/datasets/openai/gsm8k)" in body
     assert "AIME 2024" in body and len(metadata["model-index"][0]["results"]) == 2
     assert body.index("## Evaluation") < body.index("## Training")
-    assert "recipe.yaml" in body and "seed: 1" in body and "abcdef" not in text
+    assert "recipe.yaml" in body and "# Größe\nseed: 1" in body and "abcd" not in text and "env:" not in text
 
 
 def test_an_adapter_is_called_one(summary, tmp_path):

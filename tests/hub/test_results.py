@@ -1,6 +1,7 @@
 """Results of eval.py on their way to a card and a repository."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,18 @@ def test_results_of_a_run_go_into_both_cards_and_those_of_a_checkpoint_into_none
 
 
 @pytest.mark.slow
+def test_a_card_is_read_and_written_as_utf_8_in_any_locale(hub, run, evaluated):
+    Target("alice/model").write(run)
+    (run / "README.md").unlink()
+    hub.write("alice/model", "README.md", "# Müller – 模型\n".encode())
+    code = "import sys; from pathlib import Path; from opefo_trl.hub.results import push_results, results_target\n"
+    code += "push_results(results_target(sys.argv[1], None, None), Path(sys.argv[2]), sys.argv[1])"
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(run), str(evaluated)], check=True, env=plain)
+    assert "# Müller – 模型" in hub.files("alice/model")["README.md"].decode()
+
+
+@pytest.mark.slow
 def test_a_repository_that_cannot_be_written_is_named_before_and_after_sampling(hub, run, evaluated):
     with pytest.raises(ValueError, match="bob/model.*403"):
         check_target(Target("bob/model"))
@@ -118,6 +131,7 @@ def test_a_script_pushes_what_it_sampled(hub, out):
         ("", "'playground'.*--hub_model_id"),
         ("--hub_model_id a/b/c", "hub_model_id.*a/b/c"),
         ("--hub_model_id a/b --watch x", "--push_to_hub"),
+        ("--revision step-100", "'step-100'.*main branch.*--hub_model_id"),
     ],
 )
 def test_mistakes_of_the_script(hub, options, reason):
