@@ -48,6 +48,7 @@ from opefo_trl.hub import NotPushedError
 from opefo_trl.hub.model_card import RunFacts
 from opefo_trl.playground import TASKS
 from opefo_trl.rewards import REWARDS, find_reward
+from opefo_trl.training.colocated_vllm import seed_sampling
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
@@ -296,6 +297,7 @@ def run(trainer: OPEFOTrainer, settings: dict, checkpoint: str | None) -> None:
 def evaluate(trainer: OPEFOTrainer) -> None:
     """Evaluate the model on the held-out prompts."""
     set_seed(trainer.args.seed, device_specific=True)  # the same samples, resumed or not
+    seed_sampling(trainer.args, trainer.accelerator, 0)  # one seed for the ranks of an engine
     scores = trainer.evaluate()
     samples, prompts = trainer.num_generations_eval, len(trainer.eval_dataset)
     trainer.accelerator.print(f"\nHeld out, {samples} samples for each of {prompts} prompts: {sentence_of(scores)}")

@@ -180,6 +180,7 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
         with self.scoring.keep_scores():
             with self._trl_correction_off() if self._corrects_live else nullcontext():
                 batch = super()._generate_and_score_completions(inputs)
+            self._clear_rounding(batch)
             # The rewards are kept in the batch, since TRL shuffles its rows and the curves show some of them
             right = None
             if self._answers is not None:  # a subclass may compute the rewards by itself
@@ -253,7 +254,8 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
             self.flow_step.begin(self.state, self._get_learning_rate(), self.optimizer)
         bookkeeping = inputs.get(BOOKKEEPING)
         for dropped in bookkeeping.dropped if bookkeeping else []:  # only for their metrics and totals
-            with torch.no_grad(), self._no_checkpointing(), self._loss_of(dropped) as rows:
+            forward = nullcontext() if "entropies" in dropped else self._no_checkpointing()
+            with torch.no_grad(), forward, self._loss_of(dropped) as rows:
                 super().compute_loss(self.model, rows, return_outputs, num_items_in_batch)
         with self._loss_of(inputs, trains=True) as live:
             loss = super().compute_loss(model, live, return_outputs, num_items_in_batch)
@@ -430,10 +432,8 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
         seed_sampling(self.args, self.accelerator, self.state.global_step)
         self._skip_orders(int(self.state.epoch))
         self.recorder.restore(Path(checkpoint), self.state.global_step)
-        state = self.guard, self.accelerator.device, self.prompt_order, self.generation_scores
-        self.flow_step.last, warning = load_control_state(
-            Path(checkpoint), self.args.control, self.entropy_control, *state
-        )
+        state = self.entropy_control, self.guard, self.accelerator.device, self.prompt_order, self.generation_scores
+        self.flow_step.last, warning = load_control_state(Path(checkpoint), self.args.control, *state)
         self._warn(warning)
 
 

@@ -19,7 +19,7 @@ def test_the_page_shows_what_was_measured(tables):
     page = (ROOT / "docs" / "smollm2.md").read_text()
     runs = tables.read(RESULTS, SHOWN)
     assert tables.table(runs, 1.0) in page
-    assert tables.table(tables.read(ON_CPU, ["base", "none", "opefo"]), 1.0) in page
+    assert tables.table(tables.read(ON_CPU, ["base", "none", "opefo", "adaptive 0.05"]), 1.0) in page
     for word in runs["none"][0]["held_out"]["written"]:
         assert word.split(": ")[1] in page
 

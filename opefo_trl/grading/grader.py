@@ -43,6 +43,7 @@ from opefo_trl.grading.answers import POLICIES, answer_of, bare, is_answer
 from opefo_trl.validation import check_choice, check_number
 
 WORKER = Path(__file__).with_name("worker.py")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 LONGEST = 10_000  # characters; a longer answer is wrong without being compared
 _TAIL = 2_000  # characters at the end of a completion that the lenient policy searches
 _CACHED_VERDICTS = 100_000
@@ -229,6 +230,9 @@ def grader_version() -> str:
 def cores_of_rank() -> int:
     """Return the number of cores of this process, divided among the ranks of its machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # a container's share: microseconds in a period, or "max"
+        quota, period = _CPU_QUOTA.read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
     return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 

@@ -46,9 +46,8 @@ def push_results(target: Target, folder: Path, model: str) -> str:
     files = {f"{place}/{path.relative_to(folder).as_posix()}": path for path in paths}
     if not of_checkpoint:
         card = files[CARD_FILE] = run / CARD_FILE if of_run else folder / "card.md"
-        text = with_results(
-            card.read_text(encoding="utf-8") if card.is_file() else "", results, target.repo.split("/")[-1]
-        )
+        before = card.read_text(encoding="utf-8") if card.is_file() else ""
+        text = with_results(before, results, target.repo.split("/")[-1])
         write_whole(card, lambda part: part.write_text(text, encoding="utf-8"))
     titles = ", ".join(scores["title"] for scores in results["benchmarks"].values())
     try:

@@ -29,7 +29,8 @@ class RolloutAnswers:
     Attributes:
         rewards (`Tensor`): weighted reward of each completion of this rank, (B,); NaN where none was given.
         right (`Tensor`): whether each completion of this rank is right, (B,).
-        solved_share (`Tensor`): share of right answers in the group of each completion of this rank, (B,).
+        solved_share (`Tensor`): share of right answers in the group of each completion of this rank, (B,), among those
+            that were judged.
         distinct (`float`): mean number of different right completions in a group, over all ranks.
         solved (`float`): share of groups with a right completion, over all ranks.
     """
@@ -62,7 +63,8 @@ class RolloutAnswers:
         """
         right = rewards[:, 0] > RIGHT
         total = weighted_sum(rewards, weights)
-        share = right.float().view(-1, generations).mean(1).repeat_interleave(generations)
+        judged = (~rewards[:, 0].isnan()).view(-1, generations).sum(1).clamp(min=1)
+        share = (right.view(-1, generations).sum(1) / judged).repeat_interleave(generations)
         digests = accelerator.gather(digests_of(completions, rewards.device, normal_form))
         begin = accelerator.process_index * len(completions)
         own = slice(begin, begin + len(completions))
@@ -101,7 +103,9 @@ def distinct_right(digests: Tensor, right: Tensor, generations: int) -> tuple[fl
     """Return the mean number of distinct right completions in a group, and the share of groups that have any, from
     `digests` and `right`, (N,), in which groups of `generations` completions follow each other."""
     groups = [
-        set(names[is_right].tolist())
-        for names, is_right in zip(digests.view(-1, generations), right.view(-1, generations), strict=True)
+        {name for name, is_right in zip(names, of_group, strict=True) if is_right}
+        for names, of_group in zip(
+            digests.view(-1, generations).tolist(), right.view(-1, generations).tolist(), strict=True
+        )
     ]
     return sum(map(len, groups)) / len(groups), sum(map(bool, groups)) / len(groups)

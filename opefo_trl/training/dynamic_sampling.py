@@ -182,13 +182,24 @@ class DynamicSampling:
         by_function = self.multi_objective_aggregation == "normalize_then_sum"
         return has_signal(rewards, self.reward_weights, self.num_generations, by_function)
 
-    def _counted_tokens(self: Any, batch: dict[str, Any]) -> Tensor:
-        """Return the trained tokens over all ranks of groups with a signal, and of rows that the control pushes."""
+    def _clear_rounding(self: Any, batch: dict[str, Any]) -> None:
+        """Set the advantages of groups without a signal to 0. TRL divides what rounding leaves there by 1e-4, after
+        which it is neither dropped nor taken for equal."""
+        flat = ~self._own_signal(batch)
+        batch["advantages"] = batch["advantages"].masked_fill(flat.view(-1, *[1] * (batch["advantages"].dim() - 1)), 0)
+
+    def _own_signal(self: Any, batch: dict[str, Any]) -> Tensor:
+        """Return whether the group of each completion of this rank has a signal, (B,)."""
         rows, signal = len(batch["advantages"]), self._signal
         if signal is None:  # a subclass grades by itself
-            signal = (self.accelerator.gather(batch["advantages"]).view(-1, self.num_generations) != 0).any(1)
+            advantages = self.accelerator.gather(batch["advantages"])
+            signal = (advantages.view(-1, self.num_generations * advantages[0].numel()) != 0).any(1)
         begin = self.accelerator.process_index * rows
-        signal = signal.repeat_interleave(self.num_generations)[begin : begin + rows]
+        return signal.repeat_interleave(self.num_generations)[begin : begin + rows]
+
+    def _counted_tokens(self: Any, batch: dict[str, Any]) -> Tensor:
+        """Return the trained tokens over all ranks of groups with a signal, and of rows that the control pushes."""
+        signal = self._own_signal(batch)
         counted = signal | batch[PUSHED] if PUSHED in batch else signal
         return self.accelerator.gather((trained_mask(batch) * counted.unsqueeze(1)).sum()).sum()
 

@@ -119,7 +119,8 @@ class FlowStep:
             weight = ratio
         # These losses average each completion separately, so a token of a short one has more weight
         if self.args.loss_type in ("grpo", "sapo"):
-            weight = weight * (self.args.max_completion_length / mask.sum(1, keepdim=True).clamp(min=1))
+            longest = self.args.max_completion_length or 1  # any factor for all does
+            weight = weight * (longest / mask.sum(1, keepdim=True).clamp(min=1))
         return weight
 
     def _penalty_weights(self, batch: dict[str, Any]) -> tuple[Tensor | float, Tensor | float]:
@@ -128,7 +129,7 @@ class FlowStep:
         if self.args.loss_type not in ("grpo", "sapo", "dr_grpo", "luspo"):
             return 1.0, 1.0
         mean_length = batch["num_items_in_batch"].clamp(min=1) / self.args.generation_batch_size
-        longest = self.args.max_completion_length
+        longest = self.args.max_completion_length or 1
         if self.args.loss_type in ("grpo", "sapo"):
             return 1.0, longest / mean_length
         return (longest if self.args.loss_type == "dr_grpo" else 1) / mean_length, 1.0

@@ -184,9 +184,8 @@ class StepGuard:
     def failed(self, message: str) -> None:
         """Raise `NonFiniteError` if `policy="stop"` or after too many skips in a row, else count a skip."""
         if self.policy == "stop":
-            raise NonFiniteError(
-                f"{message} No parameter was updated. Set `nonfinite='skip'` to leave such steps out and go on."
-            )
+            advice = "" if self.updates_in_backward else " Set `nonfinite='skip'` to leave such steps out and go on."
+            raise NonFiniteError(f"{message} No parameter was updated.{advice}")
         self.skipped += 1
         self.skipped_since_log += 1
         self.in_a_row += 1

@@ -109,9 +109,10 @@ class SamplerCorrection:
     def for_run(
         cls, args: OPEFOConfig, control: Control, mode: str, low: float | None, high: float | None
     ) -> SamplerCorrection | None:
-        """Return it for a run, or None if a scoring pass of TRL's measures the drift, or vLLM is not used."""
+        """Return it for a run, or None if a scoring pass of TRL's measures the drift, or several updates on a rollout
+        do not let it be told from theirs."""
         corrects = args.corrects_live(control)
-        if corrects or (args.use_vllm and not args.corrects_vllm and args.updates_per_rollout == 1):
+        if corrects or (not args.corrects_vllm and args.updates_per_rollout == 1):
             return cls(corrects, mode, low, high)
         return None
 

@@ -109,8 +109,13 @@ def test_threads_share_a_grader(grader):
     assert verdicts == [[n % 3 == 0 for n in range(start, start + 20)] for start in range(1000, 1120, 20)]
 
 
-def test_cores_are_shared_among_the_ranks_of_a_machine(monkeypatch):
+def test_cores_are_shared_among_the_ranks_of_a_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr("opefo_trl.grading.grader._CPU_QUOTA", tmp_path / "cpu.max")
+    for quota, cores in (("max 100000", 16), ("250000 100000", 2), ("50000 100000", 1), ("6400000 100000", 16)):
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")  # as a container has it
+        assert cores_of_rank() == cores
+    (tmp_path / "cpu.max").unlink()
     assert cores_of_rank() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert cores_of_rank() == 2 and Grader().workers == 2 and Grader(workers=1).workers == 1

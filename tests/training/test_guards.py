@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,8 @@ def test_step_guard_counts():
     assert (restored.skipped, restored.in_a_row, restored.final_loss(9.0)) == (2, 1, 1.0)
     with pytest.raises(NonFiniteError, match=r"bad No parameter was updated. Set `nonfinite='skip'`"):
         guard_of("stop").failed("bad")
+    with pytest.raises(NonFiniteError, match=r"bad No parameter was updated\.$"):  # where skipping is refused
+        replace(guard_of("stop"), updates_in_backward=True).failed("bad")
     only_skips = guard_of("skip")
     for _ in range(9):
         only_skips.failed("bad")

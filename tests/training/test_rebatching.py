@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import (
+    PROMPTS,
     SIZES,
     Gradients,
     build,
@@ -197,6 +198,38 @@ def test_metrics_are_means_over_all_rows(loss_type, scope, out):
             assert row[name] == pytest.approx(reference[name], rel=2e-3, abs=2e-5), name
     rows = metrics(ours)
     assert rows[0]["batching/skipped_rows"] == 0.25 and rows[0]["batching/padding"] >= 1
+
+
+def of_one_prompt(prompts, completions, **_):
+    rewards = digit_reward(completions)
+    return [reward if prompt == PROMPTS[0] else 0.0 for prompt, reward in zip(prompts, rewards, strict=True)]
+
+
+def always_well_formed(completions, **_):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_what_rounding_leaves_of_an_advantage_is_no_signal(aggregation, out):
+    """Rewards that add up to 0.1 are flat in all of a group, and TRL's advantage there is -7e-5."""
+    run = {"reward_weights": [1.0, 0.1], "multi_objective_aggregation": aggregation, "num_generations": 8}
+    extra = {
+        "reward_funcs": [of_one_prompt, always_well_formed],
+        "train_dataset": tiny_dataset(1),
+    }
+    run |= {"per_device_train_batch_size": 64, "max_steps": 1, "extra": extra}
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, zero_advantage_tokens="leave_out", **run)
+    assert metrics(trainer)[0]["batching/skipped_rows"] == 7 / 8
+
+
+def test_dropped_rows_that_are_scored_leave_the_checkpointing_as_it_is(out):
+    hooks = []
+    for trainer_class, config in ((GRPOTrainer, GRPOConfig), (OPEFOTrainer, OPEFOConfig)):
+        run = {"reward_funcs": of_one_prompt, "train_dataset": tiny_dataset(1)}
+        options = {"gradient_checkpointing": True, "per_device_train_batch_size": 32, "max_steps": 3, "extra": run}
+        trainer = train(trainer_class, config, out, **options)
+        hooks.append(len(trainer.model.get_input_embeddings()._forward_hooks))
+    assert hooks[1] <= hooks[0]
 
 
 def test_dropped_rows_are_measured_once(out, monkeypatch):

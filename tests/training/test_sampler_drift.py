@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny import OneRank
+from tiny import OneRank, metrics, scripted_rollout, train
 
+from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.training.sampler_drift import SamplerDrift, importance_ratio
 
 LOGPS = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, -9.0]])
@@ -67,3 +68,21 @@ def test_without_a_token_that_trains_there_is_no_drift_and_the_ratio_of_a_sequen
     narrow = torch.zeros(1, 1)  # as wide as a ratio of sequences
     drift = SamplerDrift.measure(narrow, narrow, narrow, torch.ones(1, 1), per_sequence=True)
     assert drift.metrics(OneRank())["sampling/importance_sampling_ratio/mean"] == 1
+
+
+def test_the_drift_of_a_rollout_func_is_watched_without_vllm(out):
+    def remote(prompts, trainer):
+        rollout = scripted_rollout(prompts, trainer)
+        return {**rollout, "logprobs": [[-0.5] * len(ids) for ids in rollout["completion_ids"]]}
+
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, sampling_drift_max=None, extra={"rollout_func": remote})
+    assert all(row["sampling/sampling_logp_difference/mean"] > 0.5 for row in metrics(trainer)[:2])
+    silent = train(OPEFOTrainer, OPEFOConfig, out, extra={"rollout_func": scripted_rollout})
+    assert not any("sampling" in name for row in metrics(silent) for name in row)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "sapo"])
+def test_completions_may_have_no_longest_length(loss_type, out):
+    run = {"extra": {"rollout_func": scripted_rollout}, "loss_type": loss_type, "max_completion_length": None}
+    trainer = train(OPEFOTrainer, OPEFOConfig, out, flow_target=1.0, **run)
+    assert all(math.isfinite(row["loss"]) for row in metrics(trainer)[:2])
