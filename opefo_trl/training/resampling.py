@@ -35,8 +35,8 @@ def has_signal(rewards: Tensor, weights: Tensor, generations: int, by_function: 
     groups = weighted.view(-1, generations, weighted.size(1))
     lowest = groups.masked_fill(groups.isnan(), torch.inf).amin(1)
     highest = groups.masked_fill(groups.isnan(), -torch.inf).amax(1)
-    # Sums that are equal but for rounding have no advantage
-    return (highest - lowest > 1e-6 * highest.abs().clamp(min=1)).any(1)
+    # Sums that are equal but for rounding, 0.1 + 0.2 and 0.3, are no signal
+    return (highest - lowest > 1e-6 * torch.maximum(highest.abs(), lowest.abs())).any(1)
 
 
 def left_alone(rewards: Tensor, generations: int, keep: str) -> Tensor:

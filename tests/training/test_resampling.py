@@ -25,6 +25,7 @@ def signals(table, weights=(1.0,), **options):
 def test_a_group_has_a_signal_if_its_rewards_differ():
     table = rewards((1.0, 1.0), (0.0, 1.0), (0.1, 0.1), (NAN, 1.0), (NAN, NAN), (-1.0, -2.0))
     assert signals(table) == [False, True, False, False, False, True]
+    assert signals(rewards((0.0, 1e-8), (1e-8, 1e-8), (0.3, 0.3 + 3e-8))) == [True, False, False]
 
 
 def test_rewards_are_compared_by_their_weighted_sum_or_function_by_function():
