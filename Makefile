@@ -15,8 +15,7 @@
 #   make bench-training    what exact micro-batching gains, beside GRPOTrainer
 
 PYTHON ?= python3
-# Compiling all of torch and vLLM takes longer than what is imported of them does at its first import
-PIP = -m pip install --quiet --disable-pip-version-check --no-compile
+PIP = -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
