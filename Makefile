@@ -58,7 +58,7 @@ test-latest:
 
 test-vllm: .venv-vllm/ready
 	TORCH_COMPILE_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
-		.venv-vllm/bin/python $(PYTEST) tests/with_vllm --override-ini "addopts=-q --import-mode=importlib"
+		.venv-vllm/bin/python -m pytest --durations=15 tests/with_vllm --override-ini "addopts=-q --import-mode=importlib"
 
 test-deepspeed: .venv-deepspeed/ready
 	.venv-deepspeed/bin/python -m pytest tests/with_deepspeed --override-ini "addopts=-q --import-mode=importlib"

@@ -26,7 +26,7 @@ from opefo_trl.files import CHECKPOINT_PREFIX, NONFINITE_FOLDER
 from opefo_trl.hub.mixin import HubMixin
 from opefo_trl.playground import resolve_model
 from opefo_trl.training.answer_diversity import RolloutAnswers, normal_form_of
-from opefo_trl.training.colocated_vllm import adapt_cpu_build, seed_sampling, unfreeze_objects
+from opefo_trl.training.colocated_vllm import adapt_cpu_build, seed_sampling
 from opefo_trl.training.control_state import load_control_state, save_control_state
 from opefo_trl.training.dynamic_sampling import DynamicSampling
 from opefo_trl.training.eligibility import BatchTransforms, positions_of
@@ -107,7 +107,6 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
             self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
             self._tag_names = [*GRPOTrainer._tag_names, *([args.control] if args.control != "none" else [])]
         super().__init__(model, reward_funcs, args, *positional, **keywords)
-        unfreeze_objects(args)
         self._loss_inputs: dict[str, Any] | None = None  # inputs of the loss under way
         self._loss_trains = False  # whether that loss is computed for its gradient, or only for its metrics
         self._loss_tokens: Tokens | None = None

