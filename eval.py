@@ -322,7 +322,7 @@ def load(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     )
     tokenizer, chat_options = source.tokenizer(), options.chat_template_kwargs or {}
     if options.dataset_name is not None:
-        return source, [load_training_set(options, tokenizer)]
+        return source, [load_training_set(options, tokenizer, chat_options)]
     tasks = []
     for name in options.benchmarks:
         problems = load_problems(name, options.benchmark_source)[: options.limit]
@@ -334,7 +334,9 @@ def load(options: EvalArguments) -> tuple[ModelSource, list[Task]]:
     return source, tasks
 
 
-def load_training_set(options: EvalArguments, tokenizer: PreTrainedTokenizerBase) -> Task:
+def load_training_set(
+    options: EvalArguments, tokenizer: PreTrainedTokenizerBase, chat_options: dict[str, Any]
+) -> Task:
     """Return the problems of a training set, checked and cleaned as train.py does it."""
     split, names = options.dataset_train_split, options.reward_funcs[:1]  # the first one judges
     rewards = [find_reward(name, options.max_new_tokens) for name in names]
@@ -345,9 +347,9 @@ def load_training_set(options: EvalArguments, tokenizer: PreTrainedTokenizerBase
     rows, _ = clean(rows, bare=options.prompt_template != "none")
     rows = rows.select(range(min(len(rows), options.limit or len(rows))))
     preflight.check_prompts(names, with_template(rows.select([0]), options.prompt_template)[0]["prompt"])
-    chat_options = options.chat_template_kwargs or {}
-    data = options.dataset_name, split, rows, options.prompt_template
-    return training_task(*data, tokenizer, rewards[0], options.k, **chat_options)
+    return training_task(
+        options.dataset_name, split, rows, options.prompt_template, tokenizer, rewards[0], options.k, **chat_options
+    )
 
 
 def samples_settings(options: EvalArguments) -> dict[str, Any]:

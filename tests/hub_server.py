@@ -272,9 +272,9 @@ class HubServer:
         content = {"_id": "0", "id": name, "modelId": name, "sha": commit.oid, "private": self.repos[name].private}
         siblings = []
         for path, text in commit.files.items():
+            known = {"blobId": _oid(path, text), "size": len(text)}
             lfs = {"lfs": {"sha256": _oid(path, text), "size": len(text), "pointerSize": 128}}
-            blob = {"blobId": hashlib.sha1(text).hexdigest() if _is_lfs(path, text) else _oid(path, text)}
-            siblings.append({"rfilename": path, **blob, "size": len(text), **(lfs if _is_lfs(path, text) else {})})
+            siblings.append({"rfilename": path, **known, **(lfs if _is_lfs(path, text) else {})})
         return Answer(200, {**content, "siblings": siblings})
 
     def _tree(self, request: Request, name: str, revision: str) -> Answer:

@@ -62,12 +62,11 @@ def check_model(model: ModelConfig, trust_remote_code: bool) -> None:
     name = model.model_name_or_path
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ValueError(f"The model {name!r} cannot be loaded: there is no such folder.")
-    if find_adapter_config_file(name, revision=model.model_revision):
+    path = resolve_model(name)
+    if find_adapter_config_file(path, revision=model.model_revision):
         return
     try:
-        AutoConfig.from_pretrained(
-            resolve_model(name), revision=model.model_revision, trust_remote_code=trust_remote_code
-        )
+        AutoConfig.from_pretrained(path, revision=model.model_revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
@@ -171,22 +170,26 @@ def check_columns(names: Sequence[str], functions: Sequence[Callable[..., Any]],
             )
 
 
+def _given_to_rewards(columns: Sequence[str]) -> set[str]:
+    """Return the arguments that TRL gives to a reward function, in some settings at least."""
+    return _TRL_ARGUMENTS | (set(columns) - _KEPT_BY_TRL)
+
+
 def surplus_arguments(function: Callable, columns: Sequence[str]) -> list[str]:
     """Return the arguments that TRL will give to a reward function, and that it does not take."""
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return []
-    given = (_TRL_ARGUMENTS - {"environments"}) | (set(columns) - _KEPT_BY_TRL)
-    return sorted(given - {parameter.name for parameter in parameters})
+    optional = {"environments"}  # given where there are any
+    return sorted(_given_to_rewards(columns) - optional - {parameter.name for parameter in parameters})
 
 
 def missing_columns(function: Callable, columns: Sequence[str]) -> list[str]:
     """Return the required parameters of a reward function that neither TRL nor a column fills."""
-    filled = _TRL_ARGUMENTS | (set(columns) - _KEPT_BY_TRL)
     return [
         parameter.name
         for parameter in inspect.signature(function).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.name not in filled
+        and parameter.name not in _given_to_rewards(columns)
     ]

@@ -153,20 +153,21 @@ def _comparable(value: Any) -> Any:
 
 def has_ended(folder: str | Path) -> bool:
     """Return whether train.py has saved its last model. (A push may write files of a model earlier.)"""
-    try:
-        return json.loads((Path(folder) / RUN_FILE).read_text()).get("ended") is True
-    except (OSError, ValueError):
-        return False
+    return _run_of(folder).get("ended") is True
 
 
 def saved_setting(model: str, name: str) -> Any:
     """Return a setting of the run whose last model or checkpoint is in the folder; None without one."""
     path = Path(model)
-    folder = path.parent if path.name.startswith(CHECKPOINT_PREFIX) else path
+    return _run_of(path.parent if path.name.startswith(CHECKPOINT_PREFIX) else path).get(name)
+
+
+def _run_of(folder: str | Path) -> dict[str, Any]:
+    """Return what run.json in a folder holds; nothing if it cannot be read."""
     try:
-        return json.loads((folder / RUN_FILE).read_text()).get(name)
+        return json.loads((Path(folder) / RUN_FILE).read_text())
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def write_settings(folder: str | Path, settings: dict[str, Any], ended: bool = False) -> None:

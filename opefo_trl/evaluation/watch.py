@@ -73,8 +73,9 @@ def has_results(out: Path, benchmarks: Sequence[str], settings: Mapping[str, Any
         return False
     results = read_results(out)
     scores, saved = results["benchmarks"], results["settings"]
-    return all(name in scores and settings.get("k") in (None, scores[name]["k"]) for name in benchmarks) and all(
-        saved.get(name, value) == value for name, value in settings.items()
+    same_settings = all(saved.get(name, value) == value for name, value in settings.items())
+    return same_settings and all(
+        name in scores and settings.get("k") in (None, scores[name]["k"]) for name in benchmarks
     )
 
 

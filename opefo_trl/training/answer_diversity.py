@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,10 +103,6 @@ def digests_of(completions: list[Any], device: torch.device, normal_form: _Norma
 def distinct_right(digests: Tensor, right: Tensor, generations: int) -> tuple[float, float]:
     """Return the mean number of distinct right completions in a group, and the share of groups that have any, from
     `digests` and `right`, (N,), in which groups of `generations` completions follow each other."""
-    groups = [
-        {name for name, is_right in zip(names, of_group, strict=True) if is_right}
-        for names, of_group in zip(
-            digests.view(-1, generations).tolist(), right.view(-1, generations).tolist(), strict=True
-        )
-    ]
+    names, are_right = digests.view(-1, generations).tolist(), right.view(-1, generations).tolist()
+    groups = [set(compress(*group)) for group in zip(names, are_right, strict=True)]
     return sum(map(len, groups)) / len(groups), sum(map(bool, groups)) / len(groups)

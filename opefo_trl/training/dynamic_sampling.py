@@ -184,16 +184,15 @@ class DynamicSampling:
 
     def _clear_rounding(self: Any, batch: dict[str, Any]) -> None:
         """Set the advantages of groups without a signal to 0. TRL divides what rounding leaves there by 1e-4, after
-        which it is neither dropped nor taken for equal."""
-        flat = ~self._own_signal(batch)
-        batch["advantages"] = batch["advantages"].masked_fill(flat.view(-1, *[1] * (batch["advantages"].dim() - 1)), 0)
+        which such rows are neither dropped nor taken for equal."""
+        if self._signal is not None:  # else a subclass grades by itself
+            batch["advantages"] = batch["advantages"].masked_fill(~self._own_signal(batch), 0)
 
     def _own_signal(self: Any, batch: dict[str, Any]) -> Tensor:
         """Return whether the group of each completion of this rank has a signal, (B,)."""
         rows, signal = len(batch["advantages"]), self._signal
         if signal is None:  # a subclass grades by itself
-            advantages = self.accelerator.gather(batch["advantages"])
-            signal = (advantages.view(-1, self.num_generations * advantages[0].numel()) != 0).any(1)
+            signal = (self.accelerator.gather(batch["advantages"]).view(-1, self.num_generations) != 0).any(1)
         begin = self.accelerator.process_index * rows
         return signal.repeat_interleave(self.num_generations)[begin : begin + rows]
 

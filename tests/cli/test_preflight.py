@@ -11,6 +11,7 @@ from opefo_trl import OPEFOConfig
 from opefo_trl.cli.preflight import (
     check_answers,
     check_columns,
+    check_model,
     check_prompts,
     check_sizes,
     missing_columns,
@@ -33,6 +34,11 @@ def test_columns_that_a_reward_needs():
     assert missing_columns(of_prompts, ["prompt"]) == ["prompt"]  # which TRL does not pass on
     with pytest.raises(ValueError, match="'mine' .*'prompt'.* prompt, answer"):
         check_columns(["mine"], [of_prompts], ["prompt", "answer"])
+
+
+def test_the_hub_is_not_asked_for_the_playgrounds_model(monkeypatch):
+    monkeypatch.setattr("transformers.utils.peft_utils.cached_file", lambda name, *_, **__: pytest.fail(name))
+    check_model(ModelConfig("playground"), False)
 
 
 def test_a_reward_takes_all_that_trl_gives_it():

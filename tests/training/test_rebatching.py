@@ -213,10 +213,7 @@ def always_well_formed(completions, **_):
 def test_what_rounding_leaves_of_an_advantage_is_no_signal(aggregation, out):
     """Rewards that add up to 0.1 are flat in all of a group, and TRL's advantage there is -7e-5."""
     run = {"reward_weights": [1.0, 0.1], "multi_objective_aggregation": aggregation, "num_generations": 8}
-    extra = {
-        "reward_funcs": [of_one_prompt, always_well_formed],
-        "train_dataset": tiny_dataset(1),
-    }
+    extra = {"reward_funcs": [of_one_prompt, always_well_formed], "train_dataset": tiny_dataset(1)}
     run |= {"per_device_train_batch_size": 64, "max_steps": 1, "extra": extra}
     trainer = train(OPEFOTrainer, OPEFOConfig, out, zero_advantage_tokens="leave_out", **run)
     assert metrics(trainer)[0]["batching/skipped_rows"] == 7 / 8
