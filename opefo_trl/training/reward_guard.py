@@ -162,6 +162,6 @@ class RewardGuard:
         if self.policy == "stop":
             raise NonFiniteError(
                 f"Step {step + 1}: {faults}. No parameter was updated. Return None for a completion that cannot be "
-                "judged, or set `nonfinite='skip'` to leave such steps out."
+                "judged, or set `nonfinite='skip'` to leave such steps out (not under DeepSpeed)."
             )
         return f"Step {step + 1}: {faults}. The steps of this rollout are skipped."
