@@ -1,12 +1,12 @@
-"""How far do flows move entropy? A least-squares fit to runs with a target, beside what the law believed.
+"""How far do flows move entropy? A least-squares fit to runs with a target, beside what the controller believed.
 
     python benchmarks/flow_gains.py benchmarks/results/words_cpu.jsonl --setting opefo
     python benchmarks/flow_gains.py out/quickstart
 
-A run is an output folder, or in the results of benchmarks/smollm2.py. Its log has every number that the law was given
-but one, the flow of the push, and that follows from the lambda it led to. So the law runs again on the log. Its
-estimates of entropy are those that were logged, except after a step whose lambda was cut: a large gap says that the
-log is of another version of the law, which wanted another flow. The fit is
+A run is an output folder, or in the results of benchmarks/smollm2.py. Its log has every number that the controller was
+given but one, the flow of the push, and that follows from the lambda it led to. So the controller runs again on the
+log. Its estimates of entropy are those that were logged, except after a step whose lambda was cut: a large gap says
+that the log is of another version, which wanted another flow. The fit is
 
     entropy = first + sum over the updates (g_n u_n + g_c u_c) + scatter
 
@@ -66,14 +66,14 @@ def described(frame: pd.DataFrame) -> str:
     end = min(lands + STEPS, len(frame)) - 1
     return (
         f"in steps {lands + 1} to {end + 1} rewards {natural:.2f} ± {natural_error:.2f}, push {pushed:.2f} ± "
-        f"{pushed_error:.2f} nats for a unit of flow; the law at the first {believed[lands][0]:.2f} and "
+        f"{pushed_error:.2f} nats for a unit of flow; the controller at the first {believed[lands][0]:.2f} and "
         f"{believed[lands][1]:.2f}, at the last {believed[end][0]:.2f} and {believed[end][1]:.2f}; its estimates "
         f"differ from the log by {gap:.3f} nats at most"
     )
 
 
 def run_again(frame: pd.DataFrame, target: float) -> tuple[np.ndarray, list[tuple[float, float]], float]:
-    """Return u_n and u_c of each update and the law's gains, both for the largest learning rate, and the largest gap
+    """Return u_n and u_c of each update and the gains believed, both for the largest learning rate, and the largest gap
     to the logged estimates. Where lambda was cut, the flow of lambda = 1 is taken to be its median so far."""
     law, peak, reaches, flows, gains, gap = EntropyTracker(), frame["learning_rate"].max(), [], [], [], 0.0
     for row in frame.to_dict("records"):

@@ -48,7 +48,7 @@ class OPEFOConfig(GRPOConfig):
             The control's own options, as a YAML map or as JSON on the command line. For `"opefo"`: `sides` (`"both"`,
             `"increase"` or `"decrease"`) and `static_lambda` (a fixed lambda instead of the balancing one).
         flow_estimator (`str`, *optional*, defaults to `"sampled"`):
-            How a token's entropy change is estimated: `"sampled"` (the paper), `"exact"` (the first-order truth of a
+            How a token's entropy change is estimated: `"sampled"` (the paper), `"exact"` (the first-order change of a
             softmax step), `"steer"`, `"own_logit"`, `"covariance"`, or `"expected"` (an ablation). `"exact"` and
             `"expected"` sum over the vocabulary before the rollout is trained on, in every `flow_scope`.
             `"covariance"` and `"expected"` go with `flow_shape="sign"` only.
@@ -72,7 +72,7 @@ class OPEFOConfig(GRPOConfig):
         flow_target (`float` or `str`, *optional*):
             Entropy to hold. `None`: balance at every step, within `flow_lambda_max`; a number is in nats; `"0.4x"` is
             a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on it and is
-            then held by lambda, up to 2 (1 with `flow_shape="sign"`).
+            then held by lambda, between -0.5 and 2 (1 with `flow_shape="sign"`).
         flow_sides (`str`, *optional*, defaults to `"both"`):
             With a `flow_target`: whether entropy is brought back from `"both"` sides of the target, or the target is
             only a `"floor"`.
@@ -141,8 +141,8 @@ class OPEFOConfig(GRPOConfig):
     flow_estimator: str = field(
         default="sampled",
         metadata={
-            "help": "How a token's entropy change is estimated: 'sampled' (the paper), 'exact' (the first-order truth "
-            "of a softmax step), 'steer', 'own_logit', 'covariance', or 'expected' (an ablation). 'exact' and "
+            "help": "How a token's entropy change is estimated: 'sampled' (the paper), 'exact' (the first-order "
+            "change of a softmax step), 'steer', 'own_logit', 'covariance', or 'expected' (an ablation). 'exact' and "
             "'expected' sum over the vocabulary before the rollout is trained on, in every `flow_scope`. 'covariance' "
             "and 'expected' go with `flow_shape='sign'` only.",
         },
@@ -185,7 +185,7 @@ class OPEFOConfig(GRPOConfig):
         metadata={
             "help": "Entropy to hold. None: balance at every step, within `flow_lambda_max`; a number is in nats; "
             "'0.4x' is a fraction of the first step's entropy. Entropy falls freely until shortly before it, lands on "
-            "it and is then held by lambda, up to 2 (1 with `flow_shape='sign'`)."
+            "it and is then held by lambda, between -0.5 and 2 (1 with `flow_shape='sign'`)."
         },
     )
     flow_sides: str = field(

@@ -115,7 +115,8 @@ def _launch_options(name: str, options: argparse.Namespace, rest: list[str]) -> 
     machine = options.accelerate_config or overrides.get("num_processes")
     if machine is None and overrides:
         raise ValueError(f"`{next(iter(overrides))}` needs a machine: --accelerate_config multi_node, or a file.")
-    if machine is None and (name == "eval" or _stays_on_cpu(rest)):
+    on_cpu = name == "train" and _stays_on_cpu(rest)
+    if machine is None and (name == "eval" or on_cpu):
         return None
     import torch  # as late as this, so that help comes at once
     from accelerate.commands.config.config_args import default_config_file
@@ -133,7 +134,7 @@ def _launch_options(name: str, options: argparse.Namespace, rest: list[str]) -> 
             return None
         # Not the bf16 of ddp.yaml: `bf16` of the run decides
         overrides = {"num_processes": processes, "mixed_precision": "no"} | overrides
-        machine = "ddp" if gpus else "cpu"
+        machine = "ddp" if gpus and not on_cpu else "cpu"
     file = find_file("accelerate_config", machine, MACHINES)
     _check_gpus(gpus, file, overrides)
     return ["--config_file", str(file), *(f"--{option}={value}" for option, value in overrides.items())]

@@ -3,10 +3,10 @@
 The flow of a batch predicts the direction of entropy, not how far it moves: that depends on the learning rate, the
 optimizer and the model. `EntropyTracker` learns it from one number a step, the measured entropy, with a Kalman filter:
 
-    H' = H + g_n u_n + g_c u_c + r d
+    H' = H + g_n u_n + g_c u_c + r b
 
 u_n and u_c are the predicted flows of the rewards ("natural") and of the control's push, averaged as the optimizer
-averages gradients and multiplied by the learning rate; g_n and g_c are what such a flow achieves, and d is a drift for
+averages gradients and multiplied by the learning rate; g_n and g_c are what such a flow achieves, and b is a drift for
 whatever the flows miss. Updates cause the drift too, so r is the learning rate, in units of the largest one so far,
 summed over the updates between two measurements. From the estimate, `aim` finds the push that gives the wanted change
 of entropy:
@@ -36,7 +36,7 @@ _CLOSING = 0.4
 _AHEAD = 2
 _SMOOTHING = 0.95  # of the natural flow, whose estimate from one batch scatters by half
 _BRAKING = 10.0, 5.0  # steps in which a fall is brought to rest, and the fewest of them, at the start of a run
-_LEAST_MOMENTUM = 0.8  # assumed at least: an optimizer that averages more than it is said to makes a quick law swing
+_LEAST_MOMENTUM = 0.8  # assumed at least: if an optimizer averages more than it is said to, entropy would swing
 _FIRST_NOISE = 0.1  # first guess of the standard deviation of a measurement, as a part of the entropy; then learned
 _FORGETTING = 0.9  # of the noise
 _WANDER_ENTROPY = 0.05  # variance a step of the entropy itself at the largest rate, in units of the measurement's
