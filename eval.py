@@ -163,6 +163,8 @@ class EvalArguments:
     gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory that vLLM takes."})
 
     def __post_init__(self) -> None:
+        if self.watch == "none":  # takes back that of a config file
+            self.watch = None
         if self.benchmarks is None:
             self.benchmarks = list(SIX) if self.dataset_name is None else []
         words = [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks
@@ -373,7 +375,7 @@ def settings_of(options: EvalArguments, source: ModelSource, engine: str, batch_
         "context": source.context(),
         "engine": engine,
         "batch_size": batch_size,
-        "grader": grader_version() if options.has_maths or options.dataset_name else "the rule of the task",
+        "grader": grader_version() if options.has_maths or options.dataset_name else None,
     }
 
 

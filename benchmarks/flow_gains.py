@@ -73,7 +73,7 @@ def described(frame: pd.DataFrame) -> str:
 
 
 def run_again(frame: pd.DataFrame, target: float) -> tuple[np.ndarray, list[tuple[float, float]], float]:
-    """Return u_n and u_c of each update and the gains believed, both for the largest learning rate, and the largest gap
+    """Return u_n and u_c of each update and the gains believed, both for the largest learning rate, and the widest gap
     to the logged estimates. Where lambda was cut, the flow of lambda = 1 is taken to be its median so far."""
     law, peak, reaches, flows, gains, gap = EntropyTracker(), frame["learning_rate"].max(), [], [], [], 0.0
     for row in frame.to_dict("records"):

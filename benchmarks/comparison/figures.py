@@ -21,6 +21,8 @@ SEEDS = 3  # runs in a panel
 def draw_curves(comparison: Comparison, path: Path) -> None:
     """Draw the entropy of every setting in a small panel, over that of GRPO."""
     names = [name for name in _shown(comparison) if comparison.runs(name)]
+    if not names:  # all of them failed
+        return
     columns = min(4, len(names))
     count = math.ceil(len(names) / columns)
     figure = Picture(figsize=(2.9 * columns, 2.3 * count + 0.3), layout="constrained")

@@ -115,6 +115,8 @@ def load_runs(runs: Sequence[str | Path | EntropyCurves], labels: Sequence[str] 
         raise ValueError(f"{len(labels)} labels for {len(runs)} runs; give one for each.")
     loaded = [run if isinstance(run, EntropyCurves) else EntropyCurves.load(run) for run in runs]
     names = labels or [run.name for run in loaded]
+    if labels is None and len(set(names)) < len(names):  # a/out and b/out
+        names = [name if isinstance(run, EntropyCurves) else str(run) for run, name in zip(runs, names, strict=True)]
     return [EntropyCurves(run.frame, name, run.settings, run.samples) for run, name in zip(loaded, names, strict=True)]
 
 
@@ -136,6 +138,8 @@ class CurveRecorder:
 
     def append(self, row: dict[str, float]) -> None:
         self.rows.append(row)
+        if len(self.rows) == 1:  # scores in the folder are of the run before
+            (self.folder / SCORES_FILE).unlink(missing_ok=True)
         if time.monotonic() >= self._next_write:
             self.write()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def _load_file(path: Path) -> DatasetDict:
         raise ValueError(f"{str(path)!r} cannot be read: its suffix must be one of {', '.join(FORMATS)}.")
     if not path.stat().st_size:
         raise ValueError(f"{str(path)!r} is empty.")
-    return _load(f"{str(path)!r} cannot be read", FORMATS[path.suffix], data_files=str(path))
+    return _load(f"{str(path)!r} cannot be read", FORMATS[path.suffix], data_files=glob.escape(str(path)))
 
 
 def _load_folder(path: Path, config: str | None) -> DatasetDict:

@@ -7,6 +7,7 @@ and `samples`.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def write_pass_rates(path: Path, problems: Sequence[str], right: Sequence[int], 
     return (
         f"{count} problems, {samples} samples each: {sum(right) / (samples * count):.1%} right. {never} problems are "
         f"never solved, {always} always, {count - never - always} in between.\nWritten to {path}; to train on those "
-        f"in between: opefo-trl train --pass_rates {path} --keep_pass_rates {low} {high}"
+        f"in between: opefo-trl train --pass_rates {shlex.quote(str(path))} --keep_pass_rates {low} {high}"
     )
 
 

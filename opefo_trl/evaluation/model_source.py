@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from opefo_trl.validation import check_choice
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 _UNKNOWN_CONTEXT = 1 << 20  # tokens, for a model that names no limit
+_SLICE, _SLICES = 1 << 14, 256  # bytes of one, and how many make the hash of a file
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,15 @@ class ModelSource:
         return int(getattr(self._config().get_text_config(), "max_position_embeddings", 0) or _UNKNOWN_CONTEXT)
 
     def fingerprint(self) -> str:
-        """Return a text that changes with the weights: a hash over the size and time of local files, and over the
-        content of those on the Hub."""
-        folders = [folder for folder in {self.path, self.base} if Path(folder).is_dir()]
-        local = [file for folder in folders for file in Path(folder).iterdir() if file.suffix in _WEIGHT_SUFFIXES]
-        metadata: list[tuple] = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in local)
-        if not Path(self.base).is_dir():
-            metadata += self._blobs()
-        return hashlib.blake2b(json.dumps(metadata).encode(), digest_size=8).hexdigest()
+        """Return a text that changes with the weights: that of local files, and a hash over those on the Hub."""
+        return self.local_fingerprint() + ("" if Path(self.base).is_dir() else "-" + _digest(self._blobs()))
+
+    def local_fingerprint(self) -> str:
+        """Return a hash over the content of local weights. The same weights, saved or copied again, have the same."""
+        folders = [Path(folder) for folder in {self.path, self.base} if Path(folder).is_dir()]
+        files = [file for folder in folders for file in folder.iterdir() if file.suffix in _WEIGHT_SUFFIXES]
+        weights = [(file, file.stat()) for file in files if file.name != "training_args.bin"]
+        return _digest(sorted((file.name, _sampled(file, stat.st_size, stat.st_mtime_ns)) for file, stat in weights))
 
     def _blobs(self) -> list[tuple[str, str]]:
         """Return the names and hashes of the base model's weight files on the Hub; of its cache if it is out of
@@ -100,3 +102,26 @@ class ModelSource:
         tokenizer = AutoTokenizer.from_pretrained(self.path if has_own else self.base, **self.hub_options)
         tokenizer.model_max_length = 1 << 30  # no warning about long texts: `Evaluation` cuts completions itself
         return tokenizer
+
+
+def is_of(results: dict[str, Any], folder: Path) -> bool:
+    """Return whether results of eval.py are of the weights that are in a folder now."""
+    return str(results["settings"].get("weights")).startswith(ModelSource(str(folder)).local_fingerprint())
+
+
+@cache
+def _sampled(file: Path, size: int, modified: int) -> str:
+    """Return a hash over a file's size and slices from all over it: a file of weights takes long to read, and training
+    changes all of it."""
+    content = hashlib.blake2b(str(size).encode(), digest_size=8)
+    with file.open("rb") as stream:
+        for place in range(0, size, max(_SLICE, size // _SLICES)):
+            stream.seek(place)
+            content.update(stream.read(_SLICE))
+        stream.seek(max(0, size - _SLICE))
+        content.update(stream.read())
+    return content.hexdigest()
+
+
+def _digest(metadata: list[tuple[str, str]]) -> str:
+    return hashlib.blake2b(json.dumps(metadata).encode(), digest_size=8).hexdigest()

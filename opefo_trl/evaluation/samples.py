@@ -26,6 +26,8 @@ from opefo_trl.grading import Grade, Outcome
 from opefo_trl.playground import TASKS
 from opefo_trl.playground.embedded import EmbeddedTask
 
+OF_MATHS = ("prompt_template", "policy", "grading_timeout", "grader")  # settings that embedded tasks do not have
+
 
 class Grades(Protocol):
     """A grader: `Grader`, or that of an embedded task."""
@@ -223,7 +225,8 @@ def tokenize_prompts(
 
 
 def check_same_settings(folder: Path, settings: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
-    """Raise if the folder has samples of other settings; write and return the settings of all its samples."""
+    """Raise if the folder has samples of other settings; write and return the settings of all its samples. Embedded
+    tasks have no settings of maths benchmarks, and stand beside any of them."""
     path = folder / SAMPLING_FILE
     saved = json.loads(path.read_text()) if path.exists() else {}
     if not any((folder / SAMPLES_FOLDER).rglob("*.parquet")):
@@ -233,12 +236,17 @@ def check_same_settings(folder: Path, settings: dict[str, Any], tasks: Sequence[
     pairs = {name: (saved.get(name), settings.get(name)) for name in {**saved, **settings}} if saved else {}
     for task, identity in new_tasks.items():
         pairs |= {f"{task} {name}": (saved_tasks.get(task, identity)[name], identity[name]) for name in identity}
-    different = [f"{name}={old!r} (now {new!r})" for name, (old, new) in pairs.items() if old != new]
+    different = [
+        f"{name}={old!r} (now {new!r})"
+        for name, (old, new) in pairs.items()
+        if old != new and not (name in OF_MATHS and None in (old, new))
+    ]
     if different:
         raise ValueError(
             f"{str(folder)!r} holds samples with {', '.join(different)}. Set another --output_dir, or delete that one."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**settings, "tasks": {**saved_tasks, **new_tasks}}
+    kept = {name: saved.get(name) for name in OF_MATHS if settings.get(name) is None and saved.get(name) is not None}
+    content = {**settings, **kept, "tasks": {**saved_tasks, **new_tasks}}
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n"))
     return content

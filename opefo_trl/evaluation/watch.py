@@ -18,6 +18,7 @@ import pandas as pd
 from opefo_trl.cli.parser import split_options
 from opefo_trl.cli.run_folder import checkpoints, has_ended, step_of
 from opefo_trl.curves import EntropyCurves
+from opefo_trl.evaluation.model_source import is_of
 from opefo_trl.evaluation.results import read_results
 from opefo_trl.files import CHECKPOINT_PREFIX, EVAL_FOLDER, RESULTS_FILE, SCORES_FILE, SCORES_PICTURE_FILE, write_whole
 
@@ -43,6 +44,7 @@ def watch(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("`--watch` starts evaluations by itself: run it with python, not with accelerate launch.")
     passed_on = [word for before, word in pairwise(["", *words]) if "--watch" not in (before, word)]
+    passed_on += ["--watch", "none"]  # a config file may have it too
     print(f"Watching {run} for checkpoints. Ctrl-C stops; the same command resumes.", flush=True)
     try:
         while True:
@@ -65,18 +67,18 @@ def _waiting(run: Path, benchmarks: Sequence[str], settings: Mapping[str, Any]) 
         models.append(run)
     folders = [run / EVAL_FOLDER / (_FINAL if model == run else model.name) for model in models]
     pairs = zip(models, folders, strict=True)
-    return [(model, out) for model, out in pairs if not has_results(out, benchmarks, settings)]
+    return [(model, out) for model, out in pairs if not has_results(model, out, benchmarks, settings)]
 
 
-def has_results(out: Path, benchmarks: Sequence[str], settings: Mapping[str, Any]) -> bool:
+def has_results(model: Path, out: Path, benchmarks: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Return whether `out` has the results of these weights with such settings."""
     if not (out / RESULTS_FILE).exists():
         return False
     results = read_results(out)
     scores, saved = results["benchmarks"], results["settings"]
     same_settings = all(saved.get(name, value) == value for name, value in settings.items())
-    return same_settings and all(
-        name in scores and settings.get("k") in (None, scores[name]["k"]) for name in benchmarks
-    )
+    same_k = all(name in scores and settings.get("k") in (None, scores[name]["k"]) for name in benchmarks)
+    return same_settings and same_k and is_of(results, model)
 
 
 def _last_step(run: Path) -> int | None:
@@ -107,7 +109,8 @@ def collect(run: Path) -> None:
             rows.append({"step": step, "name": benchmark, "avg": scores["avg"], "low": low, "high": high})
     if not rows:
         return
-    table = pd.DataFrame(rows).pivot(index="step", columns="name", values=["avg", "low", "high"]).sort_index()
+    frame = pd.DataFrame(rows).drop_duplicates(["step", "name"])
+    table = frame.pivot(index="step", columns="name", values=["avg", "low", "high"]).sort_index()
     table.columns = [f"eval/{name}" + ("" if kind == "avg" else f"/{kind}") for kind, name in table.columns]
     write_whole(run / SCORES_FILE, table.reset_index().to_parquet)
     with suppress(OSError):  # without curves there are scores all the same, but no picture

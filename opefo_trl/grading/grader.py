@@ -43,6 +43,7 @@ from opefo_trl.grading.answers import POLICIES, answer_of, bare, is_answer
 from opefo_trl.validation import check_choice, check_number
 
 WORKER = Path(__file__).with_name("worker.py")
+_RULES = 2  # of worker.py: count up where a verdict changes, so that results of both are not mixed
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 LONGEST = 10_000  # characters; a longer answer is wrong without being compared
 _TAIL = 2_000  # characters at the end of a completion that the lenient policy searches
@@ -223,8 +224,9 @@ def _grade(question: _Question, verdict: _Verdict) -> Grade:
 
 
 def grader_version() -> str:
-    """Return the versions of the packages that verdicts depend on."""
-    return ", ".join(f"{name} {version(name)}" for name in ("math-verify", "latex2sympy2_extended", "sympy"))
+    """Return the versions of the packages that verdicts depend on, and of our rules."""
+    packages = [f"{name} {version(name)}" for name in ("math-verify", "latex2sympy2_extended", "sympy")]
+    return ", ".join([*packages, f"rules {_RULES}"])
 
 
 def cores_of_rank() -> int:

@@ -14,16 +14,20 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import re
 import resource
 import signal
 import sys
+from dataclasses import replace
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 _LATEX, _ANYTHING = (LatexExtractionConfig(),), (LatexExtractionConfig(), ExprExtractionConfig())
+_WITH_UNITS = (replace(_LATEX[0], normalization_config=replace(_LATEX[0].normalization_config, units=False)),)
+_DECIMALS = 6  # math-verify's own number of them
 _OUT_OF_MEMORY = 3  # exit status
 
 _DOLLARS = re.compile(r"^\$([^$]*[^$\\])\$\.?$")
@@ -37,8 +41,11 @@ _CHOICE = re.compile(
 )
 _LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:\\,\d{3})+(?!\d)")  # 12\,345
+# 1.5e-8, which would be 1.5 times Euler's number, less 8
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+\.?\d*|\.\d+)[eE]([-+]?\d+)(?![\w.])")
 # 33\frac13\%
 _MIXED_PERCENT = re.compile(r"(?<!\d)(\d{1,9})\s*\\[dt]?frac\s*(?:{(\d{1,9})}\s*{(\d{1,9})}|(\d)\s*(\d))\s*\\?%")
+_LAST_LETTER = re.compile(r"[^A-Za-z\\]\s*[A-Za-z]$")  # 6m, where m is no metre: that would be \text{ m}
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|{\w+}))?'?(\(-?\w+\))?")  # x, a_1, AB, f(2)
 _BRACKET_OR_SIGN = re.compile(r"\\.|[{}()\[\],;]|(?<![<>!:])=", re.DOTALL)
 
@@ -65,6 +72,8 @@ def _simplify(text: str) -> str:
     """
     text = re.sub("~(?!=)", " ", text).replace(r"\bmod", r"\mod")
     text = _THOUSANDS.sub(lambda match: match[0].replace(r"\,", ""), text)
+    text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
+    text = re.sub(r"(\d)\.(?=/)", r"\1", re.sub(r"\bnp\.(?=[a-z])", r"\\", text))  # 3./2, np.arcsin(2/3)
     text = _MIXED_PERCENT.sub(_improper_percent, text)  # of which math-verify reads the fraction alone
     sides = _sides_of(text)
     if len(sides) == 1 or not all(sides):
@@ -97,9 +106,12 @@ def _choice_of(text: str) -> tuple[str | None, str]:
     return match[1] or match[2] or match[3] or match[4], match[5].strip()
 
 
-def read(answer: str, boxed: bool) -> list[Any]:
-    """Parse an answer. Return math-verify's expression and the text it was found in, or an empty list."""
-    return _parse(f"\\boxed{{{_simplify(answer)}}}", _LATEX) if boxed else _parse(answer, _ANYTHING)
+def read(answer: str, boxed: bool, units: bool = False) -> list[Any]:
+    """Parse an answer. Return math-verify's expression and the text it was found in, or an empty list. In a box,
+    `units` keeps a unit or letter at the end, which math-verify else takes off."""
+    if not boxed:
+        return _parse(answer, _ANYTHING)
+    return _parse(f"\\boxed{{{_simplify(answer)}}}", _WITH_UNITS if units else _LATEX)
 
 
 def _parse(text: str, targets: tuple[Any, ...]) -> list[Any]:
@@ -113,17 +125,27 @@ def _parse(text: str, targets: tuple[Any, ...]) -> list[Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _read_gold(gold: str) -> list[Any]:
-    return read(gold, boxed=True)
+    return read(gold, boxed=True, units=bool(_LAST_LETTER.search(gold)))
+
+
+def _decimals(gold: Any) -> int:
+    """Return the decimals to which numbers are compared: six, behind the zeros that a small one begins with."""
+    try:
+        size = abs(float(gold)) if getattr(gold, "is_number", False) else 1.0
+    except (TypeError, OverflowError):  # a complex number, or too large a one
+        return _DECIMALS
+    return _DECIMALS - 1 - math.floor(math.log10(size)) if 0 < size < 1 else _DECIMALS
 
 
 def same(gold: list[Any], answer: list[Any]) -> bool | None:
     """Return whether two parsed answers are equal, or None if comparing them fails."""
+    options = {"float_rounding": _decimals(gold[0]), "timeout_seconds": None}
     try:
-        return verify(gold, answer, timeout_seconds=None, raise_on_error=True)
+        return verify(gold, answer, raise_on_error=True, **options)
     except MemoryError:
         raise
     except Exception:  # one of several readings failed; another one may be equal
-        return verify(gold, answer, timeout_seconds=None) or None
+        return verify(gold, answer, **options) or None
 
 
 def judge(gold: str, answer: str, boxed: bool) -> tuple[str, str | None]:
@@ -135,7 +157,7 @@ def judge(gold: str, answer: str, boxed: bool) -> tuple[str, str | None]:
         if letter and gold_letter and (letter != gold_letter or not value or not gold_value):
             return ("correct" if letter == gold_letter else "wrong"), answer
         gold, answer = gold_value or gold, value or answer
-    parsed = read(answer, boxed)
+    parsed = read(answer, boxed, units=bool(_LAST_LETTER.search(gold)))
     text = answer if boxed else next((part for part in reversed(parsed) if isinstance(part, str)), None)
     if not parsed and not boxed:
         return "no_answer", None

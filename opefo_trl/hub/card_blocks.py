@@ -15,6 +15,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 LICENCE = ("license", "license_name", "license_link")
 _BLOCK = re.compile(r"<!-- opefo_trl: (?P<name>[a-z]+) -->.*?<!-- /opefo_trl: (?P=name) -->", re.DOTALL)
+_OUTDATED = "trained further after its last evaluation"  # as evaluation_template.md says it
 _OWN_KEYS = ("base_model", "base_model_relation", "datasets", "library_name")  # the run knows better than anyone
 
 
@@ -55,12 +56,13 @@ def merge(new: str, old: str) -> str:
     merged = {**metadata, **kept, **{key: metadata[key] for key in _OWN_KEYS if key in metadata}}
     tags = [[value] if isinstance(value, str) else value or [] for value in (kept.get("tags"), metadata.get("tags"))]
     merged["tags"] = list(dict.fromkeys(tags[0] + tags[1]))
-    merged["model-index"] = _merge_results(metadata.get("model-index") or [], kept.get("model-index") or [])
+    indexes = [part.get("model-index") or [] for part in (metadata, kept)]
+    merged["model-index"] = _merge_results(*indexes, outdated=_OUTDATED in text)
     return join(merged, body)
 
 
-def _merge_results(new: list[Any], old: list[Any]) -> list[Any]:
-    """Return a `model-index` with the results of both; `new` replaces those of the same data and metric."""
+def _merge_results(new: list[Any], old: list[Any], outdated: bool) -> list[Any]:
+    """Return the results of both; `new` replaces those of the same data and metric. `outdated` drops eval.py's."""
 
     def measures(result: dict[str, Any]) -> list[Any]:
         data = [result["dataset"].get(key) for key in ("type", "name", "config", "split", "revision")]
@@ -69,7 +71,7 @@ def _merge_results(new: list[Any], old: list[Any]) -> list[Any]:
     replaced = [measure for model in new for result in model["results"] for measure in measures(result)]
     for model in old:
         kept = [result for result in model["results"] if any(measure not in replaced for measure in measures(result))]
-        model["results"] = kept
+        model["results"] = [result for result in kept if not (outdated and "'engine':" in str(result["metrics"]))]
     return [*(model for model in old if model["results"]), *new]
 
 
@@ -80,8 +82,6 @@ def card_to_push(local: str, repo: str, hub_card: str | None) -> str:
     metadata, body = split(text)
     if isinstance(metadata.get("base_model"), str) and "license" not in metadata:
         with suppress(Exception):  # the base model's card cannot be had or read: ours names no licence
-            base = ModelCard.load(
-                metadata["base_model"], token=get_token(), ignore_metadata_errors=True
-            ).data.to_dict()
-            metadata |= {key: base[key] for key in LICENCE if key in base}
+            base = ModelCard.load(metadata["base_model"], token=get_token(), ignore_metadata_errors=True)
+            metadata |= {key: value for key, value in base.data.to_dict().items() if key in LICENCE}
     return join(metadata, body)

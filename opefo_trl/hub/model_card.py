@@ -14,6 +14,7 @@ from opefo_trl import files as names
 from opefo_trl.cli.progress import EDGE, TABLE
 from opefo_trl.config import OPEFOConfig
 from opefo_trl.controls import CONTROLS
+from opefo_trl.evaluation.model_source import is_of
 from opefo_trl.evaluation.results import read_results
 from opefo_trl.hub.card_blocks import LICENCE, join, merge, split
 from opefo_trl.hub.results import with_results
@@ -57,7 +58,8 @@ def write_card(run: RunSummary) -> None:
     out = Path(run.args.output_dir)
     text = _card_of(run, out)
     if (out / names.EVAL_FOLDER / names.RESULTS_FILE).exists():
-        text = with_results(text, read_results(out / names.EVAL_FOLDER), run.name)
+        results = read_results(out / names.EVAL_FOLDER)
+        text = with_results(text, results if is_of(results, out) else {**results, "benchmarks": {}}, run.name)
     if (out / names.CARD_FILE).exists():
         text = merge(text, (out / names.CARD_FILE).read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)

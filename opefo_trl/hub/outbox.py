@@ -124,12 +124,8 @@ def files_to_publish(run: Path, checkpoints: Sequence[Path], strategy: str) -> d
             if file.suffix in names.WEIGHT_SUFFIXES and path != "training_args.bin"
         ]
         newer = files if any(file.stat().st_mtime >= saved for file in models) else {}
-        model = {
-            path: file
-            for path, file in names.list_files(checkpoint, names.TRAINING_STATE_FILES).items()
-            if "/" not in path
-        }
-        files = {**files, **model, **newer}
+        saved_files = names.list_files(checkpoint, names.TRAINING_STATE_FILES)
+        files = {**files, **{path: file for path, file in saved_files.items() if "/" not in path}, **newer}
         folder = {"checkpoint": names.LAST_CHECKPOINT_FOLDER, "all_checkpoints": checkpoint.name}.get(strategy)
         if folder is not None:
             files |= {f"{folder}/{path}": file for path, file in names.list_files(checkpoint, ("*.part",)).items()}

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
@@ -76,7 +77,7 @@ class Publisher:
         if self._commit is None or self.missing():
             *others, last = [repr(message) for message in self.missing()] or ["the repository"]
             what = f"{self.repo}: {last} and {len(others)} more" if others else f"{self.repo}: {last}"
-            later = f"To push it later: opefo-trl hub push {self.run}"
+            later = f"To push it later: opefo-trl hub push {shlex.quote(str(self.run))}"
             raise NotPushedError(f"NOT on the Hub, in {what}. The reason: {self._error}. {later}")
         return self._commit
 

@@ -59,13 +59,14 @@ def push_results(target: Target, folder: Path, model: str) -> str:
 
 
 def with_results(card: str, results: dict[str, Any], model: str) -> str:
-    """Return a card with the results of eval.py in its body and its metadata."""
+    """Return a card with the results of eval.py in its body and its metadata; without any, those there are go."""
     settings = results["settings"]
     decoding = ", ".join(f"{key} {settings[key]}" for key in _DECODING if settings.get(key) is not None)
     template = Template(Path(__file__).with_name("evaluation_template.md").read_text(encoding="utf-8"))
-    text = template.render(table=markdown(HEAD, rows_of(results["benchmarks"])), settings=settings, decoding=decoding)
+    table = markdown(HEAD, rows_of(results["benchmarks"])) if results["benchmarks"] else None
+    text = template.render(table=table, settings=settings, decoding=decoding)
     measured = [_result(name, scores, settings) for name, scores in results["benchmarks"].items()]
-    return merge(join({"model-index": [{"name": model, "results": measured}]}, text), card)
+    return merge(join({"model-index": [{"name": model, "results": measured}] if measured else None}, text), card)
 
 
 def _result(name: str, scores: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

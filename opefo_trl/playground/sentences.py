@@ -2,8 +2,8 @@
 
     Write one short sentence with the words river and lantern.   ->   The lantern lit the river.
 
-An answer is right if it is one sentence of 5 to 14 words that ends with a full stop and has both words, as they are
-and in any case. Neither word of a held-out prompt is in a prompt that is trained on.
+An answer is right if it is one sentence of 5 to 14 words, four of them different and no numbers, that ends with a full
+stop and has both words, as they are and in any case. Neither word of a held-out prompt is in one that is trained on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from opefo_trl.playground.embedded import EmbeddedTask, judge
 
 __all__: list[str] = []
 
-SHORTEST, LONGEST = 5, 14  # words
+SHORTEST, LONGEST, DIFFERENT = 5, 14, 4  # words
 _WORD = re.compile(r"[A-Za-z0-9]+(?:['’-][A-Za-z0-9]+)*")
 
 _TRAINED = """
@@ -36,8 +36,10 @@ def is_right(answer: str, pair: str) -> bool:
     """Return whether `answer` is one short sentence with both words of `pair`, which are joined by a space."""
     text = answer.strip()
     words = _WORD.findall(text.lower())
-    one_sentence = text.endswith(".") and not re.search(r"[.!?\n]", text[:-1])
-    return one_sentence and SHORTEST <= len(words) <= LONGEST and set(pair.split()) <= set(words)
+    different = {word for word in words if not word.isdigit()}
+    one_sentence = text.endswith(".") and not re.search(r"[.!?…\n]", text[:-1])
+    is_short = SHORTEST <= len(words) <= LONGEST
+    return one_sentence and is_short and len(different) >= DIFFERENT and set(pair.split()) <= different
 
 
 def question(pair: str) -> str:

@@ -1,6 +1,7 @@
 """Models, adapters and their base models as folders."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -28,10 +29,26 @@ def test_the_fingerprint_changes_with_the_weights(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(MODEL, folder)
     before = ModelSource(str(folder)).fingerprint()
-    assert before == ModelSource(str(folder)).fingerprint()
+    (folder / "model.safetensors").touch()  # saved once more, as they were
+    (folder / "training_args.bin").write_bytes(b"no weights")
+    assert before == ModelSource(str(folder)).fingerprint() == ModelSource("playground").fingerprint()
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"x")
     assert ModelSource(str(folder)).fingerprint() != before
+
+
+def test_a_large_file_is_read_in_slices_from_all_over_it(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(20_000_000))
+    before = ModelSource(str(tmp_path)).fingerprint()
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        for place in (5, 19_999_999):
+            file.seek(place)
+            file.write(b"x")
+            file.flush()
+            os.utime(tmp_path / "model.safetensors", ns=(place, place))  # a file system's clock may be too coarse
+            assert ModelSource(str(tmp_path)).fingerprint() != before
+            file.seek(place)
+            file.write(b"\0")
 
 
 @pytest.mark.slow

@@ -100,6 +100,22 @@ def test_other_settings_do_not_mix(tmp_path, change, named):
     assert set(check("math500")["tasks"]) == {"amc23", "math500"}
 
 
+def test_an_embedded_task_stands_beside_maths_benchmarks(tmp_path):
+    def check(name, **settings):
+        task = Task(name, [{"id": "a", "problem": "?", "answer": "1"}], [(1, 2)], 2)
+        content = check_same_settings(tmp_path, {"temperature": 1.0, **settings}, [task])
+        (tmp_path / "samples").mkdir(exist_ok=True)
+        pd.DataFrame({"id": []}).to_parquet(tmp_path / "samples" / f"{name}.parquet")
+        return content
+
+    maths = {"policy": "lenient", "prompt_template": "boxed", "grader": "g 1"}
+    check("words", grader=None)
+    for content in (check("math500", **maths), check("sentences", grader=None)):
+        assert {name: content[name] for name in maths} == maths
+    with pytest.raises(ValueError, match="policy='lenient'.*boxed"):
+        check("amc23", **{**maths, "policy": "boxed"})
+
+
 def test_a_chat_template_may_be_missing_or_refuse_a_system_message():
     tokenizer = ModelSource("playground").tokenizer()
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"

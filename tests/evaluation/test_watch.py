@@ -12,6 +12,7 @@ from scripts import ROOT, python
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.evaluation.results import read_results
 from opefo_trl.evaluation.watch import collect, has_results, watch
+from opefo_trl.playground import MODEL
 
 
 def test_scores_of_checkpoints_are_collected_from_whatever_lies_there(whole, tmp_path):
@@ -23,10 +24,17 @@ def test_scores_of_checkpoints_are_collected_from_whatever_lies_there(whole, tmp
     assert scores["step"].tolist() == [5]
     assert list(scores) == ["step", "eval/playground", "eval/playground/low", "eval/playground/high"]
     final, settings = tmp_path / "eval" / "final", {"temperature": 1.0, "k": 4, "chat_template_kwargs": None}
-    assert has_results(final, ["playground"], settings) and has_results(final, ["playground"], {"k": None})
-    assert not has_results(final, ["playground", "aime24"], settings)
+    for same in (settings, {"k": None}):
+        assert has_results(MODEL, final, ["playground"], same)
+    assert not has_results(MODEL, final, ["playground", "aime24"], settings)
     for other in ({"temperature": 0.6}, {"k": 8}):
-        assert not has_results(final, ["playground"], {**settings, **other})
+        assert not has_results(MODEL, final, ["playground"], {**settings, **other})
+    trained = shutil.copytree(MODEL, tmp_path / "trained")
+    assert has_results(trained, final, ["playground"], settings)  # a copy has the same weights
+    content = bytearray((trained / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (trained / "model.safetensors").write_bytes(content)
+    assert not has_results(trained, final, ["playground"], settings)
 
 
 def test_watching_needs_a_folder_and_finds_models_by_itself(tmp_path, monkeypatch):
@@ -58,8 +66,8 @@ def test_a_watched_run_has_its_scores_beside_its_curves(tmp_path):
     out = tmp_path / "run"
     words = "--max_steps 4 --save_steps 2 --per_device_train_batch_size 32 --num_generations 4 --eval_prompts 0"
     out.mkdir()
-    watching = [sys.executable, str(ROOT / "eval.py"), "--watch", str(out), *SMALL]
-    watching += ["--benchmarks", "playground"]
+    (tmp_path / "watch.yaml").write_text(f"watch: {out}\nbenchmarks: playground\n")
+    watching = [sys.executable, str(ROOT / "eval.py"), "--config", "watch.yaml", *SMALL]
     watcher = subprocess.Popen(watching, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
     python(ROOT / "train.py", *words.split(), "--output_dir", out, "--disable_tqdm", "true", cwd=tmp_path)
     output, _ = watcher.communicate(timeout=240)

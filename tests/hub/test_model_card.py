@@ -13,6 +13,7 @@ from tiny import tiny_dataset
 
 from opefo_trl import OPEFOConfig, OPEFOTrainer
 from opefo_trl.controls import CONTROLS
+from opefo_trl.evaluation.model_source import ModelSource
 from opefo_trl.hub.card_blocks import join, split
 from opefo_trl.hub.model_card import RunFacts, RunSummary, describe_base, write_card
 from opefo_trl.playground import MODEL, playground_dataset
@@ -66,9 +67,17 @@ def test_the_card_of_a_run(summary, out):
     assert "By hand." in body and body.count("## Training") == 1 and "4 of 4" in body
 
 
+def write_results(out):
+    """Write results of the weights that are in the folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "model.safetensors").write_bytes(b"weights")
+    settings = {**RESULTS["settings"], "weights": ModelSource(str(out)).fingerprint()}
+    (out / "eval").mkdir()
+    (out / "eval" / "results.json").write_text(json.dumps({**RESULTS, "settings": settings}))
+
+
 def test_results_and_a_recipe_are_in_it(summary, out, tmp_path):
-    (out / "eval").mkdir(parents=True)
-    (out / "eval" / "results.json").write_text(json.dumps(RESULTS))
+    write_results(out)
     (tmp_path / "recipe.yaml").write_text(
         "hub_token: abcdef\nenv:\n  WANDB_API_KEY: abcd\n\n  OTHER: {x: abcde}\n# Größe\nseed: 1\n", encoding="utf-8"
     )
@@ -78,6 +87,21 @@ def test_results_and_a_recipe_are_in_it(summary, out, tmp_path):
     assert "AIME 2024" in body and len(metadata["model-index"][0]["results"]) == 2
     assert body.index("## Evaluation") < body.index("## Training")
     assert "recipe.yaml" in body and "# Größe\nseed: 1" in body and "abcd" not in text and "env:" not in text
+
+
+def test_results_of_other_weights_leave_it(summary, out):
+    write_results(out)
+    assert "AIME 2024" in write(summary)[1]
+    metadata, body = split((out / "README.md").read_text())
+    metadata["model-index"].append(
+        {"name": "by hand", "results": [{"task": {"type": "x"}, "dataset": {"type": "t", "name": "n"}, "metrics": []}]}
+    )
+    metadata["model-index"][-1]["results"][0]["metrics"] = [{"type": "accuracy", "value": 1}]
+    (out / "README.md").write_text(join(metadata, body))
+    (out / "model.safetensors").write_bytes(b"trained further")
+    metadata, body, _ = write(summary)
+    assert "AIME 2024" not in body and "trained further" in body
+    assert [model["name"] for model in metadata["model-index"]] == ["by hand"]
 
 
 def test_an_adapter_is_called_one(summary, tmp_path):

@@ -36,6 +36,10 @@ def test_one_short_sentence_with_both_words_is_right(answer):
         "The lanterns lit the dark river.",  # another word
         "The boat was on the river.",
         LONG + " old lantern.",
+        "River lantern river lantern river.",
+        "A a a river lantern.",
+        "River lantern 1 2 3.",
+        "The river flowed… the lantern glowed.",
     ],
 )
 def test_anything_else_is_wrong(answer):
