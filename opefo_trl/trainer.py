@@ -141,7 +141,7 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
         step = args.loss_type, args.gradient_accumulation_steps
         self.rebatcher = Rebatcher(transforms, self.accelerator, *step, self.pad_to_multiple_of)
         self._means = MetricMeans.for_run(args, control)
-        self.drift_guard, self.collapse_guard = DriftGuard(args.sampling_drift_max), CollapseGuard()
+        self.drift_guard, self.collapse_guard = DriftGuard.of(args), CollapseGuard()
         self.guard = StepGuard(
             args.nonfinite, Path(args.output_dir) / NONFINITE_FOLDER, self._tokenizer.decode, args.updates_in_backward
         )
@@ -250,7 +250,7 @@ class OPEFOTrainer(HubMixin, DynamicSampling, GRPOTrainer):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.guard.window:  # the first micro-batch of an optimizer step
-            self.flow_step.begin(self.state, self._get_learning_rate(), self.optimizer)
+            self.flow_step.begin(self.state, self._get_learning_rate(), self.optimizer, self.guard.in_a_row > 0)
         bookkeeping = inputs.get(BOOKKEEPING)
         for dropped in bookkeeping.dropped if bookkeeping else []:  # only for their metrics and totals
             forward = nullcontext() if "entropies" in dropped else self._no_checkpointing()

@@ -157,7 +157,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 class OneRank:
     """An accelerator of a run in one process."""
 
-    num_processes = 1
+    num_processes, optimizer_step_was_skipped = 1, False
     device = torch.device("cpu")
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:

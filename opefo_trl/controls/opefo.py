@@ -126,6 +126,8 @@ class OPEFO(Control):
         self._needed = 0.0  # average lambda of the last steps
         self._push = (0.0, 0.0, 0.0)  # flow, squares and tokens of a unit of push, averaged over the last steps
         self._wanted = 0.0  # flow of the push, per token, that this step should have
+        # The last update: flows of the rewards and of the push, learning rate and momentum; None if it is recorded
+        self._update: tuple[float, float, float, float] | None = None
         self._step = -1  # the last that was observed
         self._measured: FlowTotals | None = None  # the last totals that were measured
 
@@ -194,20 +196,31 @@ class OPEFO(Control):
         self._step, self._measured = step, totals
         if new_totals:  # several updates on one rollout measure it once
             self._learn_push(totals)
+        reach = self._flow_of_unit_lambda(totals) / tokens
         if new_step:
+            if not self.delayed:
+                self._record_update()
             if new_totals:
                 self.tracker.measure(entropy)
+            if self.delayed:  # entropy was measured before the last update, of which these are the flows
+                self._record_update(natural, self.lam * reach)
             self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
-        reach = self._flow_of_unit_lambda(totals) / tokens
         wanted = self._wanted / reach if reach > 0 else 0.0
         low = _LAMBDA_MIN if self.tracker.engaged else 0.0
         self.lam = min(max(wanted, low), _LAMBDA_MAX[self.shape])
         self.mu = self.lam / self._push_size
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
-            self.tracker.record_update(natural, self.lam * reach, self.learning_rate, self.momentum)
+            self._update = natural, self.lam * reach, self.learning_rate, self.momentum
             if self._adapts_share:
                 self._adapt_share(self.lam, self.bounded or (reach <= 0 and self._wanted != 0))
+
+    def _record_update(self, *flows: float) -> None:
+        """Tell the tracker of the last update, unless it was skipped, by these flows or those that were predicted."""
+        if self._update is not None and self.updated:
+            *predicted, rate, momentum = self._update
+            self.tracker.record_update(*(flows or predicted), rate, momentum)
+        self._update = None
 
     def _adapt_share(self, lam: float, too_few: bool) -> None:
         """Push more of the right rows without an advantage if they were too few for the wanted flow or lambda is large
@@ -269,14 +282,15 @@ class OPEFO(Control):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        push = {"flat_share": self.flat_share, "needed": self._needed, "push": self._push}
+        push = {"flat_share": self.flat_share, "needed": self._needed, "push": self._push, "update": self._update}
         return {"anchor": self.first.state(), "tracker": self.tracker.state_dict(), **push}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first.load(state["anchor"])
         if "tracker" in state:
             self.tracker.load_state_dict(state["tracker"])
-            self._push = tuple(state["push"])
+            self._push, update = tuple(state["push"]), state.get("update")
+            self._update = update and tuple(update)
             if self._adapts_share:
                 self.flat_share, self._needed = state["flat_share"], state["needed"]
         elif self.target is not None:

@@ -72,10 +72,11 @@ class PositiveAdvantage(EntropyControl):
     def next_coef(self, coef: Tensor, entropy: Tensor, first: Tensor, step: int, max_steps: int) -> Tensor:
         if self.schedule == "entropy":
             return toward(coef, entropy < self.target, -self.step, 0.0, 1.0)
-        done = step / max(1, max_steps)
+        steps = max(1, max_steps)
         if self.schedule == "stage":
-            return torch.full_like(entropy, max(0.0, 2 * done - 1))
-        return torch.full_like(entropy, min(1.0, math.floor(done * self.epochs) / (math.ceil(self.epochs) - 1)))
+            return torch.full_like(entropy, max(0.0, 2 * step / steps - 1))
+        epoch = math.floor(step * self.epochs / steps)
+        return torch.full_like(entropy, min(1.0, epoch / (math.ceil(self.epochs) - 1)))
 
     def advantages(self, tokens: Tokens) -> Tensor:
         return _scaled(tokens.advantages, self.coef)

@@ -90,14 +90,16 @@ def read_machine(options: argparse.Namespace, on_gpu: bool) -> Machine:
         else {}
     )
     gpus = int(check_number("gpus", launch.get("num_processes", 1) if options.gpus is None else options.gpus, 1))
-    sharding = options.sharding or (read_sharding(launch) if launch else "zero3" if on_gpu else "ddp")
+    sharding = options.sharding or (read_sharding(launch) if launch else "zero3" if on_gpu and gpus > 1 else "ddp")
     defaults = (80.0, 312.0, 2.0) if on_gpu else (psutil.virtual_memory().total / GIB / gpus, 0.2, 0.02)
     given = {name: getattr(options, name) for name in ("memory", "teraflops", "bandwidth")}
     numbers = {
         name: check_number(name, default if value is None else value, above=0)
         for (name, value), default in zip(given.items(), defaults, strict=True)
     }
-    return Machine(gpus=gpus, sharding=sharding if gpus > 1 else "none", on_gpu=on_gpu, **numbers)
+    if gpus == 1 and not sharding.startswith("zero"):  # DeepSpeed keeps 32-bit copies on one GPU as well
+        sharding = "none"
+    return Machine(gpus=gpus, sharding=sharding, on_gpu=on_gpu, **numbers)
 
 
 # ---- what is printed

@@ -1,7 +1,8 @@
 """Memory of a run, in bytes per GPU, from shapes and settings alone.
 
     training   = weights + gradients + optimizer + reference + communication + activations + logits + engine
-    generating = weights + optimizer + reference + engine, or the cache of transformers' generation
+    generating = weights + optimizer + reference + engine, or the cache of transformers' generation, or neither if a
+                 vLLM server generates on GPUs of its own
 
 Activations are the tensors that autograd saves for the backward pass, counted as transformers runs a block. With
 gradient checkpointing a block saves its input alone, and one block at a time is computed again. TRL 1.16 never holds
@@ -67,6 +68,8 @@ def predict(shape: Shape, recipe: Recipe, machine: Machine) -> Plan:
     generating = kept | ({"gradients": training["gradients"]} if machine.sharding == "zero3" else {})
     sums = {name: sum(parts.values()) for name, parts in moments.items()}
     memory = machine.memory * GIB - (RESERVED if machine.on_gpu else 0)
+    if recipe.served:
+        return Plan(training, generating, sums, memory)
     if recipe.engine is None:
         generating["weights"] *= machine.shards("weights")  # TRL gathers them
         size = hidden_bytes(recipe, machine)
@@ -75,8 +78,9 @@ def predict(shape: Shape, recipe: Recipe, machine: Machine) -> Plan:
     engine, held = recipe.engine, recipe.engine.utilization * machine.memory * GIB
     training["engine"] = ENGINE_ASLEEP if engine.sleeps else held
     generating["engine"] = held
-    room = held - 2 * shape.parameters / engine.ranks - ENGINE_SCRATCH  # vLLM serves 16-bit weights
-    tokens = int(room / (cache_bytes(shape, 2) / engine.ranks))
+    served = frozen_bytes(shape, recipe, machine) if recipe.quantized_bits else 2 * shape.parameters  # or in 16 bits
+    room = held - served / engine.ranks - ENGINE_SCRATCH
+    tokens = int(room / (cache_bytes(shape, 2) / min(engine.ranks, shape.kv_heads)))  # each has a head at least
     return Plan(training, generating, sums, memory, tokens, engine.longest or shape.context)
 
 

@@ -64,6 +64,7 @@ class Recipe:
     reference_pass: bool
     scoring_pass: bool
     engine: Engine | None
+    served: bool = False  # whether vLLM generates on GPUs of its own
 
     @property
     def width(self) -> int:
@@ -95,6 +96,8 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
         return int(check_number(name, values[name], 1))
 
     check_choice("dtype", values["dtype"], ("float32", "bfloat16", "float16", "auto"))
+    if values["lora_modules_to_save"]:
+        raise ValueError("`lora_modules_to_save` is not planned: the modules that it names are trained as a whole.")
     lora, beta = bool(values["use_peft"]), check_number("beta", values["beta"], 0)
     targets = values["lora_target_modules"] or ("q_proj", "v_proj")  # PEFT's default for these models
     optimizer = str(getattr(values["optim"], "value", values["optim"]))
@@ -143,6 +146,7 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
         # TRL scores a rollout for vLLM's ratio, and where it takes several updates; else generation measures the flow
         scoring_pass=(bool(values["use_vllm"]) and values["flow_scope"] == "batch") or several_updates,
         engine=engine,
+        served=bool(values["use_vllm"]) and engine is None,
     )
 
 

@@ -46,7 +46,7 @@ def measure_work(shape: Shape, recipe: Recipe, machine: Machine, at_once: int | 
         training = generation * recipe.iterations * passes(recipe)
         seconds[0].append(max(training / flops / efficiency, block * passes(recipe) * recipe.micro_batches))
         forwards, moved = decoding(shape, recipe, completion, at_once)
-        block *= CUDA_GRAPHS if recipe.engine else 1
+        block *= CUDA_GRAPHS if recipe.engine or recipe.served else 1
         seconds[1].append(max(generation / flops / efficiency, moved / speed / efficiency, block * forwards))
     return Work(
         tokens=machine.gpus * rows * recipe.width,

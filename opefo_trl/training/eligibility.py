@@ -89,14 +89,13 @@ def positions_of(config: Any) -> str:
     rope = getattr(text, "rope_parameters", None)
     if not rope:
         return "absolute"
-    layers = [rope] if "rope_type" in rope else list(rope.values())
+    layers = [rope] if "rope_type" in rope else [layer for layer in rope.values() if layer]  # None: without positions
     if {layer.get("rope_type") for layer in layers} & {"dynamic", "longrope"}:
         return "by length"
-    # Llama 4 and similar models scale attention by the index of a token
-    scaled = getattr(text, "attn_temperature_tuning", False) or any(
-        "llama_4_scaling_beta" in layer for layer in layers
-    )
-    return "absolute" if scaled else "relative"
+    # Llama 4 and similar models scale attention by the index of a token, DeepSeek V4 pools windows of tokens
+    by_index = ("attn_temperature_tuning", "compress_rates")
+    scaled = any("llama_4_scaling_beta" in layer for layer in layers)
+    return "absolute" if scaled or any(getattr(text, name, None) for name in by_index) else "relative"
 
 
 # Each of the following returns the reason why a transform is not exact, or None.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
 
 from opefo_trl.flow import FlowTotals, flow_score, token_flow
 from opefo_trl.training.rebatching import PUSHED
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from opefo_trl.controls import Control, Tokens
     from opefo_trl.training.scoring import Scores
 
+_VESPO = ("k_pos", "lambda_pos", "k_neg", "lambda_neg")  # options of its weights
 _GOLDEN, _WHOLE = 40503, 65536  # in the golden ratio, whose multiples, modulo the whole, fill it evenly
 
 
@@ -115,7 +117,11 @@ class FlowStep:
         weight: Tensor | float = 1.0
         # TRL's loss multiplies by vLLM's importance-sampling ratio: a token that it masks out moves nothing.
         ratio = batch.get("importance_sampling_ratio")
-        if ratio is not None and self.args.loss_type != "vespo":
+        if ratio is not None and self.args.loss_type == "vespo":  # by a function of the completion's ratio
+            of_vespo = {name: getattr(self.args, f"vespo_{name}") for name in _VESPO}
+            zeros = torch.zeros_like(ratio)  # the policy has not moved since
+            weight = GRPOTrainer.get_gamma_weights(batch["advantages"].unsqueeze(1), zeros, mask, ratio, **of_vespo)
+        elif ratio is not None:
             weight = ratio
         # These losses average each completion separately, so a token of a short one has more weight
         if self.args.loss_type in ("grpo", "sapo"):
@@ -134,12 +140,16 @@ class FlowStep:
             return 1.0, longest / mean_length
         return (longest if self.args.loss_type == "dr_grpo" else 1) / mean_length, 1.0
 
-    def begin(self, state: TrainerState, learning_rate: float, optimizer: Any) -> None:
-        """Pass the control what is known before the first micro-batch: how large the update will be, and totals."""
-        self.control.learning_rate, self.control.momentum = learning_rate, first_moment_decay(optimizer)
-        if self.args.flow_scope == "micro" or self.measuring == "live":
-            return
+    def begin(self, state: TrainerState, learning_rate: float, optimizer: Any, skipped: bool = False) -> None:
+        """Pass the control what is known before the first micro-batch: how large the update will be, whether the last
+        one was `skipped`, and totals."""
+        control, is_live = self.control, self.measuring == "live"
+        control.learning_rate, control.momentum = learning_rate, first_moment_decay(optimizer)
+        control.updated = not (skipped or self.accelerator.optimizer_step_was_skipped)  # by a guard; by fp16's scaler
         has_rollout = self.args.flow_scope == "batch" and self.rollout is not None
+        control.delayed = not (has_rollout or is_live)
+        if self.args.flow_scope == "micro" or is_live:
+            return
         totals = self.rollout if has_rollout else self.last
         if totals is not None:
             self._observe(totals, state)

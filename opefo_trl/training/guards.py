@@ -20,6 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from opefo_trl.config import OPEFOConfig
     from opefo_trl.controls import Tokens
 
 __all__ = ["NonFiniteError", "StaleWeightsError"]
@@ -278,10 +279,22 @@ class DriftGuard:
     Args:
         limit (`float`, *optional*): largest mean absolute difference, in nats, that counts as rounding; None disables
             the check.
+        altered (`str`): options that are set by which vLLM samples, and reports, another distribution than the
+            policy's. Their difference is no fault: it is warned of once, and never raised.
     """
 
     limit: float | None
+    altered: str = ""
     in_a_row: int = 0
+
+    @classmethod
+    def of(cls, args: OPEFOConfig) -> DriftGuard:
+        """Make the guard of a run."""
+        neutral = {"top_p": (None, 1), "top_k": (None, 0, -1), "min_p": (None, 0), "repetition_penalty": (None, 1)}
+        changed = [
+            f"`{name}={getattr(args, name)}`" for name, none in neutral.items() if getattr(args, name) not in none
+        ]
+        return cls(args.sampling_drift_max, " and ".join(changed))
 
     def check(self, drift: float, step: int) -> str | None:
         """Check TRL's `sampling/sampling_logp_difference/mean` of one rollout; return a warning, if any."""
@@ -293,6 +306,11 @@ class DriftGuard:
             f"Step {step}: vLLM's log-probabilities are {drift:.3g} nats from the policy's on average, more than "
             f"`sampling_drift_max={self.limit:g}`."
         )
+        if self.altered:
+            explained = (
+                f"{message} vLLM's are those of what it samples with {self.altered}, so that stale weights would "
+            )
+            return f"{explained}not be noticed. Raise `sampling_drift_max`." if self.in_a_row == 1 else None
         if self.in_a_row < _DRIFTS_IN_A_ROW:
             return message
         raise StaleWeightsError(

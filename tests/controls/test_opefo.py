@@ -208,6 +208,30 @@ def test_updates_on_one_rollout_and_micro_batches_of_a_step_measure_once():
     assert four.tracker.state_dict()["_measured"] == with_one.tracker.state_dict()["_measured"] == 1
 
 
+@pytest.mark.parametrize("delayed", [False, True])
+@pytest.mark.parametrize("skips", [False, True])
+def test_an_update_is_held_against_the_change_of_entropy_that_it_made(delayed, skips):
+    """Entropy moves exactly as the flows predict. The gains are learned, also where each entropy is of the step
+    before, and an update that was skipped moves nothing."""
+    control, natural_gain, push_gain = make_control("opefo", flow_target=0.5), 8.0, 20.0
+    control.learning_rate, control.delayed = 1e-3, delayed
+    entropy, average, made, shown = 1.5, [0.0, 0.0], 0, None
+    for step in range(300):
+        natural = -1 - 0.8 * math.sin(step)
+        now = totals(entropy=entropy, increase=1.0, decrease=1.0 - 2 * natural, hold=4.0 + 2 * math.cos(step))
+        if shown is not None or not delayed:
+            control.observe(shown if delayed else now, step, 1000)
+        shown, reach = now, control._flow_of_unit_lambda(now) / 2  # of two tokens
+        control.updated = not (skips and step % 7 == 6)
+        if control.updated:  # as an optimizer that averages by 0.8
+            flows, made = (natural, lam(control) * reach), made + 1
+            average = [0.8 * before + 0.2 * new for before, new in zip(average, flows, strict=True)]
+            moved = natural_gain * average[0] + push_gain * average[1]
+            entropy += control.learning_rate * moved / (1 - 0.8**made)
+        assert step < 250 or abs(entropy - 0.5) < 0.01
+    assert control.tracker._gains() == pytest.approx((natural_gain, push_gain), rel=0.1)
+
+
 def test_a_checkpoint_of_the_former_law_goes_on_with_a_warning():
     control = make_control("opefo", flow_target="0.5x")
     with pytest.warns(UserWarning, match="another rule.*learns anew"):

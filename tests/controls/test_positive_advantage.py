@@ -28,6 +28,8 @@ def test_schedules_of_the_positive_advantage():
     assert stage == pytest.approx([0, 0, 0, 0, 0, 0.25, 0.5, 0.75])
     epoch = make_control("positive_advantage", schedule="epoch", num_train_epochs=3.0)
     assert weights_over_a_run(epoch, [1.0] * 6) == pytest.approx([0, 0, 0.5, 0.5, 1, 1])
+    many = make_control("positive_advantage", schedule="epoch", num_train_epochs=22.0)  # 15 / 22 * 22 is below 15
+    assert weights_over_a_run(many, [1.0] * 22) == pytest.approx([step / 21 for step in range(22)])
 
 
 def test_an_epoch_schedule_without_epochs_is_refused():

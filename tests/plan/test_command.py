@@ -48,6 +48,7 @@ def test_accelerate_and_options_of_train_py_are_followed(capsys):
         ([*SEVEN, "--gpus", "0"], "`gpus=0` must be a number of at least 1"),
         ([*SEVEN, "--memory", "-80"], r"`memory=-80.0` must be a number above 0"),
         ([*SEVEN, "--prompt_tokens", "0"], "`prompt_tokens=0`"),
+        ([*SEVEN, "--use_peft", "--lora_modules_to_save", "lm_head"], "`lora_modules_to_save` is not planned"),
         ([*SEVEN, "--num_generation", "4"], "'--num_generation'. Did you mean 'num_generations'"),
         ([*SEVEN, "--gpu", "4"], "'--gpu'"),
         (["4", *SEVEN], "'4' belongs to no option"),

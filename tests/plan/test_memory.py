@@ -10,6 +10,7 @@ import yaml
 from scripts import load_script, python
 
 from opefo_trl.cli.recipe_files import MACHINES
+from opefo_trl.plan.__main__ import main
 from opefo_trl.plan.memory import GIB, cache_bytes, predict, sequences_at_once
 from opefo_trl.plan.recipe import PROMPT_TOKENS, Machine, read_recipe, read_sharding
 from opefo_trl.plan.shapes import load_shape
@@ -154,3 +155,34 @@ def test_what_does_not_fit_is_said():
     }
     (problem,) = plan_of(vllm, Machine(8, 80, "zero3")).problems
     assert "vLLM" in problem and "8192" in problem
+
+
+def test_deepspeed_on_one_gpu_keeps_its_copies(capsys):
+    words = ["--config", str(ROOT / "configs" / "qwen2.5-1.5b-lora-single-gpu.yaml"), "--use_peft", "false"]
+    rows = {}
+    for sharding in ("ddp", "zero2"):
+        with pytest.raises(SystemExit):
+            main([*words, "--gpus", "1", "--sharding", sharding, "--dtype", "bfloat16"])
+        printed = capsys.readouterr().out
+        rows[sharding] = float(re.search(r"^optimizer +([\d.]+)", printed, re.M)[1])
+        assert f"sharding {'none' if sharding == 'ddp' else sharding}" in printed
+    assert rows["zero2"] == pytest.approx(3 * rows["ddp"], rel=0.01)  # 4 + 8 bytes in place of 4
+
+
+def test_a_server_generates_on_gpus_of_its_own():
+    options, machine = {"per_device_train_batch_size": 4, "steps_per_generation": 64}, Machine(8, 80, "zero3")
+    served = plan_of({**options, "use_vllm": True, "vllm_mode": "server"}, machine)
+    alone = plan_of({**options, "use_vllm": False}, machine)
+    assert "cache" in alone.generating and "cache" not in served.generating and served.cache_tokens is None
+    assert served.generating["weights"] == served.training["weights"] == alone.generating["weights"] / 8
+
+
+def test_the_cache_of_an_engine_is_that_of_its_weights_and_heads():
+    options = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.5, "use_peft": True}
+    full, quantized = (plan_of({**options, "load_in_4bit": bits}, Machine(1, 24, "none")) for bits in (False, True))
+    assert full.cache_tokens <= 0 < quantized.cache_tokens
+    four, eight = (
+        plan_of({**options, "vllm_tensor_parallel_size": ranks}, Machine(8, 80, "ddp")).cache_tokens
+        for ranks in (4, 8)
+    )
+    assert eight < 1.2 * four  # SEVEN has four heads of keys, of which two ranks hold the same

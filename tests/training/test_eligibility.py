@@ -8,6 +8,13 @@ from opefo_trl import OPEFOConfig
 from opefo_trl.training.eligibility import BatchTransforms, positions_of
 
 
+def with_rope(parameters, **more):
+    """Return a config with nested RoPE parameters, of which a layer without positions has none."""
+    config = Qwen2Config(**more)
+    config.rope_parameters = parameters
+    return config
+
+
 @pytest.mark.parametrize(
     ("config", "positions"),
     [
@@ -18,6 +25,8 @@ from opefo_trl.training.eligibility import BatchTransforms, positions_of
         (BloomConfig(), "absolute"),  # ALiBi; we would have to look deeper to tell
         (Qwen2Config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "by length"),
         (Phi3Config(), "relative"),
+        (with_rope({"full_attention": {"rope_type": "default"}, "sliding_attention": None}), "relative"),
+        (with_rope({"main": {"rope_type": "default"}}, compress_rates=[4]), "absolute"),  # of DeepSeek V4
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )

@@ -128,6 +128,8 @@ def test_short_completions_weigh_more_where_the_loss_averages_each_by_itself(out
     assert all((flow[1] == 0).all() for flow in (by_token, by_row, covariance))  # no advantage, no flow
     weighed = flow_of(torch.tensor([[0.5, 0.0, 1.0, 1.0]]))
     assert torch.allclose(weighed[0, :2], by_token[0, :2] * torch.tensor([0.5, 0.0]))  # a token that is masked out
+    of_vespo = flow_of(torch.tensor([[0.5, 1.0, 1.0, 1.0]] * 2), loss_type="vespo")
+    assert torch.allclose(of_vespo, by_token * math.exp(3 - 3 * 0.5) * 0.5**2)  # exp(lambda (1 - w)) w^k, w = 0.5
 
 
 @pytest.mark.filterwarnings("ignore:`loss_type='luspo'` is a sequence-level")

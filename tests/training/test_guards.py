@@ -204,6 +204,15 @@ def test_a_drift_is_warned_of_and_the_fifth_in_a_row_stops():
     assert all(DriftGuard(None).check(drift, 1) is None for drift in (math.nan, math.inf, 9.0))
 
 
+def test_a_sampler_that_is_meant_to_differ_is_warned_of_once(out):
+    args = OPEFOConfig(str(out), use_cpu=True, bf16=False, report_to=[], top_p=0.7, repetition_penalty=1.1)
+    guard = DriftGuard.of(args)
+    assert "`top_p=0.7` and `repetition_penalty=1.1`" in guard.check(0.25, 1)
+    assert [guard.check(0.25, step) for step in range(2, 9)] == [None] * 7
+    plain = DriftGuard.of(OPEFOConfig(str(out), use_cpu=True, bf16=False, report_to=[]))
+    assert plain == DriftGuard(0.1)
+
+
 def test_an_entropy_that_is_nearly_gone_is_warned_of_once_until_it_is_back():
     guard = CollapseGuard()
     warned = [guard.check(entropy, step) is not None for step, entropy in enumerate([0.3, 0.004, 0.003, 0.006, 0.004])]
