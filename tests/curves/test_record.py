@@ -3,7 +3,7 @@ import pytest
 
 from opefo_trl.curves import CurveRecorder, EntropyCurves
 from opefo_trl.curves.record import load_runs
-from opefo_trl.files import CURVES_FILE
+from opefo_trl.files import CURVES_FILE, SCORES_FILE
 
 
 def rows(steps):
@@ -74,6 +74,19 @@ def test_without_a_readable_copy_in_the_checkpoint_the_folder_is_read(tmp_path, 
     assert [row["step"] for row in resumed.rows] == [1, 2, 3, 4]
 
 
+def test_scores_of_the_run_before_are_no_scores_of_a_new_one(tmp_path):
+    recorded(tmp_path, [1, 2])
+    scores = pd.DataFrame({"step": [2], "eval/words": [0.5]})
+    scores.to_parquet(tmp_path / SCORES_FILE)
+    assert EntropyCurves.load(tmp_path).frame["eval/words"][1] == 0.5
+    resumed = CurveRecorder(tmp_path, {})
+    resumed.restore(tmp_path / "checkpoint-2", 2)
+    resumed.append({"step": 3})
+    assert (tmp_path / SCORES_FILE).exists()  # a resumed run keeps them
+    recorded(tmp_path, [1, 2])
+    assert "eval/words" not in EntropyCurves.load(tmp_path).frame
+
+
 def test_a_metric_that_comes_late_is_empty_until_then(tmp_path):
     recorder = recorded(tmp_path, [1, 2])
     recorder.append({"step": 3, "late": 7.0})
@@ -91,6 +104,10 @@ def test_load_takes_a_folder_or_a_file_and_names_the_run(tmp_path):
         curves = EntropyCurves.load(path)
         assert curves.name == "run-a" and curves.settings == {"control": "none"} and len(curves.to_pandas()) == 2
     assert [run.name for run in load_runs([tmp_path / "run-a", curves], ["x", "y"])] == ["x", "y"]
+    for name in ("run-a", "run-b"):
+        recorded(tmp_path / name / "out", [1, 2])
+    pair = [str(tmp_path / name / "out") for name in ("run-a", "run-b")]
+    assert [run.name for run in load_runs(pair)] == pair  # both are called "out"
     with pytest.raises(ValueError, match="1 labels for 2 runs"):
         load_runs([curves, curves], ["one"])
 

@@ -15,8 +15,9 @@ def test_files_folders_and_the_playground(tmp_path):
     data, folder = Dataset.from_list(ROWS), tmp_path
     data.to_json(folder / "rows.jsonl"), data.to_parquet(folder / "rows.parquet"), data.to_csv(folder / "rows.csv")
     (folder / "rows.json").write_text(json.dumps(ROWS))
-    for kind in ("jsonl", "parquet", "csv", "json"):
-        splits = load_splits(str(folder / f"rows.{kind}"))
+    (folder / "rows[v2]*.json").write_text(json.dumps(ROWS))  # a name and no pattern
+    for name in ("rows.jsonl", "rows.parquet", "rows.csv", "rows.json", "rows[v2]*.json"):
+        splits = load_splits(str(folder / name))
         assert list(splits) == ["train"] and splits["train"]["prompt"] == data["prompt"]
     DatasetDict({"train": data, "test": data.select([0, 1])}).save_to_disk(folder / "saved")
     data.save_to_disk(folder / "one")
