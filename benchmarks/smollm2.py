@@ -8,7 +8,8 @@ A setting is a name and arguments of train.py, which override the recipe configs
 line for every optimizer step as it is taken, and a line at the end of every run. That has the scores on held-out
 prompts after the last step: `--samples` answers to each, drawn with a seed of its own, and what was written. The first
 entry, `base`, is the model before training. The same command skips runs that are done and repeats one that was
-interrupted. Several processes divide the runs by --share 0/2 and --share 1/2, with a file each.
+interrupted; with --checkpoints FOLDER it goes on where that was ten steps ago at most. Several processes divide the
+runs by --share 0/2 and --share 1/2, with a file each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -37,6 +39,7 @@ import train as script
 from opefo_trl import OPEFOConfig
 from opefo_trl.cli.parser import Parser
 from opefo_trl.cli.progress import EDGE
+from opefo_trl.cli.run_folder import newest_checkpoint, step_of
 from opefo_trl.evaluation.engines import Decoding, ModelSource, Transformers
 from opefo_trl.evaluation.metrics import pass_at_k
 from opefo_trl.evaluation.samples import TaskGrader, load_problems, tokenize_problems
@@ -73,7 +76,7 @@ class Run:
 class Lines:
     """The file of results: a JSON object in each line, written as it comes."""
 
-    def __init__(self, path: Path, runs: Sequence[Run]):
+    def __init__(self, path: Path, runs: Sequence[Run], folders: Path | None = None):
         self.path = path
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         ended = {(line["setting"], line["seed"]): line["arguments"] for line in lines if "arguments" in line}
@@ -84,7 +87,12 @@ class Lines:
                     f"{path} has {run.setting!r}, seed {run.seed}, with {' '.join(before)}. Give another --json."
                 )
         self.done = set(ended)
-        kept = [line for line in lines if (line["setting"], line["seed"]) in self.done]
+        reached = {(run.setting, run.seed): steps_of(folder_of(run, folders)) for run in runs if folders}
+        self.kept = kept = [
+            line
+            for line in lines
+            if (key := (line["setting"], line["seed"])) in self.done or line.get("step", 1) <= reached.get(key, 0)
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda part: part.write_text("".join(json.dumps(line) + "\n" for line in kept)))
 
@@ -98,20 +106,20 @@ class StepLines(TrainerCallback):
 
     def __init__(self, trainer: Any, run: Run, lines: Lines, every: int):
         self.trainer, self.run, self.lines, self.every = trainer, run, lines, every
-        self.rows: list[dict[str, float]] = []
-        self.times = [time.perf_counter()]
+        self.rows = [line for line in lines.kept if (line["setting"], line["seed"]) == (run.setting, run.seed)]
+        self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
+        before, self.began = self.began, time.perf_counter()
         row = self.trainer.recorder.curves.frame.iloc[-1].dropna().to_dict()
         kept = {name: value for name, value in row.items() if name in KEPT or name.startswith(KEPT_GROUPS)}
-        self.rows.append({**kept, "seconds": self.times[-1] - self.times[-2]})
+        self.rows.append({**kept, "seconds": self.began - before})
         self.lines.add({**self.run.label, **self.rows[-1]})
         if state.global_step % self.every == 0:
             print(f"  step {state.global_step:4}: {self.mean_row()}", flush=True)
 
     def seconds_per_step(self) -> float:
-        return (self.times[-1] - self.times[0]) / max(1, len(self.rows))
+        return sum(row["seconds"] for row in self.rows) / max(1, len(self.rows))
 
     def mean_row(self) -> str:
         last = self.rows[-EDGE:]
@@ -124,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     disable_progress_bar()
     runs = all_runs(options)[options.share[0] :: options.share[1]]
-    lines = Lines(options.json, runs)
+    lines = Lines(options.json, runs, options.checkpoints)
     begun, longest = time.perf_counter(), 0.0
     remaining = [run for run in runs if (run.setting, run.seed) not in lines.done]
     for number, run in enumerate(remaining):
@@ -154,6 +162,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, help="held-out prompts, else all")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run that would end later")
     parser.add_argument("--share", default="0/1", help="0/3 runs the first, fourth, ... of the runs")
+    parser.add_argument("--checkpoints", type=Path, help="folder for checkpoints; without it a run begins anew")
     parser.add_argument("--json", type=Path, required=True, help="file for the results, a JSON object a line")
     options = parser.parse_args(arguments)
     options.share = [int(part) for part in options.share.split("/")]
@@ -179,7 +188,8 @@ def all_runs(options: argparse.Namespace) -> list[Run]:
 
 def result(run: Run, options: argparse.Namespace, lines: Lines) -> dict[str, Any]:
     """Train, and return the scores of the end."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = str(folder_of(run, options.checkpoints)) if options.checkpoints else temporary
         model, temperature, numbers = options.model, 0.7, {}
         if run.setting != BASE:
             trainer = make_trainer(run, options, folder)
@@ -188,19 +198,30 @@ def result(run: Run, options: argparse.Namespace, lines: Lines) -> dict[str, Any
             trainer.add_callback(steps)
             if options.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            trainer.train()
+            trainer.train(resume_from_checkpoint=steps_of(folder) > 0)
             numbers = {"seconds_per_step": steps.seconds_per_step()}
             numbers |= {name: mean_of(steps.rows[-EDGE:], name) for name in ("entropy", "reward", "answers/distinct")}
             if options.device == "cuda":
                 numbers["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
             print(f"  {len(steps.rows)} steps: {steps.mean_row()}", flush=True)
-            model = folder
+            model = temporary
             trainer.save_model(model)
             del trainer, steps
         scores = held_out(model, temperature, options)
+        shutil.rmtree(folder, ignore_errors=True)
     print(f"  held out: {', '.join(f'{name} {scores[name]:.3f}' for name in scores if name != 'written')}", flush=True)
     print(f"  written: {scores['written']}", flush=True)
     return {**numbers, "held_out": scores}
+
+
+def folder_of(run: Run, folders: Path) -> Path:
+    return folders / f"{run.setting}, seed {run.seed}"
+
+
+def steps_of(folder: str | Path) -> int:
+    """Return the steps that the newest checkpoint in a folder has taken, 0 without one."""
+    newest = newest_checkpoint(folder)
+    return 0 if newest is None else step_of(newest)
 
 
 def make_trainer(run: Run, options: argparse.Namespace, folder: str) -> Any:
@@ -213,7 +234,9 @@ def make_trainer(run: Run, options: argparse.Namespace, folder: str) -> Any:
 def parsed(run: Run, options: argparse.Namespace, folder: str) -> tuple[Any, ...]:
     """Return the arguments of a run as train.py reads them."""
     words = ["--config", str(ROOT / "configs" / f"smollm2-{options.task}.yaml"), "--model_name_or_path", options.model]
-    words += ["--output_dir", folder, "--eval_prompts", "0", "--save_strategy", "no", "--disable_tqdm", "true"]
+    words += ["--output_dir", folder, "--eval_prompts", "0", "--disable_tqdm", "true"]
+    words += ["--save_strategy", "steps", "--save_steps", "10"] if options.checkpoints else ["--save_strategy", "no"]
+    words += ["--save_total_limit", "1"]
     words += ["--seed", str(run.seed), *run.arguments]
     return Parser((script.ScriptArguments, OPEFOConfig, ModelConfig)).parse(words)
 

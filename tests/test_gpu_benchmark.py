@@ -97,6 +97,33 @@ def test_an_interrupted_run_is_repeated_and_other_arguments_are_refused(benchmar
         smollm2.Lines(path, runs)
 
 
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_from_its_checkpoint(benchmark, tmp_path, monkeypatch):
+    smollm2 = sys.modules["smollm2"]
+    words = "--model playground --prompts 2 --generations 4 --steps 4 --samples 4 --held-out 2 --seeds 0".split()  # noqa: SIM905
+    words += ["--settings", "none: --control none --save_steps 1"]
+
+    def lines_of(name, *more):
+        smollm2.main([*words, "--json", str(tmp_path / name), *more])
+        lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        return [{**line, "seconds": 0, "seconds_per_step": 0} for line in lines]
+
+    whole, more = lines_of("whole.jsonl"), ["--checkpoints", str(tmp_path / "runs")]
+    taken = smollm2.StepLines.on_step_end
+
+    def interrupted(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        taken(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(smollm2.StepLines, "on_step_end", interrupted)
+        lines_of("halves.jsonl", *more)
+    assert [path.name for path in (tmp_path / "runs" / "none, seed 0").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert lines_of("halves.jsonl", *more) == whole
+    assert not list((tmp_path / "runs").iterdir())
+
+
 @pytest.mark.parametrize("task", ["words", "sentences"])
 def test_every_setting_is_one_of_train_py(benchmark, tmp_path, task):
     smollm2 = sys.modules["smollm2"]
