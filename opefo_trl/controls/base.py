@@ -67,8 +67,8 @@ class Control:
         presets (`dict[str, Any]`): fields of `GRPOConfig` to set, for a control that TRL itself implements.
         learning_rate (`float`): of the coming update; set by the trainer before `observe`.
         momentum (`float`): decay of the optimizer's first moment, 0 without one; set by the trainer before `observe`.
-        delayed (`bool`): whether the totals that `observe` gets, or their entropy, are those of the previous step,
-            from before the last update; set by the trainer before `observe`.
+        delayed (`str`, *optional*): what `observe` gets of the previous step, from before the last update: all
+            `"totals"`, or only their `"entropy"`; set by the trainer before `observe`.
         updated (`bool`): whether the last update was made, and not skipped; set by the trainer before `observe`.
         source (`str`, *optional*): a clause for `OPEFOConfig`'s warning: which parts of formula and defaults are
             second-hand or our choice. None for a verified control.
@@ -83,7 +83,8 @@ class Control:
     presets: dict[str, Any] = {}
     source: str | None = None
     learning_rate = momentum = 0.0
-    delayed, updated = False, True
+    delayed: str | None = None
+    updated = True
     flat_share = 1.0
 
     def __init_subclass__(cls, **keywords: Any):

@@ -126,8 +126,8 @@ class OPEFO(Control):
         self._needed = 0.0  # average lambda of the last steps
         self._push = (0.0, 0.0, 0.0)  # flow, squares and tokens of a unit of push, averaged over the last steps
         self._wanted = 0.0  # flow of the push, per token, that this step should have
-        # The last update: flows of the rewards and of the push, learning rate and momentum; None if it is recorded
-        self._update: tuple[float, float, float, float] | None = None
+        # The last update: natural flow, lambda and its reach, learning rate and momentum; None once it is recorded
+        self._update: tuple[float, float, float, float, float] | None = None
         self._step = -1  # the last that was observed
         self._measured: FlowTotals | None = None  # the last totals that were measured
 
@@ -198,28 +198,31 @@ class OPEFO(Control):
             self._learn_push(totals)
         reach = self._flow_of_unit_lambda(totals) / tokens
         if new_step:
-            if not self.delayed:
+            if self.delayed is None:
                 self._record_update()
             if new_totals:
                 self.tracker.measure(entropy)
-            if self.delayed:  # entropy was measured before the last update, of which these are the flows
-                self._record_update(natural, self.lam * reach)
+            if self.delayed == "entropy":  # which is from before the last update
+                self._record_update()
+            elif self.delayed == "totals":  # of which these are the flows
+                self._record_update(natural, reach)
             self._wanted = self._wanted_flow(entropy, natural, target, step, max_steps)
         wanted = self._wanted / reach if reach > 0 else 0.0
         low = _LAMBDA_MIN if self.tracker.engaged else 0.0
-        self.lam = min(max(wanted, low), _LAMBDA_MAX[self.shape])
+        self.lam = lam = min(max(wanted, low), _LAMBDA_MAX[self.shape])
         self.mu = self.lam / self._push_size
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
-            self._update = natural, self.lam * reach, self.learning_rate, self.momentum
+            self._update = natural, lam, reach, self.learning_rate, self.momentum
             if self._adapts_share:
                 self._adapt_share(self.lam, self.bounded or (reach <= 0 and self._wanted != 0))
 
-    def _record_update(self, *flows: float) -> None:
-        """Tell the tracker of the last update, unless it was skipped, by these flows or those that were predicted."""
+    def _record_update(self, natural: float | None = None, reach: float = 0.0) -> None:
+        """Tell the tracker of the last update, unless it was skipped; without arguments by its predicted flows."""
         if self._update is not None and self.updated:
-            *predicted, rate, momentum = self._update
-            self.tracker.record_update(*(flows or predicted), rate, momentum)
+            predicted, lam, predicted_reach, rate, momentum = self._update
+            flows = (predicted, lam * predicted_reach) if natural is None else (natural, lam * reach)
+            self.tracker.record_update(*flows, rate, momentum)
         self._update = None
 
     def _adapt_share(self, lam: float, too_few: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from opefo_trl.files import ADAPTER_FILE
+from opefo_trl.files import ADAPTER_FILE, TRAINING_STATE_FILES
 from opefo_trl.playground import resolve_model
 from opefo_trl.repositories import is_repository
 from opefo_trl.validation import check_choice
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
+_NO_WEIGHTS = ("training_args.bin", *TRAINING_STATE_FILES)
 _UNKNOWN_CONTEXT = 1 << 20  # tokens, for a model that names no limit
 _SLICE, _SLICES = 1 << 14, 256  # bytes of one, and how many make the hash of a file
 
@@ -82,7 +84,7 @@ class ModelSource:
         """Return a hash over the content of local weights. The same weights, saved or copied again, have the same."""
         folders = [Path(folder) for folder in {self.path, self.base} if Path(folder).is_dir()]
         files = [file for folder in folders for file in folder.iterdir() if file.suffix in _WEIGHT_SUFFIXES]
-        weights = [(file, file.stat()) for file in files if file.name != "training_args.bin"]
+        weights = [(file, file.stat()) for file in files if not any(fnmatch(file.name, name) for name in _NO_WEIGHTS)]
         return _digest(sorted((file.name, _sampled(file, stat.st_size, stat.st_mtime_ns)) for file, stat in weights))
 
     def _blobs(self) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from opefo_trl.cli.run_folder import checkpoints, has_ended, step_of
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.evaluation.model_source import is_of
 from opefo_trl.evaluation.results import read_results
-from opefo_trl.files import CHECKPOINT_PREFIX, EVAL_FOLDER, RESULTS_FILE, SCORES_FILE, SCORES_PICTURE_FILE, write_whole
+from opefo_trl.files import (
+    CHECKPOINT_PREFIX,
+    EVAL_FOLDER,
+    RESULTS_FILE,
+    SAMPLING_FILE,
+    SCORES_FILE,
+    SCORES_PICTURE_FILE,
+    write_whole,
+)
 
 _FINAL = "final"  # folder of the last model's results
 _PAUSE = 5.0  # seconds between two looks at the run
@@ -50,6 +59,7 @@ def watch(
         while True:
             ended = has_ended(run)  # asked before the look at the folder, so that the last model is not missed
             for model, out in _waiting(run, benchmarks, settings):
+                _set_aside(model, out)
                 _evaluate(model, out, script, passed_on)
                 collect(run)
             if ended and not _waiting(run, benchmarks, settings):
@@ -71,14 +81,31 @@ def _waiting(run: Path, benchmarks: Sequence[str], settings: Mapping[str, Any]) 
 
 
 def has_results(model: Path, out: Path, benchmarks: Sequence[str], settings: Mapping[str, Any]) -> bool:
-    """Return whether `out` has the results of these weights with such settings."""
+    """Return whether `out` has the results of these weights with such settings; yes, if the model is gone."""
     if not (out / RESULTS_FILE).exists():
         return False
     results = read_results(out)
     scores, saved = results["benchmarks"], results["settings"]
     same_settings = all(saved.get(name, value) == value for name, value in settings.items())
     same_k = all(name in scores and settings.get("k") in (None, scores[name]["k"]) for name in benchmarks)
-    return same_settings and same_k and is_of(results, model)
+    return same_settings and same_k and _is_of_or_gone(results, model)
+
+
+def _is_of_or_gone(results: dict[str, Any], model: Path) -> bool:
+    try:
+        return not model.exists() or is_of(results, model)
+    except FileNotFoundError:  # the run deletes it just now
+        return True
+
+
+def _set_aside(model: Path, out: Path) -> None:
+    """Rename a folder with samples of other weights: those of an earlier run's checkpoint, or of an earlier end."""
+    if not (out / SAMPLING_FILE).exists():
+        return
+    settings = json.loads((out / SAMPLING_FILE).read_text())
+    if not _is_of_or_gone({"settings": settings}, model):
+        names = (f"{out.name}-old-{number}" for number in count(1))
+        out.rename(next(path for path in map(out.with_name, names) if not path.exists()))
 
 
 def _last_step(run: Path) -> int | None:
@@ -99,12 +126,16 @@ def collect(run: Path) -> None:
     """Write the scores of all evaluated steps beside the run's curves, and draw them together."""
     rows = []
     for file in (run / EVAL_FOLDER).glob(f"*/{RESULTS_FILE}"):
-        name = file.parent.name
+        name, results = file.parent.name, read_results(file)
+        if name == _FINAL and not has_ended(run):  # of an earlier end
+            continue
+        if not _is_of_or_gone(results, run if name == _FINAL else run / name):
+            continue
         checkpoint = re.fullmatch(rf"{CHECKPOINT_PREFIX}(\d+)", name)
         step = int(checkpoint[1]) if checkpoint else _last_step(run) if name == _FINAL else None
         if step is None:  # the user's own folder, or the last model of a run without curves
             continue
-        for benchmark, scores in read_results(file)["benchmarks"].items():
+        for benchmark, scores in results["benchmarks"].items():
             low, high = scores["interval"]
             rows.append({"step": step, "name": benchmark, "avg": scores["avg"], "low": low, "high": high})
     if not rows:

@@ -20,14 +20,12 @@ import re
 import resource
 import signal
 import sys
-from dataclasses import replace
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 _LATEX, _ANYTHING = (LatexExtractionConfig(),), (LatexExtractionConfig(), ExprExtractionConfig())
-_WITH_UNITS = (replace(_LATEX[0], normalization_config=replace(_LATEX[0].normalization_config, units=False)),)
-_DECIMALS = 6  # math-verify's own number of them
+_DECIMALS, _DIGITS = 6, 15  # to which math-verify compares
 _OUT_OF_MEMORY = 3  # exit status
 
 _DOLLARS = re.compile(r"^\$([^$]*[^$\\])\$\.?$")
@@ -42,10 +40,14 @@ _CHOICE = re.compile(
 _LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:\\,\d{3})+(?!\d)")  # 12\,345
 # 1.5e-8, which would be 1.5 times Euler's number, less 8
-_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+\.?\d*|\.\d+)[eE]([-+]?\d+)(?![\w.])")
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+\.?\d*|\.\d+)[eE]([-+]?\d+)(?!\w|\.\d)")
+_EULER = re.compile(r"(?<![A-Za-z\\])e(?![A-Za-z])")
 # 33\frac13\%
 _MIXED_PERCENT = re.compile(r"(?<!\d)(\d{1,9})\s*\\[dt]?frac\s*(?:{(\d{1,9})}\s*{(\d{1,9})}|(\d)\s*(\d))\s*\\?%")
-_LAST_LETTER = re.compile(r"[^A-Za-z\\]\s*[A-Za-z]$")  # 6m, where m is no metre: that would be \text{ m}
+# 6m and 6m \text{ cells}, where m is no metre: that would be \text{ m}. math-verify takes these letters off.
+_UNIT_LETTER = re.compile(
+    rf"(?<=[\d}}\s])([cdghlmost])(?={_SPACE}*(?:\\(?:text|textrm|mathrm|mbox)\s*{{[^{{}}]*}})?\s*$)"
+)
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|{\w+}))?'?(\(-?\w+\))?")  # x, a_1, AB, f(2)
 _BRACKET_OR_SIGN = re.compile(r"\\.|[{}()\[\],;]|(?<![<>!:])=", re.DOTALL)
 
@@ -63,16 +65,21 @@ def _sides_of(text: str) -> list[str]:
     return [text[start + 1 : end].strip() for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def _simplify(text: str) -> str:
+def _simplify(text: str, gold: str) -> str:
     r"""
     Rewrite the forms that math-verify misreads, and leave all others as they are.
 
+    What an `e` is, and a letter at the end, depends on the `gold`: Euler's number if it has one, and no unit if it has
+    such a letter itself, unless that stands behind a mere number and a space.
     A chain of equalities between numbers (`17 \bmod 5 = 2`) stands for the last one. A name may stand on either side:
     `3 = x` becomes `x = 3`. In a chain from a name to a number the steps between are left out.
     """
     text = re.sub("~(?!=)", " ", text).replace(r"\bmod", r"\mod")
     text = _THOUSANDS.sub(lambda match: match[0].replace(r"\,", ""), text)
-    text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
+    if not _EULER.search(_SCIENTIFIC.sub("", gold)):
+        text = _SCIENTIFIC.sub(_product, text)
+    if _UNIT_LETTER.search(gold) and not re.fullmatch(r"-?[\d.,]+\s+\w", gold):
+        text = _UNIT_LETTER.sub(r"{\1}", text)
     text = re.sub(r"(\d)\.(?=/)", r"\1", re.sub(r"\bnp\.(?=[a-z])", r"\\", text))  # 3./2, np.arcsin(2/3)
     text = _MIXED_PERCENT.sub(_improper_percent, text)  # of which math-verify reads the fraction alone
     sides = _sides_of(text)
@@ -86,6 +93,11 @@ def _simplify(text: str) -> str:
     if name and not _NAME.fullmatch(first) and (all(numbers[:-1]) or name.group(1)):
         return f"{last} = {first}"
     return f"{first} = {last}" if numbers[-1] and _NAME.fullmatch(first) else text
+
+
+def _product(number: re.Match[str]) -> str:
+    product = rf"{number[1]} \times 10^{{{number[2]}}}"
+    return rf"({product})" if number.string[: number.start()].rstrip().endswith("/") else product
 
 
 def _improper_percent(mixed: re.Match[str]) -> str:
@@ -106,12 +118,9 @@ def _choice_of(text: str) -> tuple[str | None, str]:
     return match[1] or match[2] or match[3] or match[4], match[5].strip()
 
 
-def read(answer: str, boxed: bool, units: bool = False) -> list[Any]:
-    """Parse an answer. Return math-verify's expression and the text it was found in, or an empty list. In a box,
-    `units` keeps a unit or letter at the end, which math-verify else takes off."""
-    if not boxed:
-        return _parse(answer, _ANYTHING)
-    return _parse(f"\\boxed{{{_simplify(answer)}}}", _WITH_UNITS if units else _LATEX)
+def read(answer: str, boxed: bool, gold: str) -> list[Any]:
+    """Parse an answer. Return math-verify's expression and the text it was found in, or an empty list."""
+    return _parse(f"\\boxed{{{_simplify(answer, gold)}}}", _LATEX) if boxed else _parse(answer, _ANYTHING)
 
 
 def _parse(text: str, targets: tuple[Any, ...]) -> list[Any]:
@@ -124,22 +133,26 @@ def _parse(text: str, targets: tuple[Any, ...]) -> list[Any]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_gold(gold: str) -> list[Any]:
-    return read(gold, boxed=True, units=bool(_LAST_LETTER.search(gold)))
+def _read_gold(gold: str, boxed: bool) -> list[Any]:
+    """Parse a gold, for an answer in a box or one that is read as it stands."""
+    return read(gold, boxed=True, gold=gold if boxed else "")
 
 
-def _decimals(gold: Any) -> int:
-    """Return the decimals to which numbers are compared: six, behind the zeros that a small one begins with."""
+def _zeros(gold: Any) -> int:
+    """Return with how many zeros a number below 0.001 begins, behind the point; 0 for others."""
     try:
         size = abs(float(gold)) if getattr(gold, "is_number", False) else 1.0
-    except (TypeError, OverflowError):  # a complex number, or too large a one
-        return _DECIMALS
-    return _DECIMALS - 1 - math.floor(math.log10(size)) if 0 < size < 1 else _DECIMALS
+    except MemoryError:
+        raise
+    except Exception:  # a complex number, too large a one, a sum without a value
+        return 0
+    return -1 - math.floor(math.log10(size)) if 0 < size < 1e-3 else 0
 
 
 def same(gold: list[Any], answer: list[Any]) -> bool | None:
     """Return whether two parsed answers are equal, or None if comparing them fails."""
-    options = {"float_rounding": _decimals(gold[0]), "timeout_seconds": None}
+    zeros = _zeros(gold[0])  # of two small numbers, math-verify would see zeros alone
+    options = {"float_rounding": _DECIMALS + zeros, "numeric_precision": _DIGITS + zeros, "timeout_seconds": None}
     try:
         return verify(gold, answer, raise_on_error=True, **options)
     except MemoryError:
@@ -157,11 +170,11 @@ def judge(gold: str, answer: str, boxed: bool) -> tuple[str, str | None]:
         if letter and gold_letter and (letter != gold_letter or not value or not gold_value):
             return ("correct" if letter == gold_letter else "wrong"), answer
         gold, answer = gold_value or gold, value or answer
-    parsed = read(answer, boxed, units=bool(_LAST_LETTER.search(gold)))
+    parsed = read(answer, boxed, gold)
     text = answer if boxed else next((part for part in reversed(parsed) if isinstance(part, str)), None)
     if not parsed and not boxed:
         return "no_answer", None
-    parsed_gold = _read_gold(gold)
+    parsed_gold = _read_gold(gold, boxed)
     if not parsed_gold:
         return "error", text
     return {True: "correct", False: "wrong", None: "error"}[same(parsed_gold, parsed)], text
@@ -169,7 +182,7 @@ def judge(gold: str, answer: str, boxed: bool) -> tuple[str, str | None]:
 
 def _answer_to(question: dict[str, Any]) -> tuple[str, str | None]:
     if question["answer"] is None:  # the question is whether the gold can be read
-        return ("correct" if _read_gold(question["gold"]) else "error"), None
+        return ("correct" if _read_gold(question["gold"], True) else "error"), None
     return judge(question["gold"], question["answer"], question["boxed"])
 
 

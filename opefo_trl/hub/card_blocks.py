@@ -15,7 +15,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 LICENCE = ("license", "license_name", "license_link")
 _BLOCK = re.compile(r"<!-- opefo_trl: (?P<name>[a-z]+) -->.*?<!-- /opefo_trl: (?P=name) -->", re.DOTALL)
-_OUTDATED = "trained further after its last evaluation"  # as evaluation_template.md says it
+_OUTDATED = "are of other weights than these"  # as evaluation_template.md says it
 _OWN_KEYS = ("base_model", "base_model_relation", "datasets", "library_name")  # the run knows better than anyone
 
 
@@ -56,13 +56,13 @@ def merge(new: str, old: str) -> str:
     merged = {**metadata, **kept, **{key: metadata[key] for key in _OWN_KEYS if key in metadata}}
     tags = [[value] if isinstance(value, str) else value or [] for value in (kept.get("tags"), metadata.get("tags"))]
     merged["tags"] = list(dict.fromkeys(tags[0] + tags[1]))
-    indexes = [part.get("model-index") or [] for part in (metadata, kept)]
-    merged["model-index"] = _merge_results(*indexes, outdated=_OUTDATED in text)
+    merged["model-index"] = _merge_results(metadata, kept, _OUTDATED in text)
     return join(merged, body)
 
 
-def _merge_results(new: list[Any], old: list[Any], outdated: bool) -> list[Any]:
-    """Return the results of both; `new` replaces those of the same data and metric. `outdated` drops eval.py's."""
+def _merge_results(metadata: dict[str, Any], kept_metadata: dict[str, Any], outdated: bool) -> list[Any]:
+    """Return the results of both; the first replace those of the same data and metric; `outdated` drops eval.py's."""
+    new, old = (part.get("model-index") or [] for part in (metadata, kept_metadata))
 
     def measures(result: dict[str, Any]) -> list[Any]:
         data = [result["dataset"].get(key) for key in ("type", "name", "config", "split", "revision")]

@@ -14,7 +14,7 @@ from opefo_trl.hub.publisher import NotPushedError
 from opefo_trl.hub.upload import LONGEST_WAIT, UploadError, push
 from opefo_trl.repositories import check_repo_id, is_repository
 
-_DECODING = ("revision", "temperature", "top_p", "max_new_tokens", "seed", "prompt_template", "limit")
+_DECODING = ("revision", "temperature", "top_p", "max_new_tokens", "seed", "limit", "prompt_template")
 
 
 def results_target(model: str, repo: str | None, private: bool | None) -> Target:
@@ -75,7 +75,7 @@ def _result(name: str, scores: dict[str, Any], settings: dict[str, Any]) -> dict
     data = {"name": scores["title"], "type": source.hub if source else name}
     if source is not None:
         data |= {"split": source.split} | ({"config": source.configs[0]} if source.configs else {})
-    shown = (*_DECODING, "engine", "grader", "policy")
+    shown = (*_DECODING, "engine", "grader", "policy") if source else (*_DECODING[:-1], "engine")  # a task's own
     args = {"k": k, **{key: settings[key] for key in shown if settings.get(key) is not None}}
     interval = {"interval_95": [round(100 * side, 2) for side in scores["interval"]], "problems": scores["problems"]}
     values = [("accuracy", "avg", scores["avg"], {**interval, **args})]

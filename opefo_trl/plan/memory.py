@@ -14,7 +14,7 @@ Not counted: offloading, reward models, evaluation, models that are no dense dec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opefo_trl.plan.recipe import Machine, Recipe
 from opefo_trl.plan.shapes import Shape
@@ -78,7 +78,8 @@ def predict(shape: Shape, recipe: Recipe, machine: Machine) -> Plan:
     engine, held = recipe.engine, recipe.engine.utilization * machine.memory * GIB
     training["engine"] = ENGINE_ASLEEP if engine.sleeps else held
     generating["engine"] = held
-    served = frozen_bytes(shape, recipe, machine) if recipe.quantized_bits else 2 * shape.parameters  # or in 16 bits
+    # vLLM quantizes what the run does, and serves the rest in 16 bits
+    served = frozen_bytes(shape, replace(recipe, weight_bytes=2), machine)
     room = held - served / engine.ranks - ENGINE_SCRATCH
     tokens = int(room / (cache_bytes(shape, 2) / min(engine.ranks, shape.kv_heads)))  # each has a head at least
     return Plan(training, generating, sums, memory, tokens, engine.longest or shape.context)

@@ -96,7 +96,7 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
         return int(check_number(name, values[name], 1))
 
     check_choice("dtype", values["dtype"], ("float32", "bfloat16", "float16", "auto"))
-    if values["lora_modules_to_save"]:
+    if values["use_peft"] and values["lora_modules_to_save"]:
         raise ValueError("`lora_modules_to_save` is not planned: the modules that it names are trained as a whole.")
     lora, beta = bool(values["use_peft"]), check_number("beta", values["beta"], 0)
     targets = values["lora_target_modules"] or ("q_proj", "v_proj")  # PEFT's default for these models

@@ -143,12 +143,12 @@ class FlowStep:
     def begin(self, state: TrainerState, learning_rate: float, optimizer: Any, skipped: bool = False) -> None:
         """Pass the control what is known before the first micro-batch: how large the update will be, whether the last
         one was `skipped`, and totals."""
-        control, is_live = self.control, self.measuring == "live"
+        control, is_live, is_micro = self.control, self.measuring == "live", self.args.flow_scope == "micro"
         control.learning_rate, control.momentum = learning_rate, first_moment_decay(optimizer)
         control.updated = not (skipped or self.accelerator.optimizer_step_was_skipped)  # by a guard; by fp16's scaler
         has_rollout = self.args.flow_scope == "batch" and self.rollout is not None
-        control.delayed = not (has_rollout or is_live)
-        if self.args.flow_scope == "micro" or is_live:
+        control.delayed = None if has_rollout or is_live else "entropy" if is_micro else "totals"
+        if is_micro or is_live:
             return
         totals = self.rollout if has_rollout else self.last
         if totals is not None:

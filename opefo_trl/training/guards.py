@@ -27,6 +27,10 @@ __all__ = ["NonFiniteError", "StaleWeightsError"]
 
 _SKIPS_IN_A_ROW = 10
 _DRIFTS_IN_A_ROW = 5
+_PLAIN: dict[str, tuple[Any, ...]] = {  # values at which vLLM samples from the policy itself
+    **{"top_p": (None, 1), "top_k": (None, 0, -1), "min_p": (None, 0), "repetition_penalty": (None, 1)},
+    **{"generation_kwargs": (None, {}), "vllm_structured_outputs_regex": (None,)},
+}
 _COLLAPSED = 0.005  # nats; near 0.0004 vLLM's log-probabilities become NaN
 
 
@@ -286,13 +290,13 @@ class DriftGuard:
     limit: float | None
     altered: str = ""
     in_a_row: int = 0
+    warned: bool = False
 
     @classmethod
     def of(cls, args: OPEFOConfig) -> DriftGuard:
         """Make the guard of a run."""
-        neutral = {"top_p": (None, 1), "top_k": (None, 0, -1), "min_p": (None, 0), "repetition_penalty": (None, 1)}
         changed = [
-            f"`{name}={getattr(args, name)}`" for name, none in neutral.items() if getattr(args, name) not in none
+            f"`{name}={getattr(args, name)}`" for name, none in _PLAIN.items() if getattr(args, name) not in none
         ]
         return cls(args.sampling_drift_max, " and ".join(changed))
 
@@ -310,7 +314,8 @@ class DriftGuard:
             explained = (
                 f"{message} vLLM's are those of what it samples with {self.altered}, so that stale weights would "
             )
-            return f"{explained}not be noticed. Raise `sampling_drift_max`." if self.in_a_row == 1 else None
+            first, self.warned = not self.warned, True
+            return f"{explained}not be noticed. Raise `sampling_drift_max`." if first else None
         if self.in_a_row < _DRIFTS_IN_A_ROW:
             return message
         raise StaleWeightsError(

@@ -30,7 +30,8 @@ def test_the_fingerprint_changes_with_the_weights(tmp_path):
     shutil.copytree(MODEL, folder)
     before = ModelSource(str(folder)).fingerprint()
     (folder / "model.safetensors").touch()  # saved once more, as they were
-    (folder / "training_args.bin").write_bytes(b"no weights")
+    for name in ("training_args.bin", "optimizer.pt", "rng_state_0.pth"):
+        (folder / name).write_bytes(b"no weights")
     assert before == ModelSource(str(folder)).fingerprint() == ModelSource("playground").fingerprint()
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"x")

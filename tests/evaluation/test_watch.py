@@ -11,7 +11,7 @@ from scripts import ROOT, python
 
 from opefo_trl.curves import EntropyCurves
 from opefo_trl.evaluation.results import read_results
-from opefo_trl.evaluation.watch import collect, has_results, watch
+from opefo_trl.evaluation.watch import _set_aside, collect, has_results, watch
 from opefo_trl.playground import MODEL
 
 
@@ -35,6 +35,22 @@ def test_scores_of_checkpoints_are_collected_from_whatever_lies_there(whole, tmp
     content[-1] ^= 1
     (trained / "model.safetensors").write_bytes(content)
     assert not has_results(trained, final, ["playground"], settings)
+
+
+def test_results_of_an_earlier_run_are_set_aside_and_not_drawn(whole, tmp_path):
+    for name in ("checkpoint-5", "checkpoint-6", "final"):
+        shutil.copytree(whole, tmp_path / "eval" / name)
+    shutil.copytree(MODEL, tmp_path / "checkpoint-6")
+    other = shutil.copytree(MODEL, tmp_path / "checkpoint-5")
+    (other / "model.safetensors").write_bytes(b"other weights")
+    collect(tmp_path)  # the end is an earlier one, as the run goes on
+    assert pd.read_parquet(tmp_path / "eval_scores.parquet")["step"].tolist() == [6]
+    for number in (1, 2):
+        _set_aside(other, tmp_path / "eval" / "checkpoint-5")
+        assert (tmp_path / "eval" / f"checkpoint-5-old-{number}" / "results.json").exists()
+        shutil.copytree(whole, tmp_path / "eval" / "checkpoint-5")
+    _set_aside(tmp_path / "checkpoint-6", tmp_path / "eval" / "checkpoint-6")
+    assert (tmp_path / "eval" / "checkpoint-6").exists()
 
 
 def test_watching_needs_a_folder_and_finds_models_by_itself(tmp_path, monkeypatch):

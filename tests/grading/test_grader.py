@@ -58,6 +58,7 @@ def test_boxed_answers_by_hand(grader, topic):
     ("gold", "completion", "outcome", "answer"),
     [
         ("5/6", "The answer is $\\frac{5}{6}$", "correct", "\\frac{5}{6}"),
+        ("6m", "The answer is $6m$.", "correct", "6"),  # both without the letter
         ("336", "Answer: $336$", "correct", "336"),
         ("4", "The answer is 5", "wrong", "5"),
         ("4", "I do not know", "no_answer", None),
