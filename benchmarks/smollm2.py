@@ -31,6 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from comparison.measures import graded
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig
@@ -44,7 +45,6 @@ from opefo_trl.evaluation.engines import Decoding, ModelSource, Transformers
 from opefo_trl.evaluation.metrics import pass_at_k
 from opefo_trl.evaluation.samples import TaskGrader, load_problems, tokenize_problems
 from opefo_trl.files import write_whole
-from opefo_trl.grading import Outcome
 from opefo_trl.playground import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -253,14 +253,10 @@ def held_out(model: str, temperature: float, options: argparse.Namespace) -> dic
     prompts = tokenize_problems(problems, tokenizer, "none", None)
     longest, count = task.max_new_tokens, options.samples
     engine = Transformers(source, Decoding(temperature, 1.0, longest), tokenizer)
-    right, distinct, logp, tokens, written = [], [], 0.0, 0, []
-    for seed, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
-        samples = engine.sample([prompt] * count, [seed] * count, [longest] * count)
-        grades = grader.grade([problem["answer"]] * count, [sample.text for sample in samples])
-        right.append([grade.outcome == Outcome.CORRECT for grade in grades])
-        distinct.append(len({grade.answer for grade in grades if grade.outcome == Outcome.CORRECT}))
-        logp, tokens = logp + sum(one.logp for one in samples), tokens + sum(one.tokens for one in samples)
-        written.append(f"{problem['answer']}: {samples[0].text.strip()}")
+    golds = [problem["answer"] for problem in problems]
+    answers, right, distinct = graded(engine, grader, prompts, golds, longest, count)
+    logp, tokens = (sum(getattr(one, name) for samples in answers for one in samples) for name in ("logp", "tokens"))
+    written = [f"{gold}: {samples[0].text.strip()}" for gold, samples in zip(golds, answers, strict=True)]
     passed = {f"pass@{k}": pass_at_k(right, k) for k in (1, 16, 64) if k <= count}
     return {**passed, "distinct": sum(distinct) / len(distinct), "entropy": -logp / tokens, "written": written[:10]}
 

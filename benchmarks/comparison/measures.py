@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from comparison.jobs import SAMPLES, Job
 from comparison.statistics import longest_run
 from opefo_trl.cli.progress import EDGE
 from opefo_trl.curves import EntropyCurves
-from opefo_trl.evaluation.engines import Decoding, ModelSource, Transformers
+from opefo_trl.evaluation.engines import Decoding, Engine, ModelSource, Sample, Transformers
 from opefo_trl.evaluation.metrics import avg_at_k, calibration_error, pass_at_k
-from opefo_trl.evaluation.samples import TaskGrader
+from opefo_trl.evaluation.samples import TaskGrader, tokenize_prompts
 from opefo_trl.grading import Outcome
 from opefo_trl.playground import PLAYGROUND, TASKS, playground_dataset
 
@@ -80,6 +80,20 @@ def weights_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def graded(
+    engine: Engine, grader: TaskGrader, prompts: Sequence[list[int]], golds: Sequence[Any], longest: int, count: int
+) -> tuple[list[list[Sample]], list[list[bool]], list[int]]:
+    """Sample `count` answers to each prompt; return them, whether they are right, and how many right ones differ."""
+    answers, right, distinct = [], [], []
+    for seed, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
+        samples = engine.sample([prompt] * count, [seed] * count, [longest] * count)
+        grades = grader.grade([gold] * count, [sample.text for sample in samples])
+        answers.append(samples)
+        right.append([grade.outcome == Outcome.CORRECT for grade in grades])
+        distinct.append(len({grade.answer for grade in grades if grade.outcome == Outcome.CORRECT}))
+    return answers, right, distinct
+
+
 def held_out(job: Job) -> dict[str, float]:
     """Return the scores on all held-out questions of the playground; nothing for another task."""
     if job.fields.get("dataset_name") != PLAYGROUND:
@@ -88,14 +102,10 @@ def held_out(job: Job) -> dict[str, float]:
     source = ModelSource(str(job.out))
     tokenizer, grader = source.tokenizer(), TaskGrader(TASKS[PLAYGROUND])
     engine = Transformers(source, Decoding(temperature=1.0, top_p=1.0, max_new_tokens=LONGEST), tokenizer)
-    right, confidence, distinct = [], [], []
-    for seed, row in enumerate(playground_dataset("test")):
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        samples = engine.sample([prompt] * SAMPLES, [seed] * SAMPLES, [LONGEST] * SAMPLES)
-        grades = grader.grade([row["target"]] * SAMPLES, [sample.text for sample in samples])
-        right.append([grade.outcome == Outcome.CORRECT for grade in grades])
-        confidence.append([math.exp(sample.logp / sample.tokens) for sample in samples])
-        distinct.append(len({grade.answer for grade in grades if grade.outcome == Outcome.CORRECT}))
+    rows = playground_dataset("test")
+    prompts = tokenize_prompts(rows["prompt"], tokenizer)
+    samples, right, distinct = graded(engine, grader, prompts, rows["target"], LONGEST, SAMPLES)
+    confidence = [[math.exp(sample.logp / sample.tokens) for sample in of_prompt] for of_prompt in samples]
     return {
         "avg16": avg_at_k(right),
         "pass16": pass_at_k(right, K),

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,27 +37,27 @@ def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
     gathered rewards. An exception is raised again with the function's name.
     """
 
-    def failed(error: Exception) -> RuntimeError:
-        return RuntimeError(f"The reward function {name!r} raised {type(error).__name__}: {error}")
+    @contextmanager
+    def named() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise RuntimeError(f"The reward function {name!r} raised {type(error).__name__}: {error}") from error
 
     if is_async:
 
         @functools.wraps(function)
         async def watched(**kwargs: Any) -> Any:
-            try:
+            with named():
                 rewards = await function(**kwargs)
-            except Exception as error:
-                raise failed(error) from error
             return _checked(rewards, name, kwargs.get("completions"))
 
         return _like(function, watched)
 
     @functools.wraps(function)
     def watched_sync(**kwargs: Any) -> Any:
-        try:
+        with named():
             rewards = function(**kwargs)
-        except Exception as error:
-            raise failed(error) from error
         return _checked(rewards, name, kwargs.get("completions"))
 
     return _like(function, watched_sync)
