@@ -40,6 +40,7 @@ from opefo_trl.evaluation.engines import ENGINES, Decoding, make_engine, resolve
 from opefo_trl.evaluation.model_source import DTYPES, ModelSource
 from opefo_trl.evaluation.results import check_comparable, read_results, report, score
 from opefo_trl.evaluation.samples import (
+    FOR_MATHS,
     Evaluation,
     Task,
     TaskGrader,
@@ -65,7 +66,6 @@ _FOR_BENCHMARKS = [
     *("benchmarks", "benchmark_source", "compare", "watch", "push_to_hub", "system_prompt"),
     *("policy", "grading_timeout"),  # those of a training set are its reward's
 ]
-_FOR_MATHS = ["prompt_template", "policy", "grading_timeout"]  # the embedded tasks have their own
 _FOR_TRAINING_SETS = ["dataset_config", "dataset_train_split", "prompt_column", "answer_column", "reward_funcs"]
 
 
@@ -203,7 +203,7 @@ class EvalArguments:
             }
         else:
             defaults = {"preset": "default", "prompt_template": "boxed"}
-            for name in () if self.has_maths else _FOR_MATHS:
+            for name in () if self.has_maths else FOR_MATHS:
                 if getattr(self, name) is not None:
                     raise ValueError(
                         f"`{name}={getattr(self, name)!r}` is for maths benchmarks, and {', '.join(self.benchmarks)} "
@@ -361,7 +361,7 @@ def samples_settings(options: EvalArguments) -> dict[str, Any]:
     if options.dataset_name is not None:
         names += ["prompt_template", "reward_funcs"]
     elif options.has_maths:
-        names += _FOR_MATHS
+        names += FOR_MATHS
     return {name: getattr(options, name) for name in names}
 
 

@@ -236,7 +236,6 @@ def parsed(run: Run, options: argparse.Namespace, folder: str) -> tuple[Any, ...
     words = ["--config", str(ROOT / "configs" / f"smollm2-{options.task}.yaml"), "--model_name_or_path", options.model]
     words += ["--output_dir", folder, "--eval_prompts", "0", "--disable_tqdm", "true"]
     words += ["--save_strategy", "steps", "--save_steps", "10"] if options.checkpoints else ["--save_strategy", "no"]
-    words += ["--save_total_limit", "1"]
     words += ["--seed", str(run.seed), *run.arguments]
     return Parser((script.ScriptArguments, OPEFOConfig, ModelConfig)).parse(words)
 

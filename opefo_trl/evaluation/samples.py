@@ -26,7 +26,7 @@ from opefo_trl.grading import Grade, Outcome
 from opefo_trl.playground import TASKS
 from opefo_trl.playground.embedded import EmbeddedTask
 
-OF_MATHS = ("prompt_template", "policy", "grading_timeout", "grader")  # settings that embedded tasks do not have
+FOR_MATHS = ("prompt_template", "policy", "grading_timeout")  # options: embedded tasks have their own
 
 
 class Grades(Protocol):
@@ -227,7 +227,7 @@ def tokenize_prompts(
 def check_same_settings(folder: Path, settings: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
     """Raise if the folder has samples of other settings; write and return the settings of all its samples. Embedded
     tasks have no settings of maths benchmarks, and stand beside any of them."""
-    path = folder / SAMPLING_FILE
+    path, of_maths = folder / SAMPLING_FILE, (*FOR_MATHS, "grader")
     saved = json.loads(path.read_text()) if path.exists() else {}
     if not any((folder / SAMPLES_FOLDER).rglob("*.parquet")):
         saved = {}  # an earlier run ended before its first batch
@@ -239,14 +239,14 @@ def check_same_settings(folder: Path, settings: dict[str, Any], tasks: Sequence[
     different = [
         f"{name}={old!r} (now {new!r})"
         for name, (old, new) in pairs.items()
-        if old != new and not (name in OF_MATHS and None in (old, new))
+        if old != new and not (name in of_maths and None in (old, new))
     ]
     if different:
         raise ValueError(
             f"{str(folder)!r} holds samples with {', '.join(different)}. Set another --output_dir, or delete that one."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: saved.get(name) for name in OF_MATHS if settings.get(name) is None and saved.get(name) is not None}
+    kept = {name: saved[name] for name in of_maths if name in saved and settings.get(name) is None}
     content = {**settings, **kept, "tasks": {**saved_tasks, **new_tasks}}
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n"))
     return content
