@@ -169,7 +169,7 @@ class EvalArguments:
             self.benchmarks = list(SIX) if self.dataset_name is None else []
         words = [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks
         names = [name for word in words for name in word.replace(",", " ").split()]
-        self.benchmarks = list(dict.fromkeys(name if name in TASKS else benchmark_name(name) for name in names))
+        self.benchmarks = list(dict.fromkeys(benchmark_name(name, "benchmarks", TASKS) for name in names))
         if not self.benchmarks and self.dataset_name is None:
             raise ValueError(f"There is no benchmark. Give --benchmarks: {', '.join([*BENCHMARKS, *TASKS])}.")
         self._set_defaults()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
 
-from opefo_trl.config_checks import check_all, parse_drift_bound
+from opefo_trl.config_checks import check_all, check_trl_values, parse_drift_bound
 from opefo_trl.controls import Control, control_options, make_control
 from opefo_trl.controls.options import CONTROL_FIELDS, RUN_FIELDS
 from opefo_trl.flow import VOCABULARY_ESTIMATORS
@@ -268,8 +268,10 @@ class OPEFOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self.control_kwargs = check_map("control_kwargs", self.control_kwargs, '{"sides": "increase"}')
-        if isinstance(self.flow_target, str) and self.flow_target.lower() in ("none", "null"):
-            self.flow_target = None  # a command line has no other way to take back what a config file sets
+        for name in ("flow_target", "flow_shape"):  # a command line cannot else take back what a config file sets
+            if str(getattr(self, name)).lower() in ("none", "null"):
+                setattr(self, name, None)
+        check_trl_values(self)
         self.sampling_drift_max = parse_drift_bound(self.sampling_drift_max)
         self._apply_presets(self.make_control())
         super().__post_init__()

@@ -25,6 +25,36 @@ _CHOICES = {
     "resample_keep": ("informative", "all_right", "all_wrong"),
     "zero_advantage_tokens": ("count", "leave_out"),
 }
+# TRL's and transformers' own, which they judge late (in the first step's loss, after a rollout) or not at all
+_LOSS_TYPES = ("dapo", "dr_grpo", "grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_generations", "max_completion_length")
+_RANGES: dict[str, dict[str, Any]] = {
+    "temperature": {"above": 0},
+    "top_p": {"above": 0, "high": 1},
+    "learning_rate": {"low": 0, "high": 1e6},
+    "beta": {"low": 0},
+    "epsilon": {"low": 0},
+    "epsilon_high": {"low": 0},
+    "vllm_gpu_memory_utilization": {"above": 0, "high": 1},
+    "seed": {"low": 0, "high": 2**32 - 1},
+}
+
+
+def check_trl_values(args: GRPOConfig) -> None:
+    """Check fields of TRL before TRL computes with them."""
+    if args.output_dir == "":
+        raise ValueError("`output_dir=''` is empty. Give a folder.")
+    check_choice("loss_type", args.loss_type, _LOSS_TYPES)
+    if args.scale_rewards not in (True, False):
+        check_choice("scale_rewards", args.scale_rewards, ("group", "batch", "none"))
+    for name in _COUNTS:
+        if (value := getattr(args, name)) is not None and check_number(name, value, 1) % 1:
+            raise ValueError(f"`{name}={value!r}` must be a whole number.")
+    for name, bounds in _RANGES.items():
+        if (value := getattr(args, name)) is not None:
+            check_number(name, value, **bounds)
+    for weight in args.reward_weights or ():
+        check_number("reward_weights", weight, -1e6, 1e6, why=f"The list is {args.reward_weights}.")
 
 
 def check_all(args: GRPOConfig, control: Control) -> list[str]:
@@ -122,6 +152,10 @@ def check_loss(args: GRPOConfig, control: Control) -> list[str]:
         raise ValueError(
             f"`control={args.control!r}` bounds the ratio of each token, but `importance_sampling_level='sequence'` "
             "has one ratio for a whole completion. Use `importance_sampling_level='token'`."
+        )
+    if control.unclipped and args.delta is not None:
+        raise ValueError(
+            f"`delta={args.delta}` cuts the ratio of tokens that `control={args.control!r}` leaves unclipped. Drop it."
         )
     if control.estimator and args.loss_type in ("grpo", "sapo"):
         raise ValueError(

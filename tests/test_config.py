@@ -34,6 +34,8 @@ def test_the_command_line_and_yaml_reach_the_fields(tmp_path):
     args, cleared = parse(*file), parse(*file, "--flow_target", "none", "--sampling_drift_max", "none")
     assert (float(args.flow_target), args.control_kwargs) == (0.3, {"sides": "decrease"})
     assert cleared.flow_target is None and cleared.sampling_drift_max is None
+    (tmp_path / "run.yaml").write_text("flow_shape: sign\n")
+    assert parse(*file).flow_shape == "sign" and parse(*file, "--flow_shape", "none").flow_shape is None
 
 
 def test_the_flow_is_measured_by_a_scoring_pass_only_where_it_must_be():

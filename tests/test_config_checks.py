@@ -1,3 +1,4 @@
+import math
 import re
 import warnings
 from types import SimpleNamespace
@@ -76,6 +77,23 @@ def names(message, parts):
             {"control": "dcpo", "importance_sampling_level": "sequence", **OFF},
             "`control='dcpo'`", "`importance_sampling_level='sequence'`", "'token'",
         ),
+        *(
+            case({"control": name, "delta": 1.5, **OFF}, "`delta=1.5`", f"`control='{name}'`", "Drop it")
+            for name in ("ce_gppo", "kl_cov")
+        ),
+        case({"loss_type": "dapoo"}, "`loss_type='dapoo'`", "Did you mean 'dapo'"),
+        case({"scale_rewards": "groups"}, "`scale_rewards='groups'`", "'group'"),
+        case({"temperature": 0}, "`temperature=0`", "above 0"),
+        case({"top_p": 5}, "`top_p=5`", "at most 1"),
+        case({"learning_rate": math.nan}, "`learning_rate=nan`"),
+        case({"epsilon": -1}, "`epsilon=-1`", "at least 0"),
+        case({"seed": -1}, "`seed=-1`"),
+        case({"num_generations": 0}, "`num_generations=0`", "at least 1"),
+        case({"max_completion_length": 0}, "`max_completion_length=0`", "at least 1"),
+        case({"per_device_train_batch_size": 1.5}, "`per_device_train_batch_size=1.5`", "whole number"),
+        case({"vllm_gpu_memory_utilization": 5}, "`vllm_gpu_memory_utilization=5`", "at most 1"),
+        case({"reward_weights": [1.0, math.nan]}, "`reward_weights=nan`", "[1.0, nan]"),
+        case({"flow_target": 50}, "`flow_target=50`", '`"0.5x"`'),
         *(
             case({"flow_target": 0.4, "flow_estimator": name}, f"`flow_estimator='{name}'`", "'sampled'", "'sign'")
             for name in ("covariance", "expected")

@@ -268,7 +268,6 @@ def test_a_push_weighs_in_the_loss_what_its_flow_counts(loss_type, out, monkeypa
         "max_steps": 1,
         "extra": {"rollout_func": scripted_rollout},
     }
-    run |= {"epsilon_high": 5.0} if loss_type == "cispo" else {}
     trainer = build(OPEFOTrainer, OPEFOConfig, out, loss_type=loss_type, gradient_accumulation_steps=2, **run)
     trainer.train()
     assert (torch.cat(ratios) - 1).abs().max() < 1e-3 and len(torch.cat(ratios)) > 20

@@ -124,7 +124,7 @@ def _launch_options(name: str, options: argparse.Namespace, rest: list[str]) -> 
     if machine is None and Path(default_config_file).is_file():  # from `accelerate config`; accelerate reads it itself
         return []
     gpus = torch.cuda.device_count()
-    if machine is None or str(machine).isdecimal():
+    if not isinstance(machine, str) or machine.isdecimal():
         processes = max(gpus, 1) if machine is None else int(machine)
         check_number("accelerate_config", processes, low=1)
         if overrides.get("num_processes", processes) == 1 and overrides.get("num_machines", 1) == 1:

@@ -21,6 +21,10 @@ from opefo_trl.validation import did_you_mean
 # Packages that check what a user has set, and raise a ValueError if it is wrong
 _CHECKING_PACKAGES = (Path(__file__).parents[1], Path(trl.__file__).parent)
 
+_NO_RECIPE = f" Without --config, the quickstart's settings are taken for the model {PLAYGROUND!r} only."
+# Options that name a file, a folder or a repository
+_PLACES = ("output_dir", "dataset_name", "model_name_or_path", "model", "benchmark_source", "compare", "pass_rates")
+
 
 class UsageError(ValueError):
     """A mistake on the command line or in a config file."""
@@ -53,6 +57,7 @@ class Parser(TrlParser):
             if "bf16/gpu" in str(error):
                 raise UsageError(
                     "These settings are for a GPU, and there is none here. On the CPU: --use_cpu true --bf16 false."
+                    f"{'' if self.config_file else _NO_RECIPE}"
                 ) from None
             raise UsageError(str(error)) from error
         if rest:
@@ -60,11 +65,14 @@ class Parser(TrlParser):
         return tuple(dataclasses)
 
     def _check_config(self, path: str) -> None:
-        _check_names(read_config(path), {action.dest for action in self._actions} | {"env"}, f"in {path}")
+        check_names(read_config(path), {action.dest for action in self._actions} | {"env"}, f"in {path}")
 
     def _check_options(self, words: Sequence[str]) -> None:
         options = {option.lstrip("-") for option in self._option_string_actions} | {"config"}
-        _check_names([name.lstrip("-") for name in _names(words)], options, "on the command line")
+        check_names([name.lstrip("-") for name in _names(words)], options, "on the command line")
+        for name, value in pairwise(words):
+            if value == "" and name.lstrip("-") in _PLACES:
+                raise UsageError(f"{name} is empty. Leave it out, or give a value.")
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -80,7 +88,8 @@ def read_config(path: str) -> dict[str, Any]:
     return content
 
 
-def _check_names(names: Iterable[Any], options: set[str], where: str) -> None:
+def check_names(names: Iterable[Any], options: set[str], where: str) -> None:
+    """Refuse a name that is none of `options`."""
     for name in names:
         if name not in options:
             hint = did_you_mean(name, sorted(options)) or " --help all lists the options."

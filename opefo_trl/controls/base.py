@@ -63,6 +63,7 @@ class Control:
         keeps_zeros (`bool`): whether a completion with advantage 0 still contributes nothing after this control (no
             advantage, no penalty), so that its backward pass may be skipped, unless `pushes` marks it.
         acts_on_policy (`bool`): whether it has an effect strictly on-policy, where every ratio is 1.
+        unclipped (`bool`): whether it takes the place of the loss' clipping, and of TRL's `delta` with it.
         estimator (`str`, *optional*): the `flow_estimator` that it requires, whatever the configuration says.
         presets (`dict[str, Any]`): fields of `GRPOConfig` to set, for a control that TRL itself implements.
         learning_rate (`float`): of the coming update; set by the trainer before `observe`.
@@ -79,6 +80,7 @@ class Control:
     by_row = True
     keeps_zeros = True
     acts_on_policy = True
+    unclipped = False
     estimator: str | None = None
     presets: dict[str, Any] = {}
     source: str | None = None

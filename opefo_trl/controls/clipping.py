@@ -138,6 +138,7 @@ class CEGPPO(Control):
     """
 
     acts_on_policy = False
+    unclipped = True
     by_row = keeps_zeros = True
 
     def __init__(

@@ -73,6 +73,7 @@ class KLCov(Control):
     """
 
     acts_on_policy = False
+    unclipped = True
     uses_clip_range = False  # it only switches clipping off, so a loss without a clip range suits it as well
     source = "the threshold `noise` is our choice; 0 gives the authors' formula"
 

@@ -58,6 +58,7 @@ _LAMBDA_MIN = -0.5
 _LAMBDA_MAX = {"sign": 1.0, "additive": 2.0}
 _MODERATE = 0.3  # lambda, on average over some steps: it leaves room for a push that is six times as strong
 _SMOOTHING = 0.8  # of lambda, and of what a push does, which scatter with the batch
+_LONG_BOUNDED = 20  # steps in a row; a push that reaches its target is cut for a few steps at a time
 _LEAST_SHARE = 0.2  # of right rows without an advantage
 _SHARE_FALLS, _SHARE_RISES = 0.8, 2.0  # at most, a step: too few rows let entropy sink, too many only cost time
 
@@ -121,6 +122,7 @@ class OPEFO(Control):
         self.tracker = EntropyTracker()
         self.target_now: float | None = None
         self.bounded = False  # whether the last lambda of a run with a target was cut at its bound
+        self._bounded_for = 0  # steps in a row
         self._adapts_share = self.target is not None and self.rows == "right"
         self.flat_share = _LEAST_SHARE if self._adapts_share else 1.0
         self._needed = 0.0  # average lambda of the last steps
@@ -213,9 +215,22 @@ class OPEFO(Control):
         self.mu = self.lam / self._push_size
         self.bounded = self.tracker.engaged and self.lam != wanted
         if new_step:
+            self._warn_of_a_bound(entropy)
             self._update = natural, lam, reach, self.learning_rate, self.momentum
-            if self._adapts_share:
+            if self._adapts_share and new_totals:  # the rows of a rollout are chosen once
                 self._adapt_share(self.lam, self.bounded or (reach <= 0 and self._wanted != 0))
+
+    def _warn_of_a_bound(self, entropy: float) -> None:
+        """Warn once if lambda is cut for long: a push that cannot reach its target only costs reward."""
+        self._bounded_for = self._bounded_for + 1 if self.bounded else 0
+        if self._bounded_for == _LONG_BOUNDED:
+            warnings.warn(
+                f"lambda has been at its bound ({self.lam:g}) for {_LONG_BOUNDED} steps in a row, and entropy is "
+                f"{entropy:.3g} nats, with a target of {self.target_now:.3g}. If it does not come nearer, the target "
+                "is out of reach: set `flow_target` nearer to the entropy, or `flow_rows='all'`, which pushes more.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _record_update(self, natural: float | None = None, reach: float = 0.0) -> None:
         """Tell the tracker of the last update, unless it was skipped; without arguments by its predicted flows."""

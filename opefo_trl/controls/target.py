@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__: list[str] = []  # of use inside this package only
 
+_MOST_NATS = 12.5  # the entropy of a uniform choice among 268,000 tokens, a large vocabulary
 _SWING = 0.5  # largest distance from the target, as a fraction of it
 
 # Schedules as functions of t, the completed share of the run. The first two blend the start (1), by default the first
@@ -77,6 +78,11 @@ def _parse_target(value: float | str, name: str = "flow_target") -> tuple[float,
         raise ValueError(
             f"`{name}={value!r}` is not an entropy. Give nats as a positive number (`0.3`), or a fraction of the "
             f'first step\'s entropy (`"0.4x"`){always}.'
+        )
+    if not match[2] and number > _MOST_NATS:
+        raise ValueError(
+            f"`{name}={value!r}` nats is more than a policy over a large vocabulary can have ({_MOST_NATS}). For half "
+            'of the first step\'s entropy: `"0.5x"`.'
         )
     return number, match[2] == "x"
 

@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from opefo_trl.data.templates import problem_text, strip_dapo_template, text_of
+from opefo_trl.grading.answers import bare as bare_answer
 
 _NGRAM = 8  # words
 _SHARED_NGRAMS = 0.5  # a problem with this share of a benchmark problem's n-grams is taken for the same problem
@@ -69,7 +70,7 @@ def _each_once(problems: Iterable[Any], answers: Iterable[Any] | None) -> tuple[
     count = 0
     for problem, answer in zip(problems, repeat(None) if answers is None else answers, strict=False):
         text = problem_text(problem)
-        answer_text = " ".join(str(answer).split())
+        answer_text = " ".join(bare_answer(answer).split())  # of two solutions, the answers count
         first_row.setdefault(text, count)
         if first_answer.setdefault(text, answer_text) != answer_text:
             disputed.add(text)

@@ -25,6 +25,7 @@ from opefo_trl.files import (
     CHECKPOINT_PREFIX,
     EVAL_FOLDER,
     RESULTS_FILE,
+    RUN_FILE,
     SAMPLING_FILE,
     SCORES_FILE,
     SCORES_PICTURE_FILE,
@@ -44,7 +45,7 @@ def watch(
     `arguments`, less `--watch`; that refuses a folder with results of other settings.
     """
     run = Path(folder)
-    if not run.is_dir():
+    if not folder or not run.is_dir():
         raise ValueError(f"`watch={folder!r}`: there is no such folder. Give the `output_dir` of a run.")
     words = split_options(arguments)
     for option in ("--model", "--output_dir"):
@@ -54,7 +55,8 @@ def watch(
         raise ValueError("`--watch` starts evaluations by itself: run it with python, not with accelerate launch.")
     passed_on = [word for before, word in pairwise(["", *words]) if "--watch" not in (before, word)]
     passed_on += ["--watch", "none"]  # a config file may have it too
-    print(f"Watching {run} for checkpoints. Ctrl-C stops; the same command resumes.", flush=True)
+    begun = "" if (run / RUN_FILE).exists() else ", in which no run has begun yet,"
+    print(f"Watching {run}{begun} for checkpoints. Ctrl-C stops; the same command resumes.", flush=True)
     try:
         while True:
             ended = has_ended(run)  # asked before the look at the folder, so that the last model is not missed

@@ -51,6 +51,12 @@ def answer_of(completion: str, policy: str) -> str | None:
     return boxes[-1].strip() if boxes else None
 
 
+def without_thinking(completion: str) -> str:
+    """Return what follows the thinking of a completion: nothing, if it ends while the model still thinks."""
+    before, closed, after = completion.rpartition("</think>")
+    return after if closed else before if "<think>" in completion else completion
+
+
 def bare(gold: Any) -> str:
     """Return a gold answer as bare text: taken out of its box, from behind GSM8K's `####`, or out of dollars."""
     if isinstance(gold, list | tuple):

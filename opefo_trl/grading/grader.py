@@ -39,7 +39,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from opefo_trl.grading.answers import POLICIES, answer_of, bare, is_answer
+from opefo_trl.grading.answers import POLICIES, answer_of, bare, is_answer, without_thinking
 from opefo_trl.validation import check_choice, check_number
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -154,6 +154,7 @@ class Grader:
         return sorted(index for question in bad for index in indices[question])
 
     def _question(self, gold: str, completion: str) -> _Question | None:
+        completion = without_thinking(completion)
         answer = answer_of(completion, self.policy)
         if answer is not None:
             return _Question(gold, answer, True)

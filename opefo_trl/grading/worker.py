@@ -22,6 +22,7 @@ import signal
 import sys
 from typing import Any
 
+import sympy
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 _LATEX, _ANYTHING = (LatexExtractionConfig(),), (LatexExtractionConfig(), ExprExtractionConfig())
@@ -38,22 +39,55 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z])")
-_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:\\,\d{3})+(?!\d)")  # 12\,345
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\\,|\{,\}|,\\!\s*)\d{3})+(?!\d)")  # 12\,345, 12{,}345 and 12,\!345
+_PAIR = re.compile(r"(?<=\d),(?=\d)")
+# Other spellings of what math-verify knows, and what it misreads wherever it stands
+_SPELLINGS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"~(?!=)", " "),
+        (r"\\bmod(?![A-Za-z])", r"\\mod"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\dots[bc]?(?![A-Za-z])", r"\\ldots"),
+        (r"\\(?:lor|vee)(?![A-Za-z])", r"\\text{ or }"),
+        (r"°|\\degree(?![A-Za-z])", r"^\\circ "),
+        (r"(?<=\d)\s*%", r"\\%"),
+        (r"_\s*\{\s*\\(max|min)\s*\}", r"_{\1}"),
+        (r"\\(?:mathrm|text)\s*\{\s*([ei])\s*\}", r" \1 "),  # no unit
+        (r"(\d)\.(?=/)", r"\1"),  # 3./2
+        (r"\bnp\.(?=[a-z])", r"\\"),  # np.arcsin(2/3)
+        (r"(?<![.\s])\s*\.\s*$", ""),  # of a sentence
+        (  # an angle: \cos 40^\circ is no cosine of 40
+            r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{?\d+\}?)?\s*(?:\\left)?[({]?\s*)"
+            r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})",
+            r"\1{\\frac{\2\\pi}{180}}",
+        ),
+    )
+]
 # 1.5e-8, which would be 1.5 times Euler's number, less 8
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+\.?\d*|\.\d+)[eE]([-+]?\d+)(?!\w|\.\d)")
 _EULER = re.compile(r"(?<![A-Za-z\\])e(?![A-Za-z])")
+_RATIO = re.compile(r"[^:=]+(?::[^:=]+){2,}")  # 1:2:3
+_MIXED = re.compile(r"(?<![\d./)}])(\d{1,9})\s+(\d{1,9})/(\d{1,9})(?![\d.])")  # 1 1/3
+_REPEATING = re.compile(r"(?<!\d)(\d{0,9})\.(\d{0,9})\\overline\s*\{(\d{1,9})\}")  # 0.1\overline{6}
 # 33\frac13\%
 _MIXED_PERCENT = re.compile(r"(?<!\d)(\d{1,9})\s*\\[dt]?frac\s*(?:{(\d{1,9})}\s*{(\d{1,9})}|(\d)\s*(\d))\s*\\?%")
 # 6m and 6m \text{ cells}, where m is no metre: that would be \text{ m}. math-verify takes these letters off.
 _UNIT_LETTER = re.compile(
     rf"(?<=[\d}}\s])([cdghlmost])(?={_SPACE}*(?:\\(?:text|textrm|mathrm|mbox)\s*{{[^{{}}]*}})?\s*$)"
 )
+_WORDS = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|{\w+}))?'?(\(-?\w+\))?")  # x, a_1, AB, f(2)
+# x = 1 \text{ or } x = 2: several answers, and no chain; f(x) = 5 \text{ at } x = 3: a remark
+_JOIN = re.compile(r"(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
+_REMARK = re.compile(r"\\text\s*\{\s*(?:for|at|when|if|where)\b[^{}]*\}.*", re.DOTALL)
 _BRACKET_OR_SIGN = re.compile(r"\\.|[{}()\[\],;]|(?<![<>!:])=", re.DOTALL)
 
 
 def _sides_of(text: str) -> list[str]:
-    """Return the sides of a chain of equalities: the parts between its `=`. A text with commas is no chain."""
+    """Return the sides of a chain of equalities: the parts between its `=`. A text with commas or an "or" is none."""
+    if _JOIN.search(text):
+        return [text]
     depth, cuts = 0, [-1]
     for match in _BRACKET_OR_SIGN.finditer(text):
         sign = match.group()
@@ -74,13 +108,23 @@ def _simplify(text: str, gold: str) -> str:
     A chain of equalities between numbers (`17 \bmod 5 = 2`) stands for the last one. A name may stand on either side:
     `3 = x` becomes `x = 3`. In a chain from a name to a number the steps between are left out.
     """
-    text = re.sub("~(?!=)", " ", text).replace(r"\bmod", r"\mod")
-    text = _THOUSANDS.sub(lambda match: match[0].replace(r"\,", ""), text)
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    text = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match[0]), text)
+    if "," in gold and not re.fullmatch(r"-?\d{1,3}(,\d{3})+", gold):  # a list: 8,221 is no number
+        text = _PAIR.sub(", ", text)
+    if "," not in text and len(_REMARK.findall(text)) == 1:
+        text = _REMARK.sub("", text) or text
     if not _EULER.search(_SCIENTIFIC.sub("", gold)):
         text = _SCIENTIFIC.sub(_product, text)
-    if _UNIT_LETTER.search(gold) and not re.fullmatch(r"-?[\d.,]+\s+\w", gold):
-        text = _UNIT_LETTER.sub(r"{\1}", text)
-    text = re.sub(r"(\d)\.(?=/)", r"\1", re.sub(r"\bnp\.(?=[a-z])", r"\\", text))  # 3./2, np.arcsin(2/3)
+    if not re.fullmatch(r"-?[\d.,]+\s+\w", gold):
+        letters = set(_WORDS.sub(" ", gold))
+        text = _UNIT_LETTER.sub(lambda match: f"{{{match[1]}}}" if match[1] in letters else match[0], text)
+    text = _distinguish_cases(text, _WORDS.sub(" ", gold))
+    if _RATIO.fullmatch(text):
+        text = f"({text.replace(':', ',')})"
+    text = _MIXED.sub(lambda match: _improper(*match.groups()), text)
+    text = _REPEATING.sub(_fraction, text)
     text = _MIXED_PERCENT.sub(_improper_percent, text)  # of which math-verify reads the fraction alone
     sides = _sides_of(text)
     if len(sides) == 1 or not all(sides):
@@ -95,14 +139,32 @@ def _simplify(text: str, gold: str) -> str:
     return f"{first} = {last}" if numbers[-1] and _NAME.fullmatch(first) else text
 
 
+def _distinguish_cases(text: str, gold: str) -> str:
+    """Give capitals of which the gold has the small letter too another name: math-verify takes R and r for one."""
+    twins = {letter for letter in gold if letter.isupper() and letter.lower() in gold}
+    if not twins:
+        return text
+    names = re.compile(rf"({_WORDS.pattern})|([{''.join(sorted(twins))}])(?!_)")
+    return names.sub(lambda match: match[1] or f"{{{match[2]}_{{0}}}}", text)
+
+
 def _product(number: re.Match[str]) -> str:
     product = rf"{number[1]} \times 10^{{{number[2]}}}"
     return rf"({product})" if number.string[: number.start()].rstrip().endswith("/") else product
 
 
 def _improper_percent(mixed: re.Match[str]) -> str:
-    whole, above, below = (int(digits) for digits in mixed.groups() if digits)
-    return rf"\frac{{{whole * below + above}}}{{{below}}}\%"
+    return rf"{_improper(*filter(None, mixed.groups()))}\%"
+
+
+def _improper(whole: str, above: str, below: str) -> str:
+    return rf"\frac{{{int(whole) * int(below) + int(above)}}}{{{int(below)}}}"
+
+
+def _fraction(repeating: re.Match[str]) -> str:
+    whole, once, again = repeating.groups()
+    below = 10 ** len(once) * (10 ** len(again) - 1)
+    return _improper("0", str(int(f"{whole}{once}{again}") - int(f"0{whole}{once}")), str(below))
 
 
 def _is_number(side: str) -> bool:
@@ -149,8 +211,20 @@ def _zeros(gold: Any) -> int:
     return -1 - math.floor(math.log10(size)) if 0 < size < 1e-3 else 0
 
 
+def _with_imaginary_unit(*parsed: list[Any]) -> list[list[Any]]:
+    """Return parsed texts in which `i` is the imaginary unit, if one of them has it: math-verify reads it as a name,
+    which is a real one or not depending on how the text is written. Equations stay as they are."""
+    expressions = [text[0] for text in parsed if text and isinstance(text[0], sympy.Expr)]
+    if len(expressions) < len(parsed) or all("i" not in map(str, each.free_symbols) for each in expressions):
+        return list(parsed)
+    names = {name for each in expressions for name in each.free_symbols}
+    values = {name: sympy.I if str(name) == "i" else sympy.Symbol(str(name)) for name in names}
+    return [[text[0].xreplace(values), *text[1:]] for text in parsed]
+
+
 def same(gold: list[Any], answer: list[Any]) -> bool | None:
     """Return whether two parsed answers are equal, or None if comparing them fails."""
+    gold, answer = _with_imaginary_unit(gold, answer)
     zeros = _zeros(gold[0])  # of two small numbers, math-verify would see zeros alone
     options = {"float_rounding": _DECIMALS + zeros, "numeric_precision": _DIGITS + zeros, "timeout_seconds": None}
     try:

@@ -23,11 +23,11 @@ def main(arguments: list[str] | None = None) -> None:
     run = options.pop("run")
     target = replace(Target.read(run) or Target(""), **options)
     try:
+        if not files_to_publish(run, checkpoints(run), target.strategy):
+            raise ValueError(f"There is nothing in {str(run)!r} to push. Give the `output_dir` of a run.")
         if not target.repo:
             raise ValueError(f"{str(run)!r} was not trained with `push_to_hub`. Set --hub_model_id USER/NAME.")
         check_repo_id(target.repo)
-        if not files_to_publish(run, checkpoints(run), target.strategy):
-            raise ValueError(f"There is nothing in {str(run)!r} to push. Give the `output_dir` of a run.")
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     publisher = Publisher(run, target)

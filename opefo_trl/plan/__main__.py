@@ -10,19 +10,21 @@ Options of `opefo-trl train` override the recipe. Exit status: 0 if the recipe f
 from __future__ import annotations
 
 import argparse
+import runpy
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import psutil
 import yaml
 
-from opefo_trl.cli.parser import plain_errors, read_config
-from opefo_trl.cli.recipe_files import MACHINES, RECIPES, find_file
+from opefo_trl.cli.parser import check_names, plain_errors, read_config, split_options
+from opefo_trl.cli.recipe_files import MACHINES, RECIPES, TOP, find_file
 from opefo_trl.plan.memory import GIB, RESERVED, Plan, predict, sequences_at_once
 from opefo_trl.plan.recipe import DEFAULTS, PROMPT_TOKENS, SHARDINGS, Machine, Recipe, read_recipe, read_sharding
 from opefo_trl.plan.shapes import Shape, load_shape
 from opefo_trl.plan.work import Work, measure_work
-from opefo_trl.validation import check_number, did_you_mean
+from opefo_trl.validation import check_bool, check_number
 
 __all__: list[str] = []  # `opefo-trl plan` is the way in
 
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--config", required=True, metavar="RECIPE", help="name of a recipe, or a file")
-    add("--accelerate_config", metavar="MACHINE", help="name of a machine, or a config file of accelerate")
+    add("--accelerate_config", metavar="MACHINE", help="name of a machine, a config file, or a number of GPUs")
     add(
         "--gpus", type=int, help="number of GPUs, or of processes on a CPU (default: of the accelerate config, else 1)"
     )
@@ -49,10 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--bandwidth", type=float, help="of each GPU's memory, in TB/s (default: 2, an A100; 0.02 on a CPU)")
     with plain_errors(parser.prog):
         options, overrides = parser.parse_known_args(arguments)
-        values = read_config(str(find_file("config", options.config, RECIPES))) | read_overrides(overrides)
+        config = read_config(str(find_file("config", options.config, RECIPES)))
+        given = read_overrides(split_options(overrides))
+        values = config | given
         if not values.get("model_name_or_path"):
             raise ValueError(f"{options.config!r} names no model. Give --model_name_or_path NAME.")
-        machine = read_machine(options, not values.get("use_cpu", False))
+        known = train_options()
+        check_names(config, known, f"in {options.config}")
+        check_names(given, known | vars(options).keys(), "on the command line")
+        machine = read_machine(options, not check_bool("use_cpu", values.get("use_cpu", False)))
         shape = load_shape(values["model_name_or_path"])
         recipe = read_recipe(values, int(check_number("prompt_tokens", options.prompt_tokens, 1)), machine.gpus)
     plan = predict(shape, recipe, machine)
@@ -66,29 +73,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # ---- what the command line and its files say
 
 
+def train_options() -> set[str]:
+    """Return the names of all options of train.py, most of which no plan depends on."""
+    script = runpy.run_path(str(TOP / "train.py"))["ScriptArguments"]
+    return {*DEFAULTS, *(field.name for field in fields(script)), "env"}
+
+
 def read_overrides(words: Sequence[str]) -> dict[str, Any]:
     """Return the options of train.py among these words: a name, and the values up to the next name."""
     values: dict[str, list[Any]] = {}
     for word in words:
-        name, has_value, value = word.partition("=")
+        name, has_value, value = word.partition("=")  # of a VALUE that begins with a dash
         if not word.startswith("--"):
             if not values:
                 raise ValueError(f"{word!r} belongs to no option. Options begin with --, as in --gpus 8.")
             values[next(reversed(values))].append(yaml.safe_load(word))
             continue
-        if (name := name[2:]) not in DEFAULTS:
-            hint = did_you_mean(name, DEFAULTS) or " --help lists those of the plan; others are of `opefo-trl train`."
-            raise ValueError(f"There is no option '--{name}'.{hint}")
-        values[name] = [yaml.safe_load(value)] if has_value else []
+        values[name[2:]] = [yaml.safe_load(value)] if has_value else []
     return {name: (given[0] if len(given) == 1 else given or True) for name, given in values.items()}
 
 
 def read_machine(options: argparse.Namespace, on_gpu: bool) -> Machine:
-    launch = (
-        read_config(str(find_file("accelerate_config", options.accelerate_config, MACHINES)))
-        if options.accelerate_config
-        else {}
-    )
+    launch: dict[str, Any] = {}
+    if (options.accelerate_config or "").isdecimal():
+        launch = {"num_processes": int(options.accelerate_config), "distributed_type": "MULTI_GPU"}
+    elif options.accelerate_config:
+        launch = read_config(str(find_file("accelerate_config", options.accelerate_config, MACHINES)))
     gpus = int(check_number("gpus", launch.get("num_processes", 1) if options.gpus is None else options.gpus, 1))
     sharding = options.sharding or (read_sharding(launch) if launch else "zero3" if on_gpu and gpus > 1 else "ddp")
     defaults = (80.0, 312.0, 2.0) if on_gpu else (psutil.virtual_memory().total / GIB / gpus, 0.2, 0.02)

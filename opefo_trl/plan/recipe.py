@@ -9,7 +9,7 @@ from typing import Any
 from trl import ModelConfig
 
 from opefo_trl.config import OPEFOConfig
-from opefo_trl.validation import check_choice, check_number
+from opefo_trl.validation import check_bool, check_choice, check_number
 
 __all__: list[str] = []  # of use inside this package only
 
@@ -93,9 +93,14 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
     values = DEFAULTS | dict(options)
 
     def number(name: str) -> int:
-        return int(check_number(name, values[name], 1))
+        value = check_number(name, values[name], 1)
+        if value % 1:
+            raise ValueError(f"`{name}={values[name]!r}` must be a whole number.")
+        return int(value)
 
     check_choice("dtype", values["dtype"], ("float32", "bfloat16", "float16", "auto"))
+    check_bool("use_peft", values["use_peft"])
+    check_bool("use_vllm", values["use_vllm"])
     if values["use_peft"] and values["lora_modules_to_save"]:
         raise ValueError("`lora_modules_to_save` is not planned: the modules that it names are trained as a whole.")
     lora, beta = bool(values["use_peft"]), check_number("beta", values["beta"], 0)

@@ -127,13 +127,20 @@ class FlowStep:
         if self.args.loss_type in ("grpo", "sapo"):
             longest = self.args.max_completion_length or 1  # any factor for all does
             weight = weight * (longest / mask.sum(1, keepdim=True).clamp(min=1))
-        return weight
+        return weight * self._cispo_bound
+
+    @property
+    def _cispo_bound(self) -> float:
+        """Return what CISPO's bound leaves of a token's weight on-policy, where its ratio is 1; 0.2 by default."""
+        if self.args.loss_type != "cispo":
+            return 1.0
+        return min(1.0, self.args.epsilon if self.args.epsilon_high is None else self.args.epsilon_high)
 
     def _penalty_weights(self, batch: dict[str, Any]) -> tuple[Tensor | float, Tensor | float]:
         """Return how much more a token weighs in a penalty, which is a mean over tokens, than it does in the loss on
         average, and the average of `_token_weight`."""
         if self.args.loss_type not in ("grpo", "sapo", "dr_grpo", "luspo"):
-            return 1.0, 1.0
+            return 1 / max(self._cispo_bound, 1e-6), self._cispo_bound
         mean_length = batch["num_items_in_batch"].clamp(min=1) / self.args.generation_batch_size
         longest = self.args.max_completion_length or 1
         if self.args.loss_type in ("grpo", "sapo"):

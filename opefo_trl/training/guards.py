@@ -283,8 +283,8 @@ class DriftGuard:
     Args:
         limit (`float`, *optional*): largest mean absolute difference, in nats, that counts as rounding; None disables
             the check.
-        altered (`str`): options that are set by which vLLM samples, and reports, another distribution than the
-            policy's. Their difference is no fault: it is warned of once, and never raised.
+        altered (`str`): what samples, and reports, another distribution than the policy's on purpose: vLLM with some
+            options, or a rollout function. The difference is no fault: it is warned of once, and never raised.
     """
 
     limit: float | None
@@ -298,7 +298,9 @@ class DriftGuard:
         changed = [
             f"`{name}={getattr(args, name)}`" for name, none in _PLAIN.items() if getattr(args, name) not in none
         ]
-        return cls(args.sampling_drift_max, " and ".join(changed))
+        if not args.use_vllm:
+            return cls(args.sampling_drift_max, "your `rollout_func`")
+        return cls(args.sampling_drift_max, f"vLLM with {' and '.join(changed)}" if changed else "")
 
     def check(self, drift: float, step: int) -> str | None:
         """Check TRL's `sampling/sampling_logp_difference/mean` of one rollout; return a warning, if any."""
@@ -307,13 +309,11 @@ class DriftGuard:
             return None
         self.in_a_row += 1
         message = (
-            f"Step {step}: vLLM's log-probabilities are {drift:.3g} nats from the policy's on average, more than "
-            f"`sampling_drift_max={self.limit:g}`."
+            f"Step {step}: the sampler's log-probabilities are {drift:.3g} nats from the policy's on average, more "
+            f"than `sampling_drift_max={self.limit:g}`."
         )
         if self.altered:
-            explained = (
-                f"{message} vLLM's are those of what it samples with {self.altered}, so that stale weights would "
-            )
+            explained = f"{message} They are those of {self.altered}, so that stale weights would "
             first, self.warned = not self.warned, True
             return f"{explained}not be noticed. Raise `sampling_drift_max`." if first else None
         if self.in_a_row < _DRIFTS_IN_A_ROW:

@@ -64,7 +64,10 @@ def watch_reward(function: Callable, name: str, is_async: bool) -> Callable:
 
 
 def _like(function: Callable, watched: Callable) -> Callable:
-    """Copy our attributes: `functools.wraps` leaves out those of a class, such as `MathReward.judges`."""
+    """Copy our attributes: `functools.wraps` leaves out those of a class, such as `MathReward.judges`, and those of
+    what a `functools.partial` calls."""
+    while isinstance(function, functools.partial) and not any(hasattr(function, name) for name in _ATTRIBUTES):
+        function = function.func
     for attribute in _ATTRIBUTES:
         if hasattr(function, attribute):
             setattr(watched, attribute, getattr(function, attribute))

@@ -149,6 +149,7 @@ MISTAKES = {  # words, GPUs -> words of the line
     ("train --accelerate_config zero3", 4): ["zero3", "8 processes", "4 GPUs", "--num_processes 4"],
     ("train --accelerate_config multi_node", 4): ["8 processes", "4 GPUs", "--num_processes 8"],
     ("train --accelerate_config train.py", 0): ["'train.py'", "accelerate"],
+    ("train --num_processes -2", 0): ["`accelerate_config=-2`", "at least 1"],
     ("train --machine_rank 1", 0): ["`machine_rank`", "--accelerate_config"],
 }
 

@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -176,6 +177,24 @@ def test_as_many_right_rows_without_an_advantage_are_pushed_as_lambda_needs():
     on_all = make_control("opefo", flow_target=0.5, flow_rows="all")
     falling(on_all, FALL)
     assert on_all.flat_share == 1
+
+
+def test_a_target_out_of_reach_is_warned_of_once():
+    control = make_control("opefo", flow_target=5.0)
+    with pytest.warns(UserWarning, match=r"at its bound \(2\) for 20 steps.* 1.4 nats, .* target of 5\.") as warned:
+        falling(control, [1.4] * 60)
+    assert len(warned) == 1
+    near = make_control("opefo", flow_target=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        falling(near, FALL)
+
+
+def test_several_updates_on_a_rollout_choose_its_rows_once():
+    control, rollout = make_control("opefo", flow_target=5.0), totals(0.1, 3)
+    for step in range(4):
+        control.observe(rollout, step, 10)
+    assert control.flat_share <= 0.4
 
 
 def test_an_entropy_past_its_target_is_brought_back_from_both_sides_or_held_from_below_only():

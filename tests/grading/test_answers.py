@@ -4,7 +4,7 @@ import pytest
 import yaml
 from material import MATERIAL
 
-from opefo_trl.grading.answers import answer_of, bare, boxes_of
+from opefo_trl.grading.answers import answer_of, bare, boxes_of, without_thinking
 
 CASES = yaml.safe_load((MATERIAL / "answers.yaml").read_text())
 
@@ -25,6 +25,11 @@ def test_braces_by_the_hundred_thousand_take_no_time():
 @pytest.mark.parametrize(("text", "policy", "answer"), CASES["policies"])
 def test_policies_find_the_last_answer(text, policy, answer):
     assert answer_of(text, policy) == answer
+
+
+@pytest.mark.parametrize(("text", "rest"), CASES["thinking"])
+def test_what_a_model_thinks_is_no_answer(text, rest):
+    assert without_thinking(text) == rest
 
 
 @pytest.mark.parametrize(("gold", "text"), CASES["golds"])

@@ -32,6 +32,8 @@ def lenient():
         (r"2^{1009}", r"\boxed{2}", "wrong"),
         ("72", r"\boxed{73}", "wrong"),
         ("72", "72", "no_answer"),
+        ("72", r"<think>Maybe \boxed{72}? Let me", "no_answer"),
+        ("72", r"<think>Maybe \boxed{72}?</think> No: \boxed{71}", "wrong"),
         ("", r"\boxed{1}", "error"),
         ("3", r"\boxed{" + "3" * (LONGEST + 1) + "}", "wrong"),
         (r"\text{Evelyn}", r"\boxed{\text{Evelyn}}", "correct"),

@@ -214,6 +214,10 @@ def test_a_process_that_ends_pushes_what_waits_and_does_not_hang(hub, run, hangs
 # ---- the command line
 
 
+def test_a_folder_that_is_not_there_is_named_first(tmp_path, capsys):
+    assert by_hand(tmp_path / "nowhere") == 2 and "nowhere' to push" in capsys.readouterr().err
+
+
 def test_what_is_not_there_is_pushed_by_hand(hub, run, capsys):
     hub.down()
     publish(run).stop()

@@ -38,8 +38,18 @@ def test_accelerate_and_options_of_train_py_are_followed(capsys):
     words = ["--per_device_train_batch_size=2", "--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
     text = run(capsys, *SEVEN, *words, "--max_completion_length", "100", "--prompt_tokens", "50")[1]
     assert "16 completions of up to 50 + 100 tokens a step, 2 in a micro-batch" in text
+    words = ["--per-device-train-batch-size=2", "--reward_funcs", "math", "--dataset_name", "train.jsonl"]
+    text = run(capsys, *SEVEN, "--accelerate_config", 4, *words)[1]
+    assert "4 GPUs of 80 GiB, sharding ddp" in text and "2 in a micro-batch" in text
     text = run(capsys, "--config", CONFIGS / "quickstart.yaml", "--gpus", 2)[1]
     assert "on 2 processes" in text and "sharding ddp" in text and "vLLM" not in text and "CUDA" not in text
+
+
+def test_a_misspelt_name_in_a_recipe_is_refused_as_by_train_py(capsys, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct\nmax_completion_lenght: 30\n")
+    status, text = run(capsys, "--config", recipe)
+    assert status == 2 and "'max_completion_lenght'" in text and "Did you mean 'max_completion_length'?" in text
 
 
 @pytest.mark.parametrize(
@@ -49,8 +59,11 @@ def test_accelerate_and_options_of_train_py_are_followed(capsys):
         ([*SEVEN, "--memory", "-80"], r"`memory=-80.0` must be a number above 0"),
         ([*SEVEN, "--prompt_tokens", "0"], "`prompt_tokens=0`"),
         ([*SEVEN, "--use_peft", "--lora_modules_to_save", "lm_head"], "`lora_modules_to_save` is not planned"),
-        ([*SEVEN, "--num_generation", "4"], "'--num_generation'. Did you mean 'num_generations'"),
-        ([*SEVEN, "--gpu", "4"], "'--gpu'"),
+        ([*SEVEN, "--num_generation", "4"], "'num_generation' .on the command line.. Did you mean 'num_generations'"),
+        ([*SEVEN, "--gpu", "4"], "'gpu' .on the command line.. Did you mean 'gpus'"),
+        ([*SEVEN, "--use_peft", "maybe"], "`use_peft='maybe'` must be True or False"),
+        ([*SEVEN, "--per_device_train_batch_size", "1.5"], "`per_device_train_batch_size=1.5` must be a whole number"),
+        ([*SEVEN, "--accelerate_config", "0"], "`gpus=0`"),
         (["4", *SEVEN], "'4' belongs to no option"),
         (["--config", "none.yaml"], "`config='none.yaml'` is no file"),
         ([*SEVEN, "--accelerate_config", __file__], "is not YAML"),

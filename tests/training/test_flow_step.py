@@ -149,7 +149,7 @@ def test_the_push_has_the_weight_of_a_penalty_beside_the_loss(out):
     assert sums([True, True]) == pytest.approx((first + 2 * second, math.sqrt((0.25 + 4.5) / 3), 3))
     # A penalty is a mean over tokens, of which a completion has 1.5
     for loss_type, unit, strength in (
-        ("cispo", 1, 1),
+        ("cispo", 0.2, 5),  # `epsilon`, which bounds the ratio itself
         ("sapo", 12 / 1.5, 1),
         ("dr_grpo", 1, 12 / 1.5),
         ("luspo", 1, 1 / 1.5),

@@ -191,7 +191,7 @@ def test_a_drift_is_warned_of_and_the_fifth_in_a_row_stops():
     assert guard.check(0.1, 1) is None
     for step in range(2, 6):
         assert guard.check(0.25, step).startswith(
-            f"Step {step}: vLLM's log-probabilities are 0.25 nats from the policy's on average, more than "
+            f"Step {step}: the sampler's log-probabilities are 0.25 nats from the policy's on average, more than "
             "`sampling_drift_max=0.1`."
         )
     assert guard.check(0.001, 6) is None  # counted from the beginning again
@@ -205,12 +205,15 @@ def test_a_drift_is_warned_of_and_the_fifth_in_a_row_stops():
 
 
 def test_a_sampler_that_is_meant_to_differ_is_warned_of_once(out):
-    args = OPEFOConfig(str(out), use_cpu=True, bf16=False, report_to=[], top_p=0.7, repetition_penalty=1.1)
+    common = {"use_cpu": True, "bf16": False, "report_to": []}
+    args = OPEFOConfig(str(out), **common, use_vllm=True, top_p=0.7, repetition_penalty=1.1)
     guard = DriftGuard.of(args)
     assert "`top_p=0.7` and `repetition_penalty=1.1`" in guard.check(0.25, 1)
     assert [guard.check(0.25, step) for step in range(2, 9)] == [None] * 7
-    plain = DriftGuard.of(OPEFOConfig(str(out), use_cpu=True, bf16=False, report_to=[]))
-    assert plain == DriftGuard(0.1)
+    assert DriftGuard.of(OPEFOConfig(str(out), **common, use_vllm=True)) == DriftGuard(0.1)
+    of_a_function = DriftGuard.of(OPEFOConfig(str(out), **common))
+    assert "your `rollout_func`" in of_a_function.check(0.25, 1)
+    assert [of_a_function.check(0.25, step) for step in range(2, 9)] == [None] * 7
 
 
 def test_an_entropy_that_is_nearly_gone_is_warned_of_once_until_it_is_back():

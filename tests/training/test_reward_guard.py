@@ -1,3 +1,4 @@
+import functools
 import math
 import re
 
@@ -150,7 +151,7 @@ def test_an_environment_gives_rewards_without_completions():
 def test_a_completion_without_its_judges_verdict_has_no_reward(judges):
     """TRL adds up the other rewards, and a completion without a verdict would become a wrong one."""
     assert math_reward.judges
-    judge = math_reward if judges else digit_reward
+    judge = functools.partial(math_reward) if judges else digit_reward
     functions = [watch_reward(function, "", False) for function in (judge, format_reward)]  # as the trainer has them
     guard = RewardGuard.watch("stop", functions, ["judge", "format"])
     rewards = torch.tensor([[1.0, 0.5], [math.nan, 0.5]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from opefo_trl.validation import check_choice
@@ -39,8 +39,10 @@ def _aime_answer(answer: str) -> str:
 
 
 def _olympiad_answer(answer: str) -> str:
-    """Remove dollars and the final full stop: `$69$,$84$` is `69,84`, one answer that needs both numbers."""
-    return re.sub(r"(?<!\\)\$", "", answer).strip().removesuffix(".").strip()
+    """Remove dollars and the final full stop: `$69$,$84$` is `69,84`, one answer that needs both numbers. One
+    interval has lost its sign: `t(0,4]`."""
+    answer = re.sub(r"(?<!\\)\$", "", answer).strip().removesuffix(".").strip()
+    return re.sub(r"^([a-z])(?=\([^()]*,[^()]*\]$)", r"\1 \\in ", answer)
 
 
 def _gsm8k_answer(answer: str) -> str:
@@ -98,10 +100,13 @@ BENCHMARKS: dict[str, Benchmark] = {
 SIX = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench")
 
 
-def benchmark_name(name: str) -> str:
-    """Return the name in `BENCHMARKS` for any case and any dashes: `AIME24` and `aime_2024` are `aime24`."""
+def benchmark_name(name: str, option: str = "benchmark", others: Iterable[str] = ()) -> str:
+    """Return the name in `BENCHMARKS` for any case and any dashes: `AIME24` and `aime_2024` are `aime24`. One of
+    `others` is returned as it is; `option` is what the error calls it."""
+    if name in others:
+        return name
     names = {_plain(word): key for key, benchmark in BENCHMARKS.items() for word in (key, benchmark.title)}
-    return names.get(_plain(name)) or check_choice("benchmark", name, BENCHMARKS)
+    return names.get(_plain(name)) or check_choice(option, name, [*BENCHMARKS, *others])
 
 
 def _plain(name: str) -> str:
