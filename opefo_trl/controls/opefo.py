@@ -221,7 +221,7 @@ class OPEFO(Control):
                 self._adapt_share(self.lam, self.bounded or (reach <= 0 and self._wanted != 0))
 
     def _warn_of_a_bound(self, entropy: float) -> None:
-        """Warn once if lambda is cut for long: a push that cannot reach its target only costs reward."""
+        """Warn when lambda has been cut for long: a push that cannot reach its target only costs reward."""
         self._bounded_for = self._bounded_for + 1 if self.bounded else 0
         if self._bounded_for == _LONG_BOUNDED:
             warnings.warn(

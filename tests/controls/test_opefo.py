@@ -152,6 +152,7 @@ def test_entropy_falls_freely_and_is_braked_shortly_before_its_target(shape):
     assert max(lambdas[40:50]) > 0 and min(lambdas[51:]) > 0.2
 
 
+@pytest.mark.filterwarnings("ignore:lambda has been at its bound")
 def test_as_many_right_rows_without_an_advantage_are_pushed_as_lambda_needs():
     control, low = make_control("opefo", flow_target=0.5), FALL[-1]
     assert control.flat_share == 0.2
@@ -197,6 +198,7 @@ def test_several_updates_on_a_rollout_choose_its_rows_once():
     assert control.flat_share <= 0.4
 
 
+@pytest.mark.filterwarnings("ignore:lambda has been at its bound")
 def test_an_entropy_past_its_target_is_brought_back_from_both_sides_or_held_from_below_only():
     low, high = FALL[-1], [FALL[-1] + 0.05 * step for step in range(40)]
     for sides, least, shape, most in (("both", -0.5, "additive", 2.0), ("floor", 0.0, "sign", 1.0)):
