@@ -70,14 +70,15 @@ class FlowStep:
         return self.totals_of(batch, mask, entropies)
 
     def totals_of(self, batch: dict[str, Any], mask: Tensor, entropies: Tensor) -> FlowTotals:
-        return FlowTotals.of(batch["token_flow"], mask, entropies, batch.get("push"), batch.get("push_flow"))
+        """Return the totals of a batch, in which a token counts as much as in the loss."""
+        flow = batch["token_flow"] * self._token_weight(batch, mask)
+        return FlowTotals.of(flow, mask, entropies, batch.get("push"), batch.get("push_flow"))
 
     def _write_flow(
         self, batch: dict[str, Any], mask: Tensor, logps: Tensor, entropies: Tensor, vocabulary: Tensor | None = None
     ) -> None:
-        """Write `token_flow` of the update that the loss would make without a control, (B, T), and the push with its
-        flow, if the control makes one."""
-        advantages, weight = batch["advantages"].unsqueeze(1), self._token_weight(batch, mask)
+        """Write `token_flow`, (B, T), and the push with its flow, if the control makes one."""
+        advantages = batch["advantages"].unsqueeze(1)
         flow = token_flow(
             logps,
             entropies,
@@ -88,7 +89,7 @@ class FlowStep:
             accelerator=None if self.measuring == "never" else self.accelerator,
         )
         # `covariance` gives a flow to tokens without an advantage as well; they have no gradient.
-        batch["token_flow"] = (flow * weight).masked_fill(advantages == 0, 0)
+        batch["token_flow"] = flow.masked_fill(advantages == 0, 0)
         push = self.control.push(logps, entropies)
         if push is not None and PUSHED not in batch:  # a subclass makes its rollouts by itself
             self.mark_pushed(batch, None)

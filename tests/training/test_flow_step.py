@@ -119,8 +119,12 @@ def test_short_completions_weigh_more_where_the_loss_averages_each_by_itself(out
         batch = {"advantages": torch.tensor([1.0, 0.0])}
         if weights is not None:
             batch["importance_sampling_ratio"] = weights
-        flow_step(out, **overrides).measure(batch, mask, logps, entropies)
-        return batch["token_flow"]
+        step = flow_step(out, **overrides)
+        totals = step.measure(batch, mask, logps, entropies)
+        weighed = batch["token_flow"] * step._token_weight(batch, mask)
+        assert totals.net == pytest.approx((weighed * mask).sum().item())
+        assert weights is None or torch.equal(batch["token_flow"], flow_of())  # a control sees A x, as it is
+        return weighed
 
     by_token, by_row = flow_of(), flow_of(loss_type="grpo")
     assert torch.allclose(by_row[0], by_token[0] * 12 / 2)  # max_completion_length / tokens of the row
