@@ -214,10 +214,6 @@ def test_a_process_that_ends_pushes_what_waits_and_does_not_hang(hub, run, hangs
 # ---- the command line
 
 
-def test_a_folder_that_is_not_there_is_named_first(tmp_path, capsys):
-    assert by_hand(tmp_path / "nowhere") == 2 and "nowhere' to push" in capsys.readouterr().err
-
-
 def test_what_is_not_there_is_pushed_by_hand(hub, run, capsys):
     hub.down()
     publish(run).stop()
@@ -246,7 +242,7 @@ def test_a_wrong_repository_is_mended_by_the_next_run_or_by_hand(hub, run):
 @pytest.mark.parametrize(
     ("options", "reasons"),
     [
-        (["nowhere"], ["nowhere", "--hub_model_id"]),
+        (["nowhere"], ["nothing in 'nowhere'", "output_dir"]),
         (["{run}"], ["push_to_hub", "--hub_model_id"]),
         (["{run}", "--hub_model_id", "a/b/c"], ["a/b/c", "hub_model_id"]),
         (["{run}/nonfinite", "--hub_model_id", "a/b"], ["nothing", "output_dir"]),
