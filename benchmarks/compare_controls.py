@@ -53,6 +53,7 @@ from comparison.settings import Setting, fields_of, groups, settings
 from comparison.tables import Comparison, document
 
 from opefo_trl.cli.recipe_files import RECIPES, find_file
+from opefo_trl.controls.target import EntropyTarget
 from opefo_trl.validation import check_number
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def parse() -> argparse.Namespace:
     try:
         for name in ("steps", "jobs"):
             check_number(name, getattr(options, name), 1)
-        check_number("target", options.target, above=0, high=12)
+        EntropyTarget(options.target, name="target")
         options.config = find_file("config", str(options.config), RECIPES)
         if options.results and options.results.is_dir():
             raise ValueError(f"`results={str(options.results)!r}` is a folder. Give a file, such as runs.jsonl.")

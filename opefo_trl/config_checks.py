@@ -48,8 +48,8 @@ def check_trl_values(args: GRPOConfig) -> None:
     if args.scale_rewards not in (True, False):
         check_choice("scale_rewards", args.scale_rewards, ("group", "batch", "none"))
     for name in _COUNTS:
-        if (value := getattr(args, name)) is not None and check_number(name, value, 1) % 1:
-            raise ValueError(f"`{name}={value!r}` must be a whole number.")
+        if (value := getattr(args, name)) is not None:
+            check_number(name, value, 1, whole=True)
     for name, bounds in _RANGES.items():
         if (value := getattr(args, name)) is not None:
             check_number(name, value, **bounds)

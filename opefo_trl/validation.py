@@ -41,12 +41,13 @@ def check_number(
     high: float = math.inf,
     *,
     above: float | None = None,
+    whole: bool = False,
     where: str = "",
     why: str = "",
 ) -> float:
     """
-    Return `value` as a float if it is in [low, high] and above `above`. Text is converted, since YAML reads `1e-3` as
-    text. `why` is a sentence that the error adds to the bounds.
+    Return `value` as a float if it is in [low, high] and above `above`, and has no fraction if `whole`. Text is
+    converted, since YAML reads `1e-3` as text. `why` is a sentence that the error adds to the bounds.
     """
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -54,6 +55,8 @@ def check_number(
         number = math.nan
     if math.isnan(number) or not low <= number <= high or (above is not None and number <= above):
         raise ValueError(f"`{name}={value!r}`{where} must be {_bounds(low, high, above)}.{why and ' ' + why}")
+    if whole and number % 1:
+        raise ValueError(f"`{name}={value!r}`{where} must be a whole number.{why and ' ' + why}")
     return number
 
 

@@ -117,10 +117,10 @@ def _simplify(text: str, gold: str) -> str:
         text = _REMARK.sub("", text) or text
     if not _EULER.search(_SCIENTIFIC.sub("", gold)):
         text = _SCIENTIFIC.sub(_product, text)
+    letters = set(_WORDS.sub(" ", gold))
     if not re.fullmatch(r"-?[\d.,]+\s+\w", gold):
-        letters = set(_WORDS.sub(" ", gold))
         text = _UNIT_LETTER.sub(lambda match: f"{{{match[1]}}}" if match[1] in letters else match[0], text)
-    text = _distinguish_cases(text, _WORDS.sub(" ", gold))
+    text = _distinguish_cases(text, letters)
     if _RATIO.fullmatch(text):
         text = f"({text.replace(':', ',')})"
     text = _MIXED.sub(lambda match: _improper(*match.groups()), text)
@@ -139,9 +139,10 @@ def _simplify(text: str, gold: str) -> str:
     return f"{first} = {last}" if numbers[-1] and _NAME.fullmatch(first) else text
 
 
-def _distinguish_cases(text: str, gold: str) -> str:
-    """Give capitals of which the gold has the small letter too another name: math-verify takes R and r for one."""
-    twins = {letter for letter in gold if letter.isupper() and letter.lower() in gold}
+def _distinguish_cases(text: str, letters: set[str]) -> str:
+    """Give another name to capitals that are among the gold's letters with their small one: math-verify takes R and r
+    for one."""
+    twins = {letter for letter in letters if letter.isupper() and letter.lower() in letters}
     if not twins:
         return text
     names = re.compile(rf"({_WORDS.pattern})|([{''.join(sorted(twins))}])(?!_)")
@@ -219,7 +220,12 @@ def _with_imaginary_unit(*parsed: list[Any]) -> list[list[Any]]:
         return list(parsed)
     names = {name for each in expressions for name in each.free_symbols}
     values = {name: sympy.I if str(name) == "i" else sympy.Symbol(str(name)) for name in names}
-    return [[text[0].xreplace(values), *text[1:]] for text in parsed]
+    try:
+        return [[text[0].xreplace(values), *text[1:]] for text in parsed]
+    except MemoryError:
+        raise
+    except Exception:  # the larger one of i and n: i is an index
+        return list(parsed)
 
 
 def same(gold: list[Any], answer: list[Any]) -> bool | None:

@@ -93,10 +93,7 @@ def read_recipe(options: Mapping[str, Any], prompt: int, gpus: int = 1) -> Recip
     values = DEFAULTS | dict(options)
 
     def number(name: str) -> int:
-        value = check_number(name, values[name], 1)
-        if value % 1:
-            raise ValueError(f"`{name}={values[name]!r}` must be a whole number.")
-        return int(value)
+        return int(check_number(name, values[name], 1, whole=True))
 
     check_choice("dtype", values["dtype"], ("float32", "bfloat16", "float16", "auto"))
     check_bool("use_peft", values["use_peft"])
